@@ -60,8 +60,9 @@ def replace(model: M, *, backend: Backend | None = None, keep_type: bool = False
     Args:
         model: any module, or a recurrent one itself.
         backend: for the replaced modules and those that are ours already, as `fastlstm.LSTM`'s.
-        keep_type: every replaced module remains an instance of torch's class, for a model that asks. `torch.compile`
-            then breaks its graph at each of them, as it does at torch's own.
+        keep_type: every replaced module remains an instance of torch's class, for a model that asks, and those that are
+            ours already become one, but for your own subclasses of ours. `torch.compile` then breaks its graph at each
+            of them, as it does at torch's own.
 
     Returns:
         `model`, changed. Where it has no such module, neither torch's nor ours, a UserWarning says so.
@@ -91,8 +92,8 @@ def restore(model: M) -> M:
 
     Modules built as `fastlstm.LSTM` and so on become torch's too, and forget their `backend` and `forget_bias`. One
     with `recurrent_dropout` or `zoneout` forgets them with a UserWarning, since torch's then computes something else.
-    A `fastlstm.RNN`, which torch has no counterpart of, and your own subclasses are left as they are, with a
-    UserWarning: torch's class may lack what they call.
+    A `fastlstm.RNN` or `fastlstm.Ensemble`, which torch has no counterpart of, and your own subclasses are left as they
+    are, with a UserWarning: torch's class may lack what they call.
 
     Returns:
         `model`, changed.
@@ -131,25 +132,34 @@ def _replace(function: str, pairs: Any, model: M, backend: Backend | None, keep_
 
 
 def class_for(function: str, module: nn.Module, keep_type: bool, pairs: Any = PAIRS) -> type | None:
-    """Return the class of ours that a module of torch's changes to, or None for any other module.
+    """Return the class of ours that a module of torch's changes to, or None for any other module. With `keep_type` a
+    module of ours changes, too, unless it is an instance of torch's class already, or of a subclass of ours.
 
     Raises TypeError where a subclass has an attribute of its own that ours needs. `function`: who asks.
     """
+    cls: Any = type(module)
     for theirs, ours in pairs:
+        parametrized = parametrize.is_parametrized(module)
         if isinstance(module, theirs) and not isinstance(module, ours):
             _check_names(function, module, theirs, ours)
-            return _replacement(type(module), parametrize.is_parametrized(module), theirs, ours, keep_type)
+            return _replacement(cls, parametrized, theirs, ours, keep_type)
+        if keep_type and isinstance(module, ours) and not isinstance(module, theirs):
+            original = _original(cls, parametrized, theirs, ours)
+            return None if original is None else _replacement(original, parametrized, theirs, ours, True)
     return None
 
 
 def become(module: nn.Module, cls: type) -> None:
-    """Change the class of a module of torch's to one that `class_for` returned."""
+    """Change the class of a module to one that `class_for` returned."""
     module.__class__ = cls
     vars(module).pop("_flat_weights", None)  # a second list of the weights, which ours does not keep
 
 
 def _restore(function: str, pairs: Any, model: M) -> M:
     for module in modules_of(model, function):
+        if getattr(module, "_stacked", False):
+            warnings.warn("the modules of an Ensemble have no counterpart in torch and stay", stacklevel=3)
+            continue
         if isinstance(module, RNN) and pairs is PAIRS:
             warnings.warn("an RNN of any cell has no counterpart in torch and stays", stacklevel=3)
         for theirs, ours in pairs:
@@ -229,7 +239,8 @@ def _rebased(cls: type, base: type) -> type:
 @cache
 def _mixed(cls: type, theirs: type, ours: type) -> Any:
     """`cls`, which is `theirs` or a subclass, with `ours` before `theirs`: resolved as cls, ..., ours, theirs, ..."""
-    between = type(ours.__name__, (ours, theirs), {})
+    constructor = vars(theirs)["__init__"]  # ours would call it with the arguments of the base of both classes
+    between = type(ours.__name__, (ours, theirs), {"__init__": constructor})
     bases = (_Mixed, between) if cls is theirs else (cls, _Mixed, between)
     return type(cls.__name__, bases, {"__module__": cls.__module__, "_made_from": cls})
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastlstm.backends.base import Layer
+from fastlstm.backends.base import Layer, stack_size_of
 
 Optional = Tensor | None
 
@@ -18,6 +18,9 @@ def check_layer(layer: Layer) -> None:
         ValueError: naming the argument, the shape, dtype or device it must have, and the one it has.
     """
     if layer.stacked:
+        M, B = stack_size_of(layer), layer.x.shape[1]
+        if B % M:
+            raise ValueError(f"x must have as many batch rows for each of the {M} stacked modules, got {B} in all")
         layer = layer._replace(weights=tuple([None if a is None else a[0] for a in layer.weights]))
     x, (weight_ih, weight_hh, bias_ih, bias_hh, *params), states, lengths, reset, _, cell, inputs, *_ = layer
     weight_hr = layer.weight_hr

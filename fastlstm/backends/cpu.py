@@ -66,6 +66,13 @@ def rows_contiguous(a: Tensor) -> Tensor:
 
 def snapshot_of(weights: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Return copies of weights that nobody writes to. The packed form and the digest are both made from the copies, so
-    they agree even if other threads write to the weights meanwhile.
+    they agree even if other threads write to the weights meanwhile. One thread copies, since torch's copies hang in a
+    forked child.
     """
-    return [None if a is None else a.detach().clone() for a in weights]
+    return [None if a is None else _copy_of(a.detach().contiguous()) for a in weights]
+
+
+def _copy_of(a: Tensor) -> Tensor:
+    copy = torch.empty_like(a)
+    ctypes.memmove(copy.data_ptr(), a.data_ptr(), a.nbytes)
+    return copy

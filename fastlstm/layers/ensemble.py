@@ -1,7 +1,8 @@
 """`Ensemble`: recurrent modules of one kind and size, which run in one call."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import Parameter
 from torch.nn.utils import parametrize
 
 from fastlstm.layers.recurrent import Recurrent
+from fastlstm.layers.streams import is_of_fastlstm
 
 
 class Ensemble(nn.Module):
@@ -34,7 +36,8 @@ class Ensemble(nn.Module):
     Raises:
         TypeError: for anything but such modules, and for parametrized ones.
         ValueError: without modules, and for modules that differ, or that have a projection, `recompute`,
-            `recurrent_dropout` or `zoneout`, or that have hooks, buffers, modules or parameters of their own.
+            `recurrent_dropout` or `zoneout`, or that have hooks, buffers, modules, parameters or a `forward` of their
+            own.
 
     Equivalent to ``torch.func.vmap`` over the modules' stacked parameters, whose Python takes longer.
     """
@@ -43,7 +46,7 @@ class Ensemble(nn.Module):
 
     def __init__(self, modules: Iterable[Any]) -> None:
         super().__init__()
-        if isinstance(modules, Recurrent):
+        if isinstance(modules, Recurrent) or not isinstance(modules, Iterable):
             raise TypeError(f"modules must be several modules, got one {type(modules).__name__}")
         modules = list(modules)
         if not modules:
@@ -53,8 +56,9 @@ class Ensemble(nn.Module):
             if not isinstance(module, Recurrent) or parametrize.is_parametrized(module):
                 what = "a parametrized " * isinstance(module, Recurrent) + type(module).__name__
                 raise TypeError(f"modules must be fastlstm.LSTM, GRU, Elman or RNN modules, got {what}")
-            if _kind(module) != _kind(first):
-                raise ValueError(f"modules must be of one kind, got {first} and, at {k}, {module}")
+            for (what, a), (_, b) in zip(_kind(first), _kind(module)):
+                if a != b:
+                    raise ValueError(f"modules must be of one kind, got {what} {a} and, at {k}, {b}")
             if own := _own(module):
                 raise ValueError(
                     f"modules must have nothing beside their weights, since one module stands for all, got {own} at {k}"
@@ -64,9 +68,8 @@ class Ensemble(nn.Module):
             raise ValueError(f"modules must be without {options}, got {first}")
         self.stacked = deepcopy(first)
         self.stacked._stacked = True
-        for name, parameter in first.named_parameters():
-            stack = torch.stack([module.get_parameter(name).detach() for module in modules])
-            setattr(self.stacked, name, Parameter(stack, parameter.requires_grad))
+        _set_parameters(self.stacked, lambda name: torch.stack([module.get_parameter(name) for module in modules]))
+        self.training = first.training
 
     def __len__(self) -> int:
         """Return M."""
@@ -74,17 +77,17 @@ class Ensemble(nn.Module):
 
     def unstack(self) -> list[Any]:
         """Return M modules as they were given, with copies of the present weights."""
-        models = []
-        for k in range(len(self)):
-            model = deepcopy(self.stacked)
+        models = [deepcopy(self.stacked) for _ in range(len(self))]
+        for k, model in enumerate(models):
             del model._stacked
-            for name, parameter in self.stacked.named_parameters():
-                setattr(model, name, Parameter(parameter.detach()[k].clone(), parameter.requires_grad))
-            models.append(model)
+            _set_parameters(model, partial(self._single, k))
         return models
 
-    def _check_states(self, hx: Any) -> None:
-        M, names = len(self), self.stacked._cell.states
+    def _single(self, k: int, name: str) -> Tensor:
+        return self.stacked.get_parameter(name)[k].clone()
+
+    def _check_states(self, hx: Any, B: int) -> None:
+        module, names = self.stacked, self.stacked._cell.states
         single = self.stacked._has_bare_state
         states = [hx] if single else hx
         wanted = "a tensor" if single else f"a tuple of {len(names)} tensors"
@@ -92,9 +95,10 @@ class Ensemble(nn.Module):
             raise TypeError(f"hx must be {wanted}, each (M, D*L, B, H), got {type(hx).__name__}")
         if len(states) != len(names):
             raise ValueError(f"hx must be {wanted}, got {len(states)}")
+        size = (len(self), module.num_layers * (2 if module.bidirectional else 1), B, module.hidden_size)
         for a in states:
-            if a.dim() != 4 or a.shape[0] != M:
-                raise ValueError(f"hx must have states (M, D*L, B, H) with M = {M}, got {tuple(a.shape)}")
+            if a.shape != size:
+                raise ValueError(f"hx must have states (M, D*L, B, H) = {size}, got {tuple(a.shape)}")
 
     def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:  # noqa: A002
         """Run all models.
@@ -110,7 +114,7 @@ class Ensemble(nn.Module):
 
         Raises:
             TypeError: for an input that is no tensor, and for states that are not in the form of a module's own.
-            ValueError: for another number of dimensions or models.
+            ValueError: for another number of dimensions or models, and for states of another shape.
             RuntimeError: for other sizes, dtypes and devices, as the module's own call raises.
         """
         M, first = len(self), self.stacked.batch_first
@@ -121,18 +125,29 @@ class Ensemble(nn.Module):
         if input.dim() != 4 or input.shape[0] != M:
             raise ValueError(f"input must have 4 dimensions, the first M = {M}, or 3, got {tuple(input.shape)}")
         if hx is not None:
-            self._check_states(hx)
+            self._check_states(hx, input.shape[1 if first else 2])
         x = input.flatten(0, 1) if first else _rows(input)
         output, last = self.stacked(x, hx if hx is None else _each(_rows, hx))
         output = output.unflatten(0, (M, -1)) if first else output.unflatten(1, (M, -1)).transpose(0, 1)
         return output, _each(lambda a: a.unflatten(1, (M, -1)).transpose(0, 1), last)
 
 
+def _set_parameters(module: Recurrent, value: Callable[[str], Tensor]) -> None:
+    """Give a module parameters of the values ``value(name)``. Names that share a parameter share the new one."""
+    parameters: dict[Tensor, Parameter] = {}
+    for name, a in list(module.named_parameters(remove_duplicate=False)):
+        if a not in parameters:
+            parameters[a] = Parameter(value(name).detach(), a.requires_grad)
+        setattr(module, name, parameters[a])
+
+
 def _own(module: Recurrent) -> list[str]:
-    """Return what a module has beside its weights: hooks, buffers, modules, and parameters of other names."""
+    """Return what a module has beside its weights: hooks, buffers, modules, parameters of other names, a `forward`."""
     hooks = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
     weights = {name for names in module._all_weights for name in names}
     added = [name for name in (*module._parameters, *module._buffers, *module._modules) if name not in weights]
+    if not is_of_fastlstm(module.forward):
+        added.append("forward")
     return [name.strip("_") for name in hooks if getattr(module, name)] + added
 
 
@@ -146,7 +161,12 @@ def _each(function: Any, states: Any) -> Any:
     return function(states) if isinstance(states, Tensor) else tuple([function(a) for a in states])
 
 
-def _kind(module: Recurrent) -> tuple[Any, ...]:
-    """Return what modules of an ensemble have in common."""
-    parameters = [(name, a.shape, a.dtype, a.device, a.requires_grad) for name, a in module.named_parameters()]
-    return type(module), module._cell, repr(module), module.training, module.backend, *parameters
+def _kind(module: Recurrent) -> list[tuple[str, Any]]:
+    """Return what modules of an ensemble have in common, each with what an error calls it."""
+    named = dict(module.named_parameters(remove_duplicate=False))
+    first_names = {a: name for name, a in reversed(named.items())}  # shared by the names of a tied weight
+    kind = [("class", type(module)), ("options", repr(module)), ("cell", module._cell), ("training", module.training)]
+    for name, a in named.items():
+        kind += [(f"{name}.{what}", getattr(a, what)) for what in ("shape", "dtype", "device", "requires_grad")]
+        kind.append((f"{name} tied to", first_names[a]))
+    return kind

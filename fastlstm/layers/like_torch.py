@@ -110,8 +110,13 @@ class InPlaceOf(Recurrent, Generic[Theirs]):
         """Return torch's module with the arguments, mode, hooks and the very parameters of this one.
 
         Raises:
-            TypeError: if this module is parametrized or of a subclass. `fastlstm.restore` takes those.
+            TypeError: if this module is parametrized or of a subclass, which `fastlstm.restore` takes; for the stacked
+                modules of a `fastlstm.Ensemble`.
         """
+        if self._stacked:
+            raise TypeError(
+                "to_torch needs a single module, and this one has the weights of all modules of an Ensemble"
+            )
         ours = next(cls for cls in type(self).__mro__ if "_theirs" in vars(cls))
         new: Theirs = with_class(self, ours, self._theirs)
         warn_of_regularizers(self, 2)

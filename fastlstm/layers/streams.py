@@ -40,6 +40,10 @@ class Stream:
             raise ValueError(f"batch_size must be an int of at least 1, got {batch_size!r}")
         if getattr(module, "bidirectional", False):
             raise ValueError("a stream needs a module of one direction, and this one is bidirectional")
+        if getattr(module, "_stacked", False):
+            raise ValueError(
+                "a stream needs a single module, and this one has the weights of all modules of an Ensemble"
+            )
         self.batch_size, self._has_bare_state, self._lock = int(batch_size), module._has_bare_state, threading.Lock()
         with torch.inference_mode(False), torch.no_grad():
             module = self._module = _frozen(module)
@@ -202,8 +206,13 @@ when_compiling(_leave_frame)
 
 def may_prepare(module: Any) -> bool:
     """Return whether a step of the module is one of its layers and no more, without code of a subclass."""
-    step = type(module).step if hasattr(module, "num_layers") else type(module).forward
-    return str(getattr(step, "__globals__", {}).get("__name__")).startswith("fastlstm.")
+    return is_of_fastlstm(type(module).step if hasattr(module, "num_layers") else type(module).forward)
+
+
+def is_of_fastlstm(function: Any) -> bool:
+    """Return whether a function or method is one of fastlstm's own, and not of a user's subclass or instance."""
+    function = getattr(function, "__func__", function)
+    return str(getattr(function, "__globals__", {}).get("__name__")).startswith("fastlstm.")
 
 
 def _frozen(module: Any) -> Any:

@@ -241,6 +241,34 @@ def test_keep_type(cls):
     assert vars(module).keys() == vars(original).keys()
 
 
+@pytest.mark.parametrize("cls", [nn.LSTM, nn.GRU, nn.LSTMCell, Bare])
+def test_another_module_of_a_kept_type(cls):
+    """Some models make a second module like one that they have, as ``type(module)(...)``."""
+    module = fastlstm.replace(cls(3, 5), keep_type=True)
+    torch.manual_seed(0)
+    another = type(module)(3, 5, dtype=torch.float64)
+    torch.manual_seed(0)
+    original = cls(3, 5, dtype=torch.float64)
+    assert another.state_dict().keys() == original.state_dict().keys()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    close(another(x)[0], original(x)[0], "sums")
+    assert type(fastlstm.restore(another)) is cls
+
+
+@pytest.mark.parametrize("parametrized", [False, True])
+def test_keep_type_of_modules_that_are_ours(parametrized):
+    """A model that turns out to ask for torch's class is replaced once more."""
+    model = nn.Sequential(fastlstm.GRU(3, 5))
+    if parametrized:
+        parametrizations.weight_norm(model[0], "weight_hh_l0")
+    x = torch.randn(4, 2, 3)
+    expected = model(x)[0]
+    assert isinstance(fastlstm.replace(model, keep_type=True)[0], nn.GRU)
+    assert torch.equal(model(x)[0], expected)
+    assert isinstance(fastlstm.restore(model)[0], nn.GRU)
+    assert not isinstance(model[0], fastlstm.GRU)
+
+
 def test_a_model_is_replaced_whole_or_not_at_all():
     class Final(nn.LSTM):
         def __init_subclass__(cls):

@@ -171,9 +171,14 @@ lstm = fastlstm.LSTM(I, H)
     [
         ([], ValueError, "modules must be at least one, got none"),
         ([lstm, nn.LSTM(I, H)], TypeError, "modules must be fastlstm.LSTM, GRU, Elman or RNN modules, got LSTM"),
-        ([lstm, fastlstm.LSTM(I, 9)], ValueError, r"of one kind, got \S+LSTM\(5, 6\) and, at 1, \S+LSTM\(5, 9\)"),
-        ([lstm, fastlstm.LSTM(I, H, dtype=torch.float64)], ValueError, "of one kind"),
-        ([lstm, fastlstm.LSTM(I, H).eval()], ValueError, "of one kind"),
+        (
+            [lstm, fastlstm.LSTM(I, 9)],
+            ValueError,
+            r"of one kind, got options \S+LSTM\(5, 6\) and, at 1, \S+LSTM\(5, 9\)",
+        ),
+        ([lstm, fastlstm.LSTM(I, H, dtype=torch.float64)], ValueError, r"weight_ih_l0.dtype \S+32 and, at 1, \S+64"),
+        ([lstm, fastlstm.LSTM(I, H).eval()], ValueError, "of one kind, got training True and, at 1, False"),
+        ([fastlstm.Elman(I, H), fastlstm.Elman(I, H, nonlinearity="relu")], ValueError, "of one kind, got cell "),
         ([fastlstm.LSTM(I, H, proj_size=2)], ValueError, "must be without proj_size, recompute"),
         ([fastlstm.LSTM(I, H, recompute=True)], ValueError, "must be without proj_size, recompute"),
         ([fastlstm.LSTM(I, H, zoneout=0.1)], ValueError, "must be without proj_size, recompute"),
@@ -211,8 +216,9 @@ def test_inputs_of_a_wrong_shape(shape):
         ((torch.zeros(4, 1, 2, 4),) * 3, ValueError),
         ((torch.zeros(2, 1, 4, 4),) * 2, ValueError),
         ((torch.zeros(1, 8, 4),) * 2, ValueError),
+        ((torch.zeros(4, 1, 3, 4),) * 2, ValueError),
     ],
-    ids=["a number", "None", "three", "two models of four rows", "without M"],
+    ids=["a number", "None", "three", "two models of four rows", "without M", "three rows"],
 )
 def test_states_of_another_form(hx, error):
     ensemble = fastlstm.Ensemble(fastlstm.LSTM(3, 4) for _ in range(4))
@@ -232,5 +238,53 @@ def test_one_module_does_not_stand_for_what_others_have():
     frozen[1].weight_hh_l0.requires_grad_(False)
     with pytest.raises(ValueError, match="modules must be of one kind"):
         fastlstm.Ensemble(frozen)
-    with pytest.raises(TypeError, match="modules must be several modules"):
-        fastlstm.Ensemble(frozen[0])
+    for no_modules in (frozen[0], 5):
+        with pytest.raises(TypeError, match="modules must be several modules, got one"):
+            fastlstm.Ensemble(no_modules)
+
+
+class Doubled(fastlstm.LSTM):
+    def forward(self, x, hx=None):
+        output, last = super().forward(x, hx)
+        return 2 * output, last
+
+
+def test_a_forward_of_a_subclass_is_refused():
+    with pytest.raises(ValueError, match=r"nothing beside their weights.*\['forward'\] at 0"):
+        fastlstm.Ensemble([Doubled(3, 4), Doubled(3, 4)])
+
+
+def test_tied_weights_stay_tied():
+    modules = [fastlstm.GRU(4, 4, 3, dtype=torch.float64) for _ in range(M)]
+    for module in modules:
+        module.weight_ih_l2 = module.weight_ih_l0
+    ensemble, x = fastlstm.Ensemble(modules), torch.randn(T, B, 4, dtype=torch.float64)
+    assert len(list(ensemble.parameters())) == len(list(modules[0].parameters()))
+    ensemble(x)[0].sum().backward()
+    for k, model in enumerate(ensemble.unstack()):
+        assert model.weight_ih_l2 is model.weight_ih_l0
+        model(x)[0].sum().backward()
+        close(ensemble.stacked.weight_ih_l0.grad[k], model.weight_ih_l0.grad, "gradients")
+    modules[1].weight_ih_l2 = modules[1].weight_ih_l1
+    with pytest.raises(ValueError, match="modules must be of one kind"):
+        fastlstm.Ensemble(modules)
+
+
+def test_the_mode_is_that_of_the_modules():
+    assert not fastlstm.Ensemble(fastlstm.LSTM(I, H).eval() for _ in range(M)).training
+
+
+def test_what_takes_the_stack_for_a_single_module():
+    """The stack has a class of torch's counterpart, which would read its weights as those of one module."""
+    ensemble = fastlstm.Ensemble(fastlstm.LSTM(I, H) for _ in range(M))
+    x = torch.randn(T, B, I)
+    before = ensemble(x)[0]
+    with pytest.warns(UserWarning, match="the modules of an Ensemble have no counterpart in torch and stay"):
+        fastlstm.restore(ensemble)
+    assert torch.equal(ensemble(x)[0], before)
+    with pytest.raises(TypeError, match="to_torch needs a single module"):
+        ensemble.stacked.to_torch()
+    with pytest.raises(ValueError, match="a stream needs a single module"):
+        ensemble.stacked.stream(M)
+    with pytest.raises(ValueError, match="x must have as many batch rows for each of the 3 stacked modules, got 4"):
+        ensemble.stacked(x)

@@ -125,13 +125,15 @@ def test_states_are_detached_and_changed_in_place(call, options, gradients):
     [
         (fastlstm.LSTM(5, 7, batch_first=True), "input"),
         (fastlstm.LSTM(5, 7, dtype=torch.float64), "output"),
+        (fastlstm.GRU(5, 7), "output"),
+        (fastlstm.Elman(5, 7), "output"),
         (fastlstm.LSTMCell(5, 7), "input"),
     ],
 )
 def test_what_is_saved_is_not_copied(module, changed):
     """Torch has copies of these; here autograd notices that they have changed."""
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(isinstance(module, fastlstm.LSTM) or "bias" in name)
+        parameter.requires_grad_(not isinstance(module, fastlstm.LSTMCell) or "bias" in name)
     x = torch.randn(4, 5, dtype=next(module.parameters()).dtype)
     output = module(x)[0]
     (x if changed == "input" else output).mul_(2)

@@ -155,6 +155,30 @@ def test_no_threads_beyond_those_asked_for(backend, two_threads):
     assert len(os.listdir("/proc/self/task")) == before
 
 
+def infer_in_child(queue, model, x):
+    with torch.no_grad():
+        queue.put(model(x)[0].numpy())
+
+
+def check_inference(backend):
+    """The weights are packed in the child, and are more than what one thread of torch's copies."""
+    model, x = fastlstm.LSTM(64, 128, backend=backend), torch.randn(20, 8, 64)
+    want = model(x)[0].detach()  # a pass that trains packs for itself
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=infer_in_child, args=(queue, model, x), daemon=True)
+    process.start()
+    got = queue.get(timeout=60)
+    process.join(timeout=60)
+    assert torch.equal(torch.from_numpy(got), want)
+
+
+@both_backends
+@needs_fork
+def test_inference_in_a_forked_child(backend):
+    apart(check_inference, backend)
+
+
 def backward_in_child(queue, output, parameters):
     gradients = torch.autograd.grad(output, parameters, torch.ones_like(output))
     queue.put(np.concatenate([a.numpy().ravel() for a in gradients]))
