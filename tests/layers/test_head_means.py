@@ -1,15 +1,13 @@
 """Means over the units of a head: ``mean(v, of="head")`` and norms of heads, in layers with ``heads=K``.
 
-`test_heads.py` compares norms of heads with a loop. Sizes are such that a head is a part of a vector, one, several, or
-several and a part.
+`test_heads.py` compares norms of heads with a loop, and `test_rnn_calls.py` has their derivatives. Sizes are such that
+a head is a part of a vector, one, several, or several and a part.
 """
 
 import re
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
-from torch.func import functional_call, jvp, vmap
 
 import fastlstm
 from fastlstm.cells import cell, layer_norm, mean, rms_norm, sigmoid, tanh
@@ -18,9 +16,6 @@ from tests.helpers.tolerances import F64, close
 
 SIZES = [(1, 1), (7, 1), (7, 7), (64, 1), (64, 4), (64, 64), (100, 1), (100, 2), (100, 5), (100, 100), (384, 3)]
 backends = pytest.mark.parametrize("backend", ["numba", "reference"])
-
-
-CELLS = pytest.mark.parametrize("cell", [of_heads, of_heads_and_rows], ids=lambda cell: cell.name)
 
 
 def results(rnn, x, states, inputs, **masks):
@@ -76,43 +71,6 @@ def test_one_head_is_a_row(backend):
         torch.manual_seed(0)
         found.append(results(fastlstm.RNN(each, 5, 33, backend=backend), x, (torch.zeros(1, 3, 33),), {}))
     close(*found, "layer")
-
-
-@CELLS
-@backends
-def test_derivatives(cell, backend):
-    """First and second ones by finite differences, forward mode, and vmap."""
-    rnn = fastlstm.RNN(cell, 2, 6, heads=3, dtype=F64, backend=backend)
-    x = torch.randn(3, 2, 2, dtype=F64, requires_grad=True)
-    inputs = {name: torch.randn(3, 2, 6, dtype=F64) for name in cell.inputs} or None
-    names, weights = zip(*rnn.named_parameters())
-
-    def outputs(x, *weights):
-        return functional_call(rnn, dict(zip(names, weights)), (x,), {"inputs": inputs})[0]
-
-    assert gradcheck(outputs, (x, *weights), check_forward_ad=True)
-    assert gradgradcheck(outputs, (x, *weights))
-    many = torch.randn(2, 3, 2, 2, dtype=F64)
-    close(
-        vmap(outputs, (0, *[None] * len(weights)))(many, *weights),
-        torch.stack([outputs(a, *weights) for a in many]),
-        "sums",
-    )
-    jvp(lambda x: outputs(x, *weights), (x,), (torch.ones_like(x),))
-
-
-@backends
-def test_steps_streams_and_compilers(backend):
-    rnn, x = fastlstm.RNN(of_heads, 3, 64, heads=4, backend=backend).eval(), torch.randn(4, 2, 3)
-    with torch.no_grad():
-        want, _ = rnn(x)
-        stream, state = rnn.stream(2), None
-        for t in range(4):
-            h, state = rnn.step(x[t], state)
-            close([h, stream(x[t])], [want[t], want[t]], "sums")
-        close(torch.compile(rnn, backend="eager", fullgraph=True)(x)[0], want, "sums")
-        program = torch.export.export(rnn, (x,))
-        close(program.module()(x)[0], want, "sums")
 
 
 def test_a_mean_of_what_is_said():

@@ -16,14 +16,16 @@ from tests.helpers.rnn import RNN, gadget, given, loop, no_product
 from tests.helpers.tolerances import close
 
 ALL = [*cells.CELLS, gadget, no_product]
+backends = pytest.mark.parametrize("backend", ["numba", "reference"])
 
 
 @pytest.mark.parametrize("cell", ALL, ids=lambda cell: cell.name)
 @pytest.mark.parametrize(
     "options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}], ids=["", "2x2", "b"]
 )
-def test_equals_a_loop_over_the_cell(cell, options):
-    rnn = RNN(cell, 3, 5, **options)
+@backends
+def test_equals_a_loop_over_the_cell(cell, options, backend):
+    rnn = RNN(cell, 3, 5, backend=backend, **options)
     x, states, inputs = given(rnn)
     expected, ends = loop(rnn, x, states, inputs)
     output, last, sequences = rnn(x, states, inputs, return_states=True)
@@ -39,10 +41,11 @@ def test_equals_a_loop_over_the_cell(cell, options):
     [(cells.lstm, nn.LSTM), (cells.gru, nn.GRU), (cells.elman_tanh, nn.RNN),
      (cells.elman_relu, partial(nn.RNN, nonlinearity="relu"))],
 )  # fmt: skip
-def test_equals_torch_s(cell, like):
+@backends
+def test_equals_torch_s(cell, like, backend):
     options = {"num_layers": 2, "bidirectional": True, "dropout": 0.5, "batch_first": True}
     modules = []
-    for make in (like, partial(fastlstm.RNN, cell)):
+    for make in (like, partial(fastlstm.RNN, cell, backend=backend)):
         torch.manual_seed(1)
         modules.append(make(3, 5, dtype=torch.float64, **options))
     theirs, ours = modules
