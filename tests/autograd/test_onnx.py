@@ -50,8 +50,7 @@ def assert_runs_as(model, file, args):
     want = tree_leaves(model(*args))
     got = run(file, args)
     assert len(got) == len(want)
-    for a, b in zip(got, want):
-        close(a, b, "sums")
+    close(got, want, "sums")
 
 
 def arguments(T, B, *, states, options):
@@ -91,8 +90,7 @@ def test_the_same_as_torch_s_own(options):
     ours, theirs = (exported(m, args, batch) for m in (lstm, lstm.to_torch()))
     for B in (4, 2):
         args = arguments(6, B, states=False, options=options)
-        for a, b in zip(run(ours, args), run(theirs, args), strict=True):
-            close(a, b, "sums")
+        close(run(ours, args), run(theirs, args), "sums")
 
 
 @pytest.mark.parametrize("states", [pytest.param(False, marks=pytest.mark.slow), True])

@@ -138,8 +138,7 @@ def test_compiled_training(without_kernels, needs_input):
         torch.testing.assert_close(got, want)
         direction = torch.randn_like(want)
         gradients = (torch.autograd.grad(a, list(m.parameters()), direction) for a, m in ((got, lstm), (want, eager)))
-        for a, b in zip(*gradients):
-            close(a, b, "sums")
+        close(*gradients, "sums")
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -119,8 +119,7 @@ def test_parametrized(name):
     expected = torch.func.functional_call(theirs, doubled, (x,))
     parametrize.register_parametrization(ours, name, Double())
     for module in (ours, deepcopy(ours)):
-        for a, b in zip([module(x)[0], *module(x)[1]], [expected[0], *expected[1]], strict=True):
-            close(a, b, "sums")
+        close([module(x)[0], *module(x)[1]], [expected[0], *expected[1]], "sums")
     original = ours.parametrizations[name].original
     (gradient,) = torch.autograd.grad(ours(x)[0].sum(), original)
     (reference,) = torch.autograd.grad(expected[0].sum(), getattr(theirs, name))
@@ -184,8 +183,7 @@ def test_more_steps_or_rows_than_16_bits_count(size):
     theirs, ours = pair(2, 3)
     x = randn(*size)
     (output, states), (expected, ends) = ours(x), theirs(x)
-    for a, b in zip([output, *states], [expected, *ends], strict=True):
-        close(a, b, "sums")
+    close([output, *states], [expected, *ends], "sums")
 
 
 @each_layer

@@ -10,7 +10,7 @@ from fastlstm.backends.numba.kernels.threads import team_rows
 from fastlstm.layers import packing
 from tests.helpers.layers import NAMES, Layer, compare, error
 from tests.helpers.numba import compiled, needs_unit
-from tests.helpers.tolerances import close
+from tests.helpers.tolerances import close, equal
 
 # Of the largest value: float64's roundings of a few hundred terms, and of float32's, in sums over up to 1000 rows
 # T, B, I, H: rows split between threads or units; chunks of one step, of several, of half a step's rows, and few rows
@@ -103,10 +103,8 @@ def test_rows_in_any_order_are_put_in_order(options, batch_first, monkeypatch):
     assert orders[0] is None
     assert torch.equal(orders[-1].sort().values, torch.arange(B))
     assert results[0][0][0].stride() == results[1][0][0].stride()
-    for a, b in zip(results[0][0], results[1][0], strict=True):
-        assert torch.equal(a, b)
-    for a, b in zip(results[0][1], results[1][1], strict=True):
-        close(a, b, "gradients")
+    equal(results[0][0], results[1][0])
+    close(results[0][1], results[1][1], "gradients")
 
 
 def test_what_is_not_put_in_order(monkeypatch):
