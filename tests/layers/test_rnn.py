@@ -1,8 +1,6 @@
 """`fastlstm.RNN`: layers of the library's cells and of cells declared here."""
 
-import io
 import pickle
-from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -11,7 +9,7 @@ from torch import nn
 
 import fastlstm
 from fastlstm import cells
-from tests.helpers.modules import assert_same_gradients, flat, randn
+from tests.helpers.modules import assert_same_gradients, copies_of, flat, randn
 from tests.helpers.rnn import RNN, gadget, given, loop, no_product
 from tests.helpers.tolerances import close
 
@@ -100,13 +98,10 @@ def test_repr_device_and_dtype():
 
 @pytest.mark.parametrize("cell", [gadget, cells.peephole_lstm], ids=lambda cell: cell.name)
 def test_copies(cell):
-    rnn, buffer = RNN(cell, 3, 5, 2), io.BytesIO()
+    rnn = RNN(cell, 3, 5, 2)
     x, states, inputs = given(rnn)
     expected = rnn(x, states, inputs)
-    torch.save(rnn, buffer)
-    buffer.seek(0)
-    copies = [deepcopy(rnn), pickle.loads(pickle.dumps(rnn)), torch.load(buffer, weights_only=False)]
-    for copy in copies:
+    for copy in copies_of(rnn):
         assert type(copy) is fastlstm.RNN
         assert copy.cell is cell
         assert all(a is not b for a, b in zip(copy.parameters(), rnn.parameters(), strict=True))

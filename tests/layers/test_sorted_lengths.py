@@ -64,9 +64,7 @@ def test_a_row_alone_has_the_same_bits(H, dtype):
     for b in (0, 35, 69):
         n = int(lengths[b])
         alone, (h, c) = lstm(x[:n, b : b + 1])
-        assert torch.equal(padded[:n, b : b + 1], alone)
-        assert torch.equal(h_n[:, b], h[:, 0])
-        assert torch.equal(c_n[:, b], c[:, 0])
+        equal([padded[:n, b : b + 1], h_n[:, b], c_n[:, b]], [alone, h[:, 0], c[:, 0]])
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -135,9 +133,8 @@ def test_the_number_of_threads_changes_no_bit(shuffled, set_threads):
         output, (h_n, c_n) = lstm(x, lengths=lengths)
         gradients = torch.autograd.grad(output.sin().sum() + (h_n * c_n).sum(), list(lstm.parameters()))
         results.append([output, h_n, c_n, *gradients])
-    for alone, *others in zip(*results, strict=True):
-        for other in others:
-            assert torch.equal(other, alone)
+    for other in results[1:]:
+        equal(other, results[0])
 
 
 def test_every_row_belongs_to_one_part():
