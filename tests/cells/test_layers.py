@@ -14,7 +14,6 @@ from tests.cells.layers import (
     OUTPUTS,
     Case,
     differentiated,
-    directions,
     error,
     every_cell,
     flat,
@@ -23,42 +22,32 @@ from tests.cells.layers import (
 )
 from tests.helpers.tolerances import equal
 
+ODD = [dict(zip("TBIH", size)) for size in ((1, 1, 1, 1), (1, 2, 3, 7), (7, 1, 2, 1), (3, 5, 1, 13))]
+LARGE = {"T": 13, "B": 7, "I": 9, "H": 33, "masked": True}
 
-def compare(case):
-    """Outputs and derived gradients against the truth and autograd's."""
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"zeros": True, "masked": True},
+        {"bias": False},
+        *({**sizes, "masked": sizes["B"] > 1} for sizes in ODD),
+        *(pytest.param({**LARGE, "reverse": reverse}, marks=pytest.mark.slow) for reverse in (False, True)),
+    ],
+    ids=str,
+)
+@every_cell
+def test_outputs_and_gradients(cell, options):
+    """The derived gradients are autograd's."""
+    case = Case(cell, **options)
     operands, wanted = case.with_gradients()
     want = truth(case.on(operands))
     made = reference.forward(case.layer, True)
-    got = flat(made)
-    assert max(map(error, got, want)) < OUTPUTS
+    assert max(map(error, flat(made), want)) < OUTPUTS
     gradients = [a for a in reference.backward(case.grads, case.layer, made, case.needs).flat if a is not None]
     expected = differentiated(want, wanted, flat(case.grads))
     assert len(gradients) == len(expected)
     assert max(map(error, gradients, expected)) < GRADIENTS
-
-
-@every_cell
-def test_zeros_to_start_from(cell):
-    compare(Case(cell, zeros=True, masked=True))
-
-
-@every_cell
-def test_without_biases(cell):
-    compare(Case(cell, bias=False))
-
-
-@pytest.mark.parametrize("size", [(1, 1, 1, 1), (1, 2, 3, 7), (7, 1, 2, 1), (3, 5, 1, 13)], ids=str)
-@pytest.mark.parametrize("cell", [cells.lstm, cells.gru, gru_decay, cells.slstm], ids=lambda cell: cell.name)
-def test_odd_sizes(cell, size):
-    T, B, I, H = size
-    compare(Case(cell, T, B, I, H, masked=B > 1))
-
-
-@pytest.mark.slow
-@directions
-@every_cell
-def test_large(cell, reverse):
-    compare(Case(cell, 13, 7, 9, 33, reverse=reverse, masked=True))
 
 
 @every_cell
