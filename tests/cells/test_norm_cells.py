@@ -1,6 +1,7 @@
 """The library's cells with norms, as modules on backends by name, against their papers' formulas in plain PyTorch."""
 
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 
 import fastlstm
 from fastlstm import cells
+from tests.helpers.rnn import results
 from tests.helpers.tolerances import close
 
 NORMS = (cells.layer_norm_lstm, cells.layer_norm_gru, cells.dreamer_gru)
@@ -83,15 +85,6 @@ def operands(module, T=5, B=3):
     return torch.randn(T, B, module.input_size, dtype=F64), states
 
 
-def with_gradients(module, function, x, states):
-    """Results, and the gradients of all that they depend on."""
-    leaves = [a.detach().clone().requires_grad_() for a in (x, *states)]
-    output, last = function(leaves[0], tuple(leaves[1:]))
-    ends = output, *last
-    directions = [torch.linspace(-1, 1, a.numel(), dtype=a.dtype).view_as(a) for a in ends]
-    return [*ends, *torch.autograd.grad(ends, [*leaves, *module.parameters()], directions)]
-
-
 @backends
 @every_norm
 @pytest.mark.parametrize(
@@ -101,9 +94,8 @@ def test_the_papers_formula(cell, backend, H, masked, bias):
     module = made(cell, 3, H, backend, bias=bias)
     x, states = operands(module)
     masks = {"lengths": torch.tensor([5, 0, 3]), "reset": torch.rand(5, 3) < 0.3} if masked else {}
-    got = with_gradients(module, lambda x, states: module(x, states, **masks), x, states)
-    want = with_gradients(module, lambda x, states: published(module, x, states, **masks), x, states)
-    close(got, want, "gradients")
+    calls = module, partial(published, module)
+    close(*(results(call, module, x, states, **masks) for call in calls), "gradients")
 
 
 @every_norm
@@ -114,8 +106,7 @@ def test_float32(cell):
         exact.load_state_dict(module.state_dict())
         x, states = operands(exact, T, B)
         singles = x.float(), tuple(a.float() for a in states)
-        want = with_gradients(exact, exact, singles[0].double(), tuple(a.double() for a in singles[1]))
-        close(with_gradients(module, module, *singles), want, "layer")
+        close(*(results(each, each, *singles) for each in (module, exact)), "layer")
 
 
 def test_onnx_has_no_operator():
