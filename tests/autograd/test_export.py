@@ -54,8 +54,7 @@ def test_export_in_another_process(tmp_path, backend, strict):
     torch.export.save(program, tmp_path / "model.pt2")
     inputs = [torch.randn(T, B, 11, dtype=dtype) for T, B in ((1, 1), (1, 3), (5, 1), (4, 7))]
     torch.save(inputs, tmp_path / "inputs.pt")
-    done = interpreter.run(LOADED, tmp_path)
-    assert done.returncode == 0, done.stderr
+    interpreter.run(LOADED, tmp_path, check=True)
     for x, got in zip(inputs, torch.load(tmp_path / "results.pt")):
         x.requires_grad_()
         output, states = lstm(x)
@@ -94,8 +93,7 @@ def test_an_export_does_not_run_an_edited_cell(tmp_path, monkeypatch):
     torch.jit.save(torch.jit.trace(rnn, (x,)), tmp_path / "model.pt")
     assert torch.equal(torch.export.load(tmp_path / "model.pt2").module()(x)[0], rnn(x)[0])
     file.write_text(DECLARING.replace("{}", '{"a": "h", "b": "x"}'))
-    done = interpreter.run(LOADING, cell.key, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = interpreter.run(LOADING, cell.key, cwd=tmp_path, check=True)
     assert done.stdout.split() == ["RuntimeError", "RuntimeError", "LookupError"]
     assert cell.key in done.stderr  # torch's warning names the operator
 
@@ -151,8 +149,7 @@ import fastlstm, torch
 program = torch.export.export(fastlstm.LSTM(3, 4, backend="numba"), (torch.randn(5, 2, 3),), strict=False)
 assert max(1, 2) == 2 and type(max) is type(len)
 """
-    done = interpreter.run(code, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    interpreter.run(code, cwd=tmp_path, check=True)
 
 
 @pytest.mark.skipif(torch_private.PUBLIC, reason="a graph that may be in forward mode saves what training needs")

@@ -167,5 +167,4 @@ for _ in range(2):
     torch.ops.fastlstm.forward(x, w, u, None, None, h, h, None, None, False, True, "numba")[0].sum().backward()
     assert w.grad.shape == w.shape
 """
-    done = interpreter.run(code)
-    assert done.returncode == 0, done.stderr
+    interpreter.run(code, check=True)

@@ -14,7 +14,7 @@ from fastlstm import torch_private
 from fastlstm.autograd import operators
 from fastlstm.cells import library
 from tests.helpers import ROOT, interpreter
-from tests.helpers.tolerances import close
+from tests.helpers.tolerances import close, equal
 
 MODELS = 3
 
@@ -65,11 +65,8 @@ CALLS = {
 }
 
 
-FORWARD = (
-    "grad of jvp",
-    "grad of a tangent",
-    "hessian",
-)  # whose formula is another where public names are all there is
+# Those whose formula is another where public names are all there is
+FORWARD = ("grad of jvp", "grad of a tangent", "hessian")
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +95,7 @@ def by_torchs_way(arguments, tmp_path_factory):
         "torch.save(all_results(torch.load(sys.argv[1], weights_only=False)), sys.argv[2])"
     )
     environment = {**os.environ, "FASTLSTM_PUBLIC_TORCH": "1"}
-    done = interpreter.run(code, given, found, environment=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    interpreter.run(code, given, found, environment=environment, cwd=ROOT, check=True)
     return torch.load(found)
 
 
@@ -110,8 +106,7 @@ def test_same_bits_as_torchs_way(arguments, by_torchs_way, name, enabled):
     if name in FORWARD:
         close(got, want, "derivatives")
     else:
-        assert len(got) == len(want)
-        assert all(map(torch.equal, got, want))
+        equal(got, want)
 
 
 # forward mode is torch's, and where a level is gone its tensors are left for the operator to unwrap

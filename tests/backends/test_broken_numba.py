@@ -59,9 +59,7 @@ def run(code, folder, source=None):
         (folder / "numba").mkdir()
         (folder / "numba" / "__init__.py").write_text(f"print('numba is imported')\n{source}")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
-    done = interpreter.run(code, cwd=folder, environment=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    return interpreter.run(code, cwd=folder, environment=environment, check=True).stdout.splitlines()
 
 
 @pytest.mark.parametrize("how", BROKEN)

@@ -59,8 +59,7 @@ def test_any_subset_of_outputs_has_gradients(backend, wanted):
     grads = [layer.gradients[k] for k in wanted]
     a = torch.autograd.grad([got[k] for k in wanted], inputs, grads)
     b = torch.autograd.grad([want[k] for k in wanted], truth, grads)
-    for x, y in zip(a, b):
-        torch.testing.assert_close(x, y)
+    torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -78,8 +77,7 @@ def test_expanded_gradient(backend, size):
     inputs, gradient = layer.to(torch.double), torch.randn(size, dtype=torch.double).expand(20, 64, 52)
     a = torch.autograd.grad(layer.run(inputs, backend)[0], inputs, gradient)
     b = torch.autograd.grad(layer.truth(inputs)[0], inputs, gradient)
-    for x, y in zip(a, b):
-        torch.testing.assert_close(x, y)
+    torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)

@@ -84,8 +84,7 @@ def test_one_warning_with_both_reasons(tmp_path, how, library):
         (tmp_path / "numba").mkdir()
         (tmp_path / "numba" / "__init__.py").write_text(source)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    done = interpreter.run(CODE if source else hide + CODE, cwd=tmp_path, environment=environment)
-    assert done.returncode == 0, done.stderr
+    done = interpreter.run(CODE if source else hide + CODE, cwd=tmp_path, environment=environment, check=True)
     warned, refused = done.stdout.splitlines()
     assert warned.startswith(f"RuntimeWarning {reason}; the native backend")
     for message in (warned, refused):
@@ -138,8 +137,7 @@ def test_compiled_training(without_kernels, needs_input):
         torch.testing.assert_close(got, want)
         direction = torch.randn_like(want)
         gradients = (torch.autograd.grad(a, list(m.parameters()), direction) for a, m in ((got, lstm), (want, eager)))
-        for a, b in zip(*gradients):
-            close(a, b, "sums")
+        close(*gradients, "sums")
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -97,11 +97,11 @@ EXPRESSIONS = {
     "div": lambda a, b: a / b,
     "neg": lambda a, b: -a * b,
     "constants": lambda a, b: (2.0 - a) / 3 + 1 / b - 0.5 * a,
-    "sigmoid": lambda a, b: cells.sigmoid(a) * b,
-    "tanh": lambda a, b: cells.tanh(a) * b,
-    "relu": lambda a, b: cells.relu(a) * b,
-    "exp": lambda a, b: cells.exp(a) * b,
-    "log_sigmoid": lambda a, b: cells.log_sigmoid(a) * b,
+    **{
+        name: lambda a, b, f=FUNCTIONS[name]: f(a) * b
+        for name in ("sigmoid", "tanh", "relu", "exp", "log_sigmoid", "square", "softplus")
+    },
+    **{name: lambda a, b, f=FUNCTIONS[name]: f(0.5 + a * a) * b for name in ("sqrt", "rsqrt", "log")},
     "maximum": lambda a, b: cells.maximum(a, b) * a,
     "maximum_with_a_number": lambda a, b: cells.maximum(0.5, a) * b,
     "greater": lambda a, b: cells.where(a > b, a, b * b),
@@ -109,14 +109,9 @@ EXPRESSIONS = {
     "where": lambda a, b: cells.where(a < 0.1, 1.0, 2.0) * b,
     "stop_gradient": lambda a, b: cells.stop_gradient(a * b) * a,
     "powers": lambda a, b: a**3 * b * b,
-    "sqrt": lambda a, b: cells.sqrt(0.5 + a * a) * b,
-    "rsqrt": lambda a, b: cells.rsqrt(0.5 + a * a) * b,
-    "log": lambda a, b: cells.log(0.5 + a * a) * b,
     "abs": lambda a, b: abs(a) * b,
-    "square": lambda a, b: cells.square(a) * b,
     "minimum": lambda a, b: cells.minimum(a, b) * a,
     "clamp": lambda a, b: cells.clamp(a, -0.5, b),
-    "softplus": lambda a, b: cells.softplus(a) * b,
     "hard_sigmoid": lambda a, b: cells.hard_sigmoid(2 * a) * b,
 }
 MEANS = {

@@ -1,14 +1,12 @@
-"""A layer of every cell in plain PyTorch, against each row by itself and against torch.nn, in float64."""
+"""A layer of every cell in plain PyTorch, against each row by itself, in float64."""
 
 import math
 
 import pytest
 import torch
-from torch import nn
 
 from fastlstm import cells
 from fastlstm.backends import reference
-from fastlstm.backends.base import Layer
 from tests.cells.functions import run
 from tests.cells.layers import (
     EVERY,
@@ -16,50 +14,40 @@ from tests.cells.layers import (
     OUTPUTS,
     Case,
     differentiated,
-    directions,
     error,
     every_cell,
     flat,
     gru_decay,
     truth,
 )
+from tests.helpers.tolerances import equal
+
+ODD = [dict(zip("TBIH", size)) for size in ((1, 1, 1, 1), (1, 2, 3, 7), (7, 1, 2, 1), (3, 5, 1, 13))]
+LARGE = {"T": 13, "B": 7, "I": 9, "H": 33, "masked": True}
 
 
-def compare(case):
-    """Outputs and derived gradients against the truth and autograd's."""
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"zeros": True, "masked": True},
+        {"bias": False},
+        *({**sizes, "masked": sizes["B"] > 1} for sizes in ODD),
+        *(pytest.param({**LARGE, "reverse": reverse}, marks=pytest.mark.slow) for reverse in (False, True)),
+    ],
+    ids=str,
+)
+@every_cell
+def test_outputs_and_gradients(cell, options):
+    """The derived gradients are autograd's."""
+    case = Case(cell, **options)
     operands, wanted = case.with_gradients()
     want = truth(case.on(operands))
     made = reference.forward(case.layer, True)
-    got = flat(made)
-    assert max(map(error, got, want)) < OUTPUTS
+    assert max(map(error, flat(made), want)) < OUTPUTS
     gradients = [a for a in reference.backward(case.grads, case.layer, made, case.needs).flat if a is not None]
     expected = differentiated(want, wanted, flat(case.grads))
     assert len(gradients) == len(expected)
     assert max(map(error, gradients, expected)) < GRADIENTS
-
-
-@every_cell
-def test_zeros_to_start_from(cell):
-    compare(Case(cell, zeros=True, masked=True))
-
-
-@every_cell
-def test_without_biases(cell):
-    compare(Case(cell, bias=False))
-
-
-@pytest.mark.parametrize("size", [(1, 1, 1, 1), (1, 2, 3, 7), (7, 1, 2, 1), (3, 5, 1, 13)], ids=str)
-@pytest.mark.parametrize("cell", [cells.lstm, cells.gru, gru_decay, cells.slstm], ids=lambda cell: cell.name)
-def test_odd_sizes(cell, size):
-    T, B, I, H = size
-    compare(Case(cell, T, B, I, H, masked=B > 1))
-
-
-@pytest.mark.slow
-@directions
-@every_cell
-def test_large(cell, reverse):
-    compare(Case(cell, 13, 7, 9, 33, reverse=reverse, masked=True))
 
 
 @every_cell
@@ -70,8 +58,7 @@ def test_padding_may_be_nan(cell):
     spoiled = [a.masked_fill(held.unsqueeze(-1), math.nan) for a in (case.layer.x, *case.layer.inputs)]
     layer = case.layer._replace(x=spoiled[0], inputs=tuple(spoiled[1:]))
     again = reference.forward(layer, True)
-    for a, b in zip(flat(made), flat(again)):
-        assert torch.equal(a, b)
+    equal(flat(made), flat(again))
     for a, b in zip(*(reference.backward(case.grads, of, made, case.needs).flat for of in (case.layer, layer))):
         assert a is None or torch.equal(a, b)
 
@@ -80,73 +67,19 @@ def test_padding_may_be_nan(cell):
 def test_nan_travels(cell):
     """From one row's value to that row's outputs from there on, to no other row, and to the weights' gradients."""
     case = Case(cell)
-    x, inputs = case.layer.x.clone(), [a.clone() for a in case.layer.inputs]
-    for a in (x, *inputs):
+    for a in (case.layer.x, *case.layer.inputs):
         a[2, 1] = math.nan
     operands, wanted = case.with_gradients()
-    with torch.no_grad():
-        for a, b in zip([operands[0], *operands[len(operands) - len(inputs) :]], [x, *inputs]):
-            a.copy_(b)
-    layer = case.on(operands)
-    want = truth(layer)
-    spoiled = case.on([None if a is None else a.detach() for a in operands])
-    made = reference.forward(spoiled, True)
-    for a, b in zip(flat(made), want):
+    want, made = truth(case.on(operands)), reference.forward(case.layer, True)
+    for a, b in zip(flat(made), want, strict=True):
         assert torch.equal(a.isnan(), b.isnan())
     assert made.h[2:, 1].isnan().all()
     assert not made.h[:, [0, 2]].isnan().any()
     assert not made.h[:2].isnan().any()
     expected = differentiated(want, wanted, flat(case.grads))
-    found = reference.backward(
-        case.grads, case.on([None if a is None else a.detach() for a in operands]), made, case.needs
-    )
-    got = [a for a in found.flat if a is not None]
-    for a, b in zip(got, expected):
+    found = reference.backward(case.grads, case.layer, made, case.needs).flat
+    for a, b in zip((a for a in found if a is not None), expected, strict=True):
         assert a.isnan()[b.isnan()].all()
-
-
-MODULES = {
-    "lstm": nn.LSTM,
-    "gru": nn.GRU,
-    "elman_tanh": nn.RNN,
-    "elman_relu": lambda *sizes, **options: nn.RNN(*sizes, nonlinearity="relu", **options),
-}
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_as_torch_nn(name):
-    """The parameters are torch's, in both directions."""
-    T, B, I, H = 6, 3, 4, 5
-    cell, module = getattr(cells, name), MODULES[name](I, H, bidirectional=True).double()
-    x = torch.randn(T, B, I, dtype=torch.double, requires_grad=True)
-    states = [torch.randn(2, B, H, dtype=torch.double, requires_grad=True) for _ in cell.states]
-    output, last = module(x, tuple(states) if len(states) > 1 else states[0])
-    last = last if len(states) > 1 else (last,)
-    parameters = dict(module.named_parameters())
-    ours, ours_last = [], []
-    for d, suffix in enumerate(("_l0", "_l0_reverse")):
-        weights = tuple(parameters[f"{kind}{suffix}"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-        layer = Layer(x, weights, tuple(a[d] for a in states), None, None, d == 1, cell)
-        h, *others = run(layer)
-        ours.append(h)
-        ours_last.append(others[: len(states)])
-    got = torch.cat(ours, -1), *(torch.stack(pair) for pair in zip(*ours_last))
-    want = output, *last
-    assert max(map(error, got, want)) < OUTPUTS
-    grads, wanted = tuple(map(torch.randn_like, want)), [x, *states, *module.parameters()]
-    assert max(map(error, differentiated(got, wanted, grads), differentiated(want, wanted, grads))) < GRADIENTS
-
-
-def test_a_projection_as_torch_nn():
-    T, B, I, H, P = 4, 3, 2, 5, 3
-    module = nn.LSTM(I, H, proj_size=P).double()
-    x = torch.randn(T, B, I, dtype=torch.double)
-    *weights, weight_hr = module.parameters()
-    made = reference.forward(
-        Layer(x, tuple(weights), (None, None), None, None, False, cells.lstm, weight_hr=weight_hr), True
-    )
-    output, (h_n, c_n) = module(x)
-    assert max(map(error, (made.h, *made.last), (output, h_n[0], c_n[0]))) < OUTPUTS
 
 
 def test_wanted_gradients_alone():

@@ -1,15 +1,15 @@
 """The library's cells with norms, as modules on backends by name, against their papers' formulas in plain PyTorch."""
 
-import copy
 import io
+from functools import partial
 
 import pytest
 import torch
-from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional as F
 
 import fastlstm
 from fastlstm import cells
+from tests.helpers.rnn import results
 from tests.helpers.tolerances import close
 
 NORMS = (cells.layer_norm_lstm, cells.layer_norm_gru, cells.dreamer_gru)
@@ -59,26 +59,15 @@ PAPERS = {cells.layer_norm_lstm: ba_lstm, cells.layer_norm_gru: ba_gru, cells.dr
 
 
 def published(module, x, states, lengths=None, reset=None):
-    """All layers and directions of a module, a step at a time: the output and the last states."""
-    T, D = len(x), 2 if module.bidirectional else 1
-    ends, held = [], None if lengths is None else torch.arange(T).unsqueeze(1) >= lengths
-    for layer in range(module.num_layers):
-        outputs = []
-        for direction in range(D):
-            suffix = f"_l{layer}{'_reverse' * direction}"
-            w = {name.removesuffix(suffix): a for name, a in module.named_parameters() if name.endswith(suffix)}
-            state, steps = [a[layer * D + direction] for a in states], [None] * T
-            for t in range(T) if direction == 0 else reversed(range(T)):
-                start = state if reset is None else [a.masked_fill(reset[t].unsqueeze(1), 0) for a in state]
-                new = PAPERS[module.cell](w, x[t], *start)
-                if held is not None:
-                    new = [torch.where(held[t].unsqueeze(1), a, b) for a, b in zip(state, new)]
-                state = new
-                steps[t] = state[0] if held is None else state[0].masked_fill(held[t].unsqueeze(1), 0)
-            outputs.append(torch.stack(steps))
-            ends.append(state)
-        x = torch.cat(outputs, -1)
-    return x, tuple(map(torch.stack, zip(*ends)))
+    """A layer, a step at a time: the output and the last states."""
+    w, outputs = {name.removesuffix("_l0"): a for name, a in module.named_parameters()}, []
+    state = [a[0] for a in states]
+    for t, x_t in enumerate(x):
+        held = torch.zeros(len(x_t), 1, dtype=torch.bool) if lengths is None else (t >= lengths).unsqueeze(1)
+        start = state if reset is None else [a.masked_fill(reset[t].unsqueeze(1), 0) for a in state]
+        state = [torch.where(held, a, b) for a, b in zip(state, PAPERS[module.cell](w, x_t, *start))]
+        outputs.append(state[0].masked_fill(held, 0))
+    return torch.stack(outputs), tuple(a.unsqueeze(0) for a in state)
 
 
 def made(cell, I, H, backend, dtype=F64, **options):
@@ -92,18 +81,8 @@ def made(cell, I, H, backend, dtype=F64, **options):
 
 
 def operands(module, T=5, B=3):
-    D = module.num_layers * (2 if module.bidirectional else 1)
-    states = tuple(torch.randn(D, B, module.hidden_size, dtype=F64) for _ in module.cell.states)
+    states = tuple(torch.randn(1, B, module.hidden_size, dtype=F64) for _ in module.cell.states)
     return torch.randn(T, B, module.input_size, dtype=F64), states
-
-
-def with_gradients(module, function, x, states):
-    """Results, and the gradients of all that they depend on."""
-    leaves = [a.detach().clone().requires_grad_() for a in (x, *states)]
-    output, last = function(leaves[0], tuple(leaves[1:]))
-    ends = output, *last
-    directions = [torch.linspace(-1, 1, a.numel(), dtype=a.dtype).view_as(a) for a in ends]
-    return [*ends, *torch.autograd.grad(ends, [*leaves, *module.parameters()], directions)]
 
 
 @backends
@@ -115,18 +94,8 @@ def test_the_papers_formula(cell, backend, H, masked, bias):
     module = made(cell, 3, H, backend, bias=bias)
     x, states = operands(module)
     masks = {"lengths": torch.tensor([5, 0, 3]), "reset": torch.rand(5, 3) < 0.3} if masked else {}
-    got = with_gradients(module, lambda x, states: module(x, states, **masks), x, states)
-    want = with_gradients(module, lambda x, states: published(module, x, states, **masks), x, states)
-    close(got, want, "gradients")
-
-
-@backends
-@every_norm
-def test_layers_and_directions(cell, backend):
-    module = made(cell, 3, 9, backend, num_layers=2, bidirectional=True)
-    x, states = operands(module)
-    got = with_gradients(module, module, x, states)
-    close(got, with_gradients(module, lambda x, states: published(module, x, states), x, states), "gradients")
+    calls = module, partial(published, module)
+    close(*(results(call, module, x, states, **masks) for call in calls), "gradients")
 
 
 @every_norm
@@ -137,94 +106,7 @@ def test_float32(cell):
         exact.load_state_dict(module.state_dict())
         x, states = operands(exact, T, B)
         singles = x.float(), tuple(a.float() for a in states)
-        want = with_gradients(exact, exact, singles[0].double(), tuple(a.double() for a in singles[1]))
-        close(with_gradients(module, module, *singles), want, "layer")
-
-
-@backends
-@every_norm
-def test_steps_streams_and_recomputing(cell, backend):
-    module = made(cell, 3, 9, backend)
-    x, states = operands(module, 300)
-    output, last = module(x, states)
-    state, stream = states, module.stream(3)
-    stream.state = tuple(a.clone() for a in states)
-    for t in range(5):
-        h, state = module.step(x[t], state)
-        close(h, output[t], "values")
-        close(stream(x[t]), h, "values")
-    again = copy.deepcopy(module)
-    again.recompute = True
-    close(again(x, states), (output, last), "values")
-    close(with_gradients(again, again, x, states), with_gradients(module, module, x, states), "gradients")
-
-
-@backends
-@every_norm
-def test_transforms(cell, backend):
-    """An ensemble, gradients of each row, forward mode, and second derivatives beside the paper's formula."""
-    module = made(cell, 2, 3, backend)
-    x, states = operands(module, 3, 2)
-    weights = dict(module.named_parameters())
-    loss = lambda function: lambda w, x: functional_call(function, w, (x, states))[0].sin().sum()  # noqa: E731
-    plain = copy.deepcopy(module)
-    plain.forward = lambda x, states: published(plain, x, states)
-    stacked = {name: torch.stack([a, 0.5 * a, a - 0.1]) for name, a in weights.items()}
-    results = []
-    for function in (module, plain):
-        of = loss(function)
-        ensemble = vmap(of, (0, None))(stacked, x)
-        each = vmap(grad(of), (0, None))(stacked, x)
-        _, tangent = jvp(grad(of, (0, 1)), (weights, x), (weights, x.cos()))
-        results.append([ensemble, *each.values(), *tangent[0].values(), tangent[1]])
-    close(results[0], results[1], "derivatives")
-
-
-@backends
-@every_norm
-def test_gradients_of_each_sample(cell, backend):
-    """Sequences that share weights are more rows, whose gradients of weights are apart."""
-    module = made(cell, 2, 3, backend)
-    x, states = operands(module, 3, 2)
-    weights, sequences = dict(module.named_parameters()), torch.stack([x, x.cos(), 0.5 * x])
-    plain = copy.deepcopy(module)
-    plain.forward = lambda x, states: published(plain, x, states)
-    results = []
-    for function in (module, plain):
-        of = lambda w, x: functional_call(function, w, (x, states))[0].sin().sum()  # noqa: B023, E731
-        results.append([*vmap(grad(of), (None, 0))(weights, sequences).values()])
-    close(results[0], results[1], "derivatives")
-
-
-@pytest.mark.parametrize(
-    "cell",
-    [cells.dreamer_gru, *(pytest.param(cell, marks=pytest.mark.slow) for cell in NORMS[:2])],
-    ids=lambda c: c.name,
-)
-def test_gradcheck(cell):
-    module = made(cell, 1, 2, "numba")
-    x, states = operands(module, 2, 2)
-    names, weights = zip(*module.named_parameters())
-
-    def function(x, *rest):
-        output, last = functional_call(module, dict(zip(names, rest[len(states) :])), (x, rest[: len(states)]))
-        return output, *last
-
-    leaves = [a.detach().requires_grad_() for a in (x, *states, *weights)]
-    assert torch.autograd.gradcheck(function, leaves, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(function, leaves, check_fwd_over_rev=True)
-
-
-@every_norm
-def test_compilers_and_exports(cell):
-    module = made(cell, 3, 4, "numba")
-    x, states = operands(module)
-    want = module(x, states)
-    close(torch.compile(module, fullgraph=True, backend="aot_eager")(x, states), want, "values")
-    program, buffer = torch.export.export(module, (x, states)), io.BytesIO()
-    torch.export.save(program, buffer)
-    buffer.seek(0)
-    close(torch.export.load(buffer).module()(x, states), want, "values")
+        close(*(results(each, each, *singles) for each in (module, exact)), "layer")
 
 
 def test_onnx_has_no_operator():

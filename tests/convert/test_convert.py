@@ -1,7 +1,5 @@
 """Models over to fastlstm and back."""
 
-import io
-import pickle
 import re
 import warnings
 from abc import ABC, abstractmethod
@@ -15,7 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 import fastlstm
 from fastlstm.convert import replace, replace_lstm, restore, restore_lstm
 from tests.helpers.layers import TORCH
-from tests.helpers.modules import OURS
+from tests.helpers.modules import OURS, copies_of
 from tests.helpers.tolerances import close
 
 
@@ -186,10 +184,7 @@ def test_subclasses_keep_their_methods(cls):
     close((lstm.run if cls is Abstract else lstm)(x)[0], expected, "sums")
     assert len(calls) == 1
     del lstm._run
-    buffer = io.BytesIO()
-    torch.save(lstm, buffer)
-    buffer.seek(0)
-    for copy in (deepcopy(lstm), pickle.loads(pickle.dumps(lstm)), torch.load(buffer, weights_only=False)):
+    for copy in copies_of(lstm):
         assert type(copy) is type(lstm)
         close((copy.run if cls is Abstract else copy)(x)[0], expected, "sums")
     restore_lstm(model)
@@ -225,7 +220,7 @@ def test_keep_type(cls):
     assert isinstance(module, fastlstm.LSTMCell if cls is nn.LSTMCell else fastlstm.LSTM)
     assert type(module).__name__ == cls.__name__
     assert repr(module) == (repr(original) if cls is Bare else f"fastlstm.{original!r}")
-    for copy in (module, deepcopy(module), pickle.loads(pickle.dumps(module))):
+    for copy in (module, *copies_of(module)):
         assert type(copy) is type(module)
         close(copy(x)[0], expected, "sums")
     if cls is Bare and TORCH == (2, 15):  # torch's gap: it was so before, too

@@ -84,21 +84,34 @@ def run(
     cwd: Path | str | None = None,
     environment: Mapping[str, str] | None = None,
     timeout: int = 300,
+    check: bool = False,
 ) -> subprocess.CompletedProcess:
-    """`python -c code arguments`, in the environment given or this process's, and what it printed."""
+    """`python -c code arguments`, in the environment given or this process's, and what it printed.
+
+    With `check` anything but success fails the test with what was printed.
+    """
     code, environment = textwrap.dedent(code), dict(os.environ if environment is None else environment)
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    if sys.platform != "linux":  # elsewhere forking is missing, or is not safe with what torch has loaded
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+    if sys.platform == "linux":
+        done = _forked(command, cwd, environment, timeout)
+    else:  # forking is missing, or is not safe with what torch has loaded
+        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def _forked(
+    command: list[str], cwd: Path | str | None, environment: Mapping[str, str], timeout: int
+) -> subprocess.CompletedProcess:
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder, name) for name in ("stdout", "stderr")}
         for path in files.values():
             path.touch()
         job = {
-            "code": code,
+            "code": command[2],
             "arguments": command[3:],
             "cwd": None if cwd is None else str(cwd),
-            "environment": environment,
+            "environment": dict(environment),
             "timeout": timeout,
             **{name: str(path) for name, path in files.items()},
         }

@@ -1,5 +1,8 @@
 """What the tests of modules share: a pair of modules of the same weights, float64, and comparisons."""
 
+import copy
+import io
+import pickle
 from functools import partial
 
 import pytest
@@ -41,6 +44,14 @@ def torch_s_repr(ours):
     text = repr(ours)
     assert text.startswith("fastlstm.")
     return text.removeprefix("fastlstm.").replace("Elman", "RNN")
+
+
+def copies_of(module):
+    """Copies of a module in each way that there is: by Python, by pickle and by a file of torch."""
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(file, weights_only=False)
 
 
 def randn(*size, grad=True):

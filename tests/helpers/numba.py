@@ -85,9 +85,7 @@ def compiled(function, **fields):
 def run(code, cwd=None, arguments=(), **environment):
     """Output of a fresh interpreter; anything but success fails the test with what it printed."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
-    done = interpreter.run(code, *arguments, cwd=cwd, environment=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return interpreter.run(code, *arguments, cwd=cwd, environment=environment, check=True).stdout
 
 
 def assembly(features, target, *pieces):

@@ -37,12 +37,6 @@ def quantized(module, activations="int8", backend=None):
     return made
 
 
-def flat(results):
-    """All tensors that a module has returned."""
-    output, last = results
-    return [output, *([last] if isinstance(last, torch.Tensor) else last)]
-
-
 def same_bits(a, b):
     """Whether tensors have the same bits. Any NaN counts as any other."""
     return all(

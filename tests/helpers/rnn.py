@@ -56,6 +56,17 @@ def given(rnn, T=6, B=4):
     return x, states, {name: randn(T, B, rnn.hidden_size) for name in rnn.cell.inputs}
 
 
+def results(call, rnn, x, states, inputs=None, **masks):
+    """Outputs and last states of `call`, which computes what `rnn` does, and the gradients of all they depend on."""
+    dtype, count, inputs = rnn.weight_ih_l0.dtype, 1 + len(states), inputs or {}
+    leaves = [a.detach().to(dtype).requires_grad_() for a in (x, *states, *inputs.values())]
+    options = masks | ({"inputs": dict(zip(inputs, leaves[count:]))} if inputs else {})
+    output, last = call(leaves[0], tuple(leaves[1:count]), **options)
+    ends = [output, *last]
+    directions = [torch.linspace(-1, 1, a.numel(), dtype=torch.float64).view_as(a).to(dtype) for a in ends]
+    return [*ends, *torch.autograd.grad(ends, [*leaves, *rnn.parameters()], directions)]
+
+
 def by_heads(h: Tensor, weight: Tensor) -> Tensor:
     """The product of h (B, H) with weight_hh (Y H, H / K): one product for each of K heads."""
     (B, H), D = h.shape, weight.shape[1]

@@ -63,3 +63,8 @@ def close(actual: Any, expected: Any, kind: str, *, where: str = "") -> None:
         actual.detach().double(), want, rtol=bound if of == "each" else 0, atol=atol,
         msg=lambda text: f"{where or 'the tensor'}, of the kind {kind!r}: {text}",
     )  # fmt: skip
+
+
+def equal(actual: Any, expected: Any) -> None:
+    """Every tensor of `actual` has the values of that of `expected`, and its dtype. NaN equals nothing."""
+    torch.testing.assert_close(list(actual), list(expected), rtol=0, atol=0)

@@ -20,6 +20,5 @@ def test_a_section_runs(section, tmp_path):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"the section needs the package {package}: pip install .[integrations]")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "torch"}
-    done = interpreter.run(code, cwd=tmp_path, environment=environment)
-    assert done.returncode == 0, done.stderr
+    done = interpreter.run(code, cwd=tmp_path, environment=environment, check=True)
     assert done.stdout == said(blocks)

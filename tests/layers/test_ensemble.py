@@ -10,7 +10,8 @@ from torch.nn.utils import parametrizations
 
 import fastlstm
 from fastlstm.backends import dispatch
-from tests.helpers.tolerances import close
+from tests.helpers.modules import flat
+from tests.helpers.tolerances import close, equal
 
 M, T, B, I, H = 3, 7, 4, 5, 6
 MODULES = {
@@ -22,12 +23,8 @@ MODULES = {
 }
 
 
-def states_of(states):
-    return (states,) if isinstance(states, torch.Tensor) else tuple(states)
-
-
 def gradients(output, states, of):
-    loss = output.pow(2).sum() + sum(a.sin().sum() for a in states_of(states))
+    loss = output.pow(2).sum() + sum(a.sin().sum() for a in flat(states))
     return torch.autograd.grad(loss, of, create_graph=True)
 
 
@@ -55,14 +52,14 @@ def test_the_bits_of_each_model_alone(name, dtype, from_zeros):
     ensemble, hx = fastlstm.Ensemble(modules), None if from_zeros else hx
     for _ in range(2):  # with the second call the plan is there
         output, states = ensemble(x, hx)
-        given = [x, *(states_of(hx) if hx is not None else ()), *ensemble.parameters()]
+        given = [x, *(flat(hx) if hx is not None else ()), *ensemble.parameters()]
         found = gradients(output, states, given)
         with torch.no_grad():
             assert torch.equal(ensemble(x, hx)[0], output)
         for k, module in enumerate(modules):
             y, last = module(x[k], of_model(hx, k))
             assert torch.equal(output[k], y)
-            assert all(torch.equal(a[k], b) for a, b in zip(states_of(states), states_of(last), strict=True))
+            equal([a[k] for a in flat(states)], flat(last))
             count = len(given) - len(list(module.parameters()))
             alone = gradients(y, last, [*given[:count], *module.parameters()])
             assert all(torch.equal(a[k], b[k] if n < count else b) for n, (a, b) in enumerate(zip(found, alone)))
@@ -125,14 +122,13 @@ def test_all_models_read_one_input():
     close(gradient, sum(torch.autograd.grad(m(shared)[0].sum(), shared)[0] for m in modules), "gradients")
 
 
-def test_threads_change_no_bit():
+def test_threads_change_no_bit(set_threads):
     modules, x, hx = drawn("LSTM")
-    ensemble, results, before = fastlstm.Ensemble(modules), [], torch.get_num_threads()
+    ensemble, results = fastlstm.Ensemble(modules), []
     for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         output, states = ensemble(x, hx)
         results.append([output, *states, *gradients(output, states, [x, *ensemble.parameters()])])
-    torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
 
 

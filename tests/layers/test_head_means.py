@@ -1,37 +1,21 @@
 """Means over the units of a head: ``mean(v, of="head")`` and norms of heads, in layers with ``heads=K``.
 
-`test_heads.py` compares norms of heads with a loop. Sizes are such that a head is a part of a vector, one, several, or
-several and a part.
+`test_heads.py` compares norms of heads with a loop, and `test_rnn_calls.py` has their derivatives. Sizes are such that
+a head is a part of a vector, one, several, or several and a part.
 """
 
 import re
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
-from torch.func import functional_call, jvp, vmap
 
 import fastlstm
 from fastlstm.cells import cell, layer_norm, mean, rms_norm, sigmoid, tanh
-from tests.helpers.rnn import of_heads, of_heads_and_rows
+from tests.helpers.rnn import of_heads, of_heads_and_rows, results
 from tests.helpers.tolerances import F64, close
 
 SIZES = [(1, 1), (7, 1), (7, 7), (64, 1), (64, 4), (64, 64), (100, 1), (100, 2), (100, 5), (100, 100), (384, 3)]
 backends = pytest.mark.parametrize("backend", ["numba", "reference"])
-
-
-CELLS = pytest.mark.parametrize("cell", [of_heads, of_heads_and_rows], ids=lambda cell: cell.name)
-
-
-def results(rnn, x, states, inputs, **masks):
-    """Outputs, last states, and the gradients of all that they depend on."""
-    dtype = rnn.bias_hh_l0.dtype
-    leaves = [a.detach().to(dtype).requires_grad_() for a in (x, *states, *inputs.values())]
-    states, values = tuple(leaves[1 : 1 + len(states)]), leaves[1 + len(states) :]
-    output, last = rnn(leaves[0], states, dict(zip(inputs, values)) or None, **masks)
-    ends = [output, *last]
-    directions = [torch.linspace(-1, 1, a.numel(), dtype=F64).view_as(a).to(dtype) for a in ends]
-    return [*ends, *torch.autograd.grad(ends, [*leaves, *rnn.parameters()], directions)]
 
 
 @pytest.mark.sampled(5)
@@ -44,7 +28,7 @@ def test_means_of_heads_beside_those_of_rows(poisoned, H, K, T, B, masked):
     exact.load_state_dict(rnn.state_dict())
     x, states, inputs = torch.randn(T, B, 3), tuple(torch.randn(2, 1, B, H)), {"u": torch.randn(T, B, H)}
     masks = {"lengths": torch.randint(0, T + 1, (B,)), "reset": torch.rand(T, B) < 0.3} if masked else {}
-    close(results(rnn, x, states, inputs, **masks), results(exact, x, states, inputs, **masks), "layer")
+    close(*(results(each, each, x, states, inputs, **masks) for each in (rnn, exact)), "layer")
 
 
 @backends
@@ -74,45 +58,9 @@ def test_one_head_is_a_row(backend):
     x, found = torch.randn(4, 3, 5), []
     for each in (of_heads, of_rows):
         torch.manual_seed(0)
-        found.append(results(fastlstm.RNN(each, 5, 33, backend=backend), x, (torch.zeros(1, 3, 33),), {}))
+        rnn = fastlstm.RNN(each, 5, 33, backend=backend)
+        found.append(results(rnn, rnn, x, (torch.zeros(1, 3, 33),)))
     close(*found, "layer")
-
-
-@CELLS
-@backends
-def test_derivatives(cell, backend):
-    """First and second ones by finite differences, forward mode, and vmap."""
-    rnn = fastlstm.RNN(cell, 2, 6, heads=3, dtype=F64, backend=backend)
-    x = torch.randn(3, 2, 2, dtype=F64, requires_grad=True)
-    inputs = {name: torch.randn(3, 2, 6, dtype=F64) for name in cell.inputs} or None
-    names, weights = zip(*rnn.named_parameters())
-
-    def outputs(x, *weights):
-        return functional_call(rnn, dict(zip(names, weights)), (x,), {"inputs": inputs})[0]
-
-    assert gradcheck(outputs, (x, *weights), check_forward_ad=True)
-    assert gradgradcheck(outputs, (x, *weights))
-    many = torch.randn(2, 3, 2, 2, dtype=F64)
-    close(
-        vmap(outputs, (0, *[None] * len(weights)))(many, *weights),
-        torch.stack([outputs(a, *weights) for a in many]),
-        "sums",
-    )
-    jvp(lambda x: outputs(x, *weights), (x,), (torch.ones_like(x),))
-
-
-@backends
-def test_steps_streams_and_compilers(backend):
-    rnn, x = fastlstm.RNN(of_heads, 3, 64, heads=4, backend=backend).eval(), torch.randn(4, 2, 3)
-    with torch.no_grad():
-        want, _ = rnn(x)
-        stream, state = rnn.stream(2), None
-        for t in range(4):
-            h, state = rnn.step(x[t], state)
-            close([h, stream(x[t])], [want[t], want[t]], "sums")
-        close(torch.compile(rnn, backend="eager", fullgraph=True)(x)[0], want, "sums")
-        program = torch.export.export(rnn, (x,))
-        close(program.module()(x)[0], want, "sums")
 
 
 def test_a_mean_of_what_is_said():

@@ -17,7 +17,7 @@ from fastlstm.cells import lstm as LSTM
 from tests.helpers.contract import LAYERS
 from tests.helpers.layers import needs_native
 from tests.helpers.modules import REFERENCE, assert_same_gradients, both_backends, pair, randn
-from tests.helpers.tolerances import close
+from tests.helpers.tolerances import close, equal
 from tests.helpers.transforms import dtype_of, needs_triton
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -139,8 +139,7 @@ def test_padding_of_results_may_be_written(backend, called):
         if fill is not None:
             output[2:, 1], cells[2:, 1] = fill, fill
         gradients.append(torch.autograd.grad(loss, module.parameters()))
-    for without, written in zip(*gradients):
-        assert torch.equal(without, written)
+    equal(*gradients)
 
 
 INTEGER_TYPES = [getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
@@ -335,8 +334,7 @@ def test_unbatched_reset_and_lengths():
         x.unsqueeze(0), reset=reset.unsqueeze(0), lengths=torch.tensor([5]), return_cells=True
     )
     got = ours(x, reset=reset, lengths=torch.tensor(5), return_cells=True)
-    for a, b in zip([got[0], *got[1], got[2]], [expected[0], h_n[:, 0], c_n[:, 0], cells[0]], strict=True):
-        close(a, b, "sums")
+    close([got[0], *got[1], got[2]], [expected[0], h_n[:, 0], c_n[:, 0], cells[0]], "sums")
 
 
 def test_outputs_large_enough_for_memory_that_is_used_again():
@@ -355,8 +353,7 @@ def test_outputs_large_enough_for_memory_that_is_used_again():
             inputs = [x, module.weight_hh_l0]
             gradients = torch.autograd.grad(output.pow(2).sum() * scale, inputs, create_graph=True)
             results[-1] += [output, *gradients, *torch.autograd.grad(gradients[0].pow(2).sum(), inputs)]
-    for want, got in zip(*results, strict=True):
-        close(got, want, "derivatives")
+    close(*results[::-1], "derivatives")
 
 
 def test_masks_wait_for_no_device():

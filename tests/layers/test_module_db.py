@@ -17,7 +17,7 @@ from torch.testing._internal.common_modules import FunctionInput, ModuleErrorEnu
 from torch.testing._internal.common_pruning import LSTMLayerNormLinearModel, LSTMLinearModel
 
 from fastlstm.convert import replace_lstm
-from tests.helpers.modules import OURS
+from tests.helpers.modules import OURS, flat
 from tests.helpers.tolerances import close
 
 pytestmark = [
@@ -105,15 +105,6 @@ def build(cls, constructor, dtype=torch.float64, device="cpu"):
     return cls(*constructor.args, **{"dtype": dtype, "device": device, **constructor.kwargs})
 
 
-def tensors(tree):
-    """The tensors of a call's arguments or results, in order."""
-    if isinstance(tree, torch.Tensor):
-        return [tree]
-    if isinstance(tree, PackedSequence):
-        return [tree.data]
-    return [a for branch in tree for a in tensors(branch)]
-
-
 def replaced(tree, values):
     """The same structure with its tensors taken from the iterator `values`."""
     if isinstance(tree, torch.Tensor):
@@ -136,26 +127,25 @@ def test_forward(info, k, dtype, training):
     theirs, ours = (build(cls, inputs.constructor_input, dtype) for cls in (info.theirs, info.module_cls))
     theirs.train(training)
     ours.train(training)
-    results = tensors(call(ours, inputs.forward_input))
+    results = flat(call(ours, inputs.forward_input))
     references = [call(theirs, inputs.forward_input)]
     if inputs.reference_fn is not None:
         references.append(inputs.reference_fn(ours, *inputs.forward_input.args, **inputs.forward_input.kwargs))
     for reference in references:
-        for a, b in zip(results, tensors(reference), strict=True):
-            close(a, b, "sums")  # of states up to 9, which is what make_tensor draws
+        close(results, flat(reference), "sums")
 
 
 def differentiable(info, k):
     """A sample as a function of its floating-point inputs and the module's parameters, and their values."""
     inputs = sample(info, k, requires_grad=True)
     module = build(info.module_cls, inputs.constructor_input)
-    leaves = [a for a in tensors(inputs.forward_input.args) if a.requires_grad]
+    leaves = [a for a in flat(inputs.forward_input.args) if a.requires_grad]
     parameters = dict(module.named_parameters())
 
     def function(*values):
         args = replaced(inputs.forward_input.args, iter(values)) if leaves else inputs.forward_input.args
         weights = dict(zip(parameters, values[len(leaves) :], strict=True))
-        return tuple(tensors(torch.func.functional_call(module, weights, args)))
+        return tuple(flat(torch.func.functional_call(module, weights, args)))
 
     return function, [*leaves, *parameters.values()]
 
@@ -180,17 +170,16 @@ def test_non_contiguous_tensors(info, k):
     inputs = sample(info, k, requires_grad=True)
     module = build(info.module_cls, inputs.constructor_input)
     results = []
-    values = [a.detach().requires_grad_() for a in tensors(inputs.forward_input.args)]
+    values = [a.detach().requires_grad_() for a in flat(inputs.forward_input.args)]
     for strided in (False, True):
         used = [torch.stack([a, torch.full_like(a, torch.nan)], -1)[..., 0] if strided else a for a in values]
         assert not strided or not any(a.is_contiguous() for a in used)
-        outputs = tensors(call(module, inputs.forward_input, *used))
+        outputs = flat(call(module, inputs.forward_input, *used))
         cotangents = [torch.cos(torch.arange(a.numel(), dtype=a.dtype)).view(a.shape) for a in outputs]
         if strided:
             cotangents = [torch.stack([a, torch.full_like(a, torch.nan)], -1)[..., 0] for a in cotangents]
         results.append([*outputs, *torch.autograd.grad(outputs, [*values, *module.parameters()], cotangents)])
-    for a, b in zip(*results, strict=True):
-        close(a, b, "values")
+    close(*results, "values")
 
 
 @each
@@ -219,8 +208,7 @@ def test_the_models_of_torch_s_pruning_tests(make):
     x = torch.randn(6, 2, 4, dtype=torch.float64, requires_grad=True)
     results = []
     for model in (ours, theirs):
-        outputs = tensors(model(x))
+        outputs = flat(model(x))
         gradients = torch.autograd.grad([a.cos().sum() for a in outputs], [x, *model.parameters()])
         results.append([*outputs, *gradients])
-    for a, b in zip(*results, strict=True):
-        close(a, b, "sums")
+    close(*results, "sums")

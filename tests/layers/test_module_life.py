@@ -1,7 +1,6 @@
 """A module's life: copies, weights of any origin, parallel replicas, autocast, tracing."""
 
 import io
-import pickle
 import subprocess
 import sys
 from copy import deepcopy
@@ -16,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import fastlstm
 from fastlstm import cells
 from tests.helpers import ROOT
-from tests.helpers.modules import OURS, assert_same_gradients, flat, pair, randn
+from tests.helpers.modules import OURS, assert_same_gradients, copies_of, flat, pair, randn
 from tests.helpers.tolerances import close
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -34,15 +33,13 @@ STACKED = {"num_layers": 2, "bidirectional": True, "batch_first": True}
 )
 def test_copies(kind, options):
     """Of a module that keeps packed weights. A pickle names no class but the module's."""
-    module, buffer, x = kind(3, 5, **options), io.BytesIO(), torch.randn(4, 3)
+    module, file, x = kind(3, 5, **options), io.BytesIO(), torch.randn(4, 3)
     with torch.no_grad():
         expected = module(x), module(x)
-    torch.save(module, buffer)
-    copies = [deepcopy(module), pickle.loads(pickle.dumps(module))]
-    for weights_only in (True, False):
-        buffer.seek(0)
-        with torch.serialization.safe_globals([kind]):
-            copies.append(torch.load(buffer, weights_only=weights_only))
+    torch.save(module, file)
+    file.seek(0)
+    with torch.serialization.safe_globals([kind]):
+        copies = [*copies_of(module), torch.load(file)]
     for copy in copies:
         assert type(copy) is kind
         assert copy.backend == options["backend"]
@@ -119,8 +116,7 @@ def test_parametrized(name):
     expected = torch.func.functional_call(theirs, doubled, (x,))
     parametrize.register_parametrization(ours, name, Double())
     for module in (ours, deepcopy(ours)):
-        for a, b in zip([module(x)[0], *module(x)[1]], [expected[0], *expected[1]], strict=True):
-            close(a, b, "sums")
+        close([module(x)[0], *module(x)[1]], [expected[0], *expected[1]], "sums")
     original = ours.parametrizations[name].original
     (gradient,) = torch.autograd.grad(ours(x)[0].sum(), original)
     (reference,) = torch.autograd.grad(expected[0].sum(), getattr(theirs, name))
@@ -184,8 +180,7 @@ def test_more_steps_or_rows_than_16_bits_count(size):
     theirs, ours = pair(2, 3)
     x = randn(*size)
     (output, states), (expected, ends) = ours(x), theirs(x)
-    for a, b in zip([output, *states], [expected, *ends], strict=True):
-        close(a, b, "sums")
+    close([output, *states], [expected, *ends], "sums")
 
 
 @each_layer

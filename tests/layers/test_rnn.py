@@ -1,8 +1,6 @@
 """`fastlstm.RNN`: layers of the library's cells and of cells declared here."""
 
-import io
 import pickle
-from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -11,19 +9,21 @@ from torch import nn
 
 import fastlstm
 from fastlstm import cells
-from tests.helpers.modules import assert_same_gradients, flat, randn
+from tests.helpers.modules import assert_same_gradients, copies_of, flat, randn
 from tests.helpers.rnn import RNN, gadget, given, loop, no_product
 from tests.helpers.tolerances import close
 
 ALL = [*cells.CELLS, gadget, no_product]
+backends = pytest.mark.parametrize("backend", ["numba", "reference"])
 
 
 @pytest.mark.parametrize("cell", ALL, ids=lambda cell: cell.name)
 @pytest.mark.parametrize(
     "options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}], ids=["", "2x2", "b"]
 )
-def test_equals_a_loop_over_the_cell(cell, options):
-    rnn = RNN(cell, 3, 5, **options)
+@backends
+def test_equals_a_loop_over_the_cell(cell, options, backend):
+    rnn = RNN(cell, 3, 5, backend=backend, **options)
     x, states, inputs = given(rnn)
     expected, ends = loop(rnn, x, states, inputs)
     output, last, sequences = rnn(x, states, inputs, return_states=True)
@@ -39,10 +39,11 @@ def test_equals_a_loop_over_the_cell(cell, options):
     [(cells.lstm, nn.LSTM), (cells.gru, nn.GRU), (cells.elman_tanh, nn.RNN),
      (cells.elman_relu, partial(nn.RNN, nonlinearity="relu"))],
 )  # fmt: skip
-def test_equals_torch_s(cell, like):
+@backends
+def test_equals_torch_s(cell, like, backend):
     options = {"num_layers": 2, "bidirectional": True, "dropout": 0.5, "batch_first": True}
     modules = []
-    for make in (like, partial(fastlstm.RNN, cell)):
+    for make in (like, partial(fastlstm.RNN, cell, backend=backend)):
         torch.manual_seed(1)
         modules.append(make(3, 5, dtype=torch.float64, **options))
     theirs, ours = modules
@@ -97,13 +98,10 @@ def test_repr_device_and_dtype():
 
 @pytest.mark.parametrize("cell", [gadget, cells.peephole_lstm], ids=lambda cell: cell.name)
 def test_copies(cell):
-    rnn, buffer = RNN(cell, 3, 5, 2), io.BytesIO()
+    rnn = RNN(cell, 3, 5, 2)
     x, states, inputs = given(rnn)
     expected = rnn(x, states, inputs)
-    torch.save(rnn, buffer)
-    buffer.seek(0)
-    copies = [deepcopy(rnn), pickle.loads(pickle.dumps(rnn)), torch.load(buffer, weights_only=False)]
-    for copy in copies:
+    for copy in copies_of(rnn):
         assert type(copy) is fastlstm.RNN
         assert copy.cell is cell
         assert all(a is not b for a, b in zip(copy.parameters(), rnn.parameters(), strict=True))

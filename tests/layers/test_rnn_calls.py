@@ -1,6 +1,8 @@
-"""Calls of `fastlstm.RNN` of every kind: of layers of heads, and of cells with inputs, with a product of x or none."""
+"""Calls of `fastlstm.RNN` of every kind: of layers of heads, of cells with norms, with inputs, with no product of x."""
 
 import copy
+import io
+import itertools
 from functools import partial
 
 import pytest
@@ -10,18 +12,33 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from fastlstm import cells
 from tests.helpers.modules import randn
-from tests.helpers.rnn import RNN, gadget, without_x
+from tests.helpers.rnn import RNN, gadget, of_heads, of_heads_and_rows, without_x
 from tests.helpers.tolerances import close
 from tests.helpers.transforms import exporting
 
+NORMS = (cells.dreamer_gru, cells.layer_norm_gru, cells.layer_norm_lstm)
 KINDS = {
     "lstm": partial(RNN, cells.lstm, 3, 12, heads=3),
     "gru": partial(RNN, cells.gru, 3, 12, 2, heads=3),
     "gadget": partial(RNN, gadget, 3, 12, 2, heads=2),
     "without-x": partial(RNN, without_x, 0, 12, heads=2),
+    "means-of-heads": partial(RNN, of_heads, 3, 64, heads=4),
+    "means-of-both": partial(RNN, of_heads_and_rows, 3, 12, heads=3),
+    **{cell.name: partial(RNN, cell, 3, 9) for cell in NORMS},
 }
-of_both = pytest.mark.parametrize("backend", ["numba", "reference"])
+BACKENDS = ("numba", "reference")
+of_both = pytest.mark.parametrize("backend", BACKENDS)
 each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def made(kind, backend, is_small=False):
+    """A module whose params are not the numbers they start from, so that each of them counts."""
+    (cell, I, *_), heads = KINDS[kind].args, KINDS[kind].keywords.get("heads", 1)
+    rnn = RNN(cell, I, 4, heads=min(heads, 2), backend=backend) if is_small else KINDS[kind](backend=backend)
+    with torch.no_grad():
+        for a in rnn.parameters():
+            a += 0.1 * torch.randn_like(a)
+    return rnn
 
 
 def sequences_of(rnn, *size):
@@ -44,7 +61,7 @@ def called(call, sequences, state=None, **options):
 @each_kind
 def test_calls_of_every_kind(kind, backend):
     """Single steps, a stream, one sequence alone, batch_first and packed sequences compute what `forward` does."""
-    rnn, n = KINDS[kind](backend=backend), [5, 2, 3, 1]
+    rnn, n = made(kind, backend), [5, 2, 3, 1]
     whole = sequences_of(rnn, 5, 4)
     output, last = called(rnn, whole)
     stream, state = rnn.stream(4), None
@@ -69,7 +86,7 @@ def test_calls_of_every_kind(kind, backend):
 @of_both
 @each_kind
 def test_recompute(kind, backend):
-    rnn, results = KINDS[kind](backend=backend), []
+    rnn, results = made(kind, backend), []
     sequences = mapped(lambda a: a.detach().requires_grad_(), sequences_of(rnn, 300, 2))
     for recompute in (False, True):
         rnn.recompute = recompute
@@ -81,10 +98,10 @@ def test_recompute(kind, backend):
 
 
 @of_both
-@each_kind
+@pytest.mark.parametrize("kind", ["lstm", "gru", "gadget", "without-x"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits_and_autocast(kind, backend, dtype):
-    exact = KINDS[kind](backend=backend)
+    exact = made(kind, backend)
     rnn, sequences = copy.deepcopy(exact).float(), sequences_of(exact, 5, 4)
     want, _ = called(exact, sequences)
     for training in (False, True):
@@ -97,10 +114,10 @@ def test_sixteen_bits_and_autocast(kind, backend, dtype):
 
 
 @of_both
-@pytest.mark.parametrize("kind", ["gru", "without-x"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("lstm", "gadget")])
 def test_transforms(kind, backend):
-    """vmap over models, over sequences and over both, forward mode, and first and second derivatives."""
-    rnn = RNN(*KINDS[kind].args[:2], 4, heads=2, backend=backend)
+    """vmap over models, over sequences and over both, and forward mode beside two passes of reverse mode."""
+    rnn = made(kind, backend, is_small=True)
     weights, sequences = dict(rnn.named_parameters()), sequences_of(rnn, 3, 2)
 
     def run(weights, sequences):
@@ -122,34 +139,54 @@ def test_transforms(kind, backend):
             close(got[k], run(*pair), "sums")
             want = grad(loss)(*pair)
             close([d_got[name][k] for name in want], list(want.values()), "gradients")
-    tangent, step = mapped(torch.randn_like, sequences), 1e-6
-    got = jvp(lambda sequences: run(weights, sequences), (sequences,), (tangent,))[1]
-    ahead, behind = ({name: a + by * tangent[name] for name, a in sequences.items()} for by in (step, -step))
-    assert (got - (run(weights, ahead) - run(weights, behind)) / (2 * step)).abs().max() < 1e-8  # of such a difference
-
-    def flat(*tensors):
-        return run(dict(zip(weights, tensors)), dict(zip(sequences, tensors[len(weights) :])))
-
-    operands = [a.detach().contiguous().requires_grad_() for a in (*weights.values(), *sequences.values())]
-    assert torch.autograd.gradcheck(flat, operands, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(flat, operands)
+    values, tangents = tuple(sequences.values()), tuple(map(torch.randn_like, sequences.values()))
+    of_values = lambda *values: run(weights, dict(zip(sequences, values)))  # noqa: E731
+    got, want = (of(of_values, values, tangents)[1] for of in (jvp, torch.autograd.functional.jvp))
+    close(got, want, "derivatives")
 
 
-@of_both
-@pytest.mark.parametrize("kind", ["lstm", "without-x"])
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [
+        *itertools.product(("gru", "without-x", "means-of-heads", "means-of-both"), BACKENDS),
+        *(pytest.param(cell.name, "numba", marks=[pytest.mark.slow] * (k > 0)) for k, cell in enumerate(NORMS)),
+    ],
+)
+def test_first_and_second_derivatives(kind, backend):
+    rnn = made(kind, backend, is_small=True)
+    weights, sequences = dict(rnn.named_parameters()), sequences_of(rnn, 2, 2)
+    states = [randn(1, 2, 4) for _ in rnn.cell.states]
+    count = len(weights) + len(sequences)
+
+    def run(*tensors):
+        given = dict(zip(weights, tensors)), dict(zip(sequences, tensors[len(weights) :]))
+        output, last = called(lambda *call: functional_call(rnn, given[0], call), given[1], tensors[count:])
+        return output, *last
+
+    operands = [a.detach().contiguous().requires_grad_() for a in (*weights.values(), *sequences.values(), *states)]
+    assert torch.autograd.gradcheck(run, operands, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(run, operands, check_fwd_over_rev=rnn.cell in NORMS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [*itertools.product(("lstm", "without-x", "means-of-heads"), BACKENDS), *((cell.name, "numba") for cell in NORMS)],
+)
 def test_compiled_and_exported(kind, backend):
-    rnn = KINDS[kind](backend=backend)
+    rnn, file = made(kind, backend), io.BytesIO()
     compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager", dynamic=True)
     sizes = {0: torch.export.Dim("T", max=99), 1: torch.export.Dim("B", max=99)}
     sequences, names = mapped(torch.Tensor.contiguous, sequences_of(rnn, 5, 4)), ("input", "states", "inputs")
     shapes = dict(zip(names, called(lambda *arguments: arguments, dict.fromkeys(sequences, sizes))))
     with exporting():
         arguments = called(lambda *arguments: arguments, sequences)
-        program = torch.export.export(rnn, arguments, dynamic_shapes=shapes)
+        torch.export.save(torch.export.export(rnn, arguments, dynamic_shapes=shapes), file)
+    file.seek(0)
+    program = torch.export.load(file).module()
     for T, B in ((5, 4), (7, 2)):
         sequences = mapped(torch.Tensor.contiguous, sequences_of(rnn, T, B))
         want = called(rnn, sequences)[0]
-        close([called(f, sequences)[0] for f in (compiled, program.module())], [want, want], "values")
+        close([called(f, sequences)[0] for f in (compiled, program)], [want, want], "values")
         gradients = [
             torch.autograd.grad(called(f, sequences)[0].sum(), list(rnn.parameters())) for f in (compiled, rnn)
         ]

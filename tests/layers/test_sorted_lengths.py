@@ -10,7 +10,7 @@ from fastlstm.backends.numba.kernels.threads import team_rows
 from fastlstm.layers import packing
 from tests.helpers.layers import NAMES, Layer, compare, error
 from tests.helpers.numba import compiled, needs_unit
-from tests.helpers.tolerances import close
+from tests.helpers.tolerances import close, equal
 
 # Of the largest value: float64's roundings of a few hundred terms, and of float32's, in sums over up to 1000 rows
 # T, B, I, H: rows split between threads or units; chunks of one step, of several, of half a step's rows, and few rows
@@ -64,9 +64,7 @@ def test_a_row_alone_has_the_same_bits(H, dtype):
     for b in (0, 35, 69):
         n = int(lengths[b])
         alone, (h, c) = lstm(x[:n, b : b + 1])
-        assert torch.equal(padded[:n, b : b + 1], alone)
-        assert torch.equal(h_n[:, b], h[:, 0])
-        assert torch.equal(c_n[:, b], c[:, 0])
+        equal([padded[:n, b : b + 1], h_n[:, b], c_n[:, b]], [alone, h[:, 0], c[:, 0]])
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -103,10 +101,8 @@ def test_rows_in_any_order_are_put_in_order(options, batch_first, monkeypatch):
     assert orders[0] is None
     assert torch.equal(orders[-1].sort().values, torch.arange(B))
     assert results[0][0][0].stride() == results[1][0][0].stride()
-    for a, b in zip(results[0][0], results[1][0], strict=True):
-        assert torch.equal(a, b)
-    for a, b in zip(results[0][1], results[1][1], strict=True):
-        close(a, b, "gradients")
+    equal(results[0][0], results[1][0])
+    close(results[0][1], results[1][1], "gradients")
 
 
 def test_what_is_not_put_in_order(monkeypatch):
@@ -137,9 +133,8 @@ def test_the_number_of_threads_changes_no_bit(shuffled, set_threads):
         output, (h_n, c_n) = lstm(x, lengths=lengths)
         gradients = torch.autograd.grad(output.sin().sum() + (h_n * c_n).sum(), list(lstm.parameters()))
         results.append([output, h_n, c_n, *gradients])
-    for alone, *others in zip(*results, strict=True):
-        for other in others:
-            assert torch.equal(other, alone)
+    for other in results[1:]:
+        equal(other, results[0])
 
 
 def test_every_row_belongs_to_one_part():

@@ -15,7 +15,9 @@ import fastlstm
 from fastlstm.backends import numba
 from fastlstm.cells import library
 from tests.helpers.modules import flat
+from tests.helpers.rnn import of_heads
 from tests.helpers.threads import at_once
+from tests.helpers.tolerances import equal
 
 LAYERS = [fastlstm.LSTM, fastlstm.GRU, fastlstm.Elman]
 CELLS = [fastlstm.LSTMCell, fastlstm.GRUCell, fastlstm.ElmanCell]
@@ -69,9 +71,11 @@ def test_int8_streams_have_the_bits_of_step(kind, activations, backend):
     assert run_beside(module, module.stream(4), 4) == 0
 
 
-@pytest.mark.parametrize("cell", library.CELLS, ids=lambda cell: cell.name)
-def test_a_stream_of_any_cell(cell):
-    module = fastlstm.RNN(cell, 5, 9, num_layers=2, backend="numba")
+@pytest.mark.parametrize(
+    ("cell", "H", "heads"), [*((cell, 9, 1) for cell in library.CELLS), (of_heads, 64, 4)], ids=str
+)
+def test_a_stream_of_any_cell(cell, H, heads):
+    module = fastlstm.RNN(cell, 5, H, num_layers=2, heads=heads, backend="numba")
     assert run_beside(module, module.stream(2), 2) == 0
 
 
@@ -231,8 +235,7 @@ def test_bad_arguments_raise_and_change_nothing():
         stream.state = 3
     with pytest.raises(ValueError, match="state must have the shapes"):
         stream.state = (before[0], before[1][:, :1])
-    for a, b in zip(before, stream.state):
-        assert torch.equal(a, b)
+    equal(before, stream.state)
     for copied in (copy.deepcopy, copy.copy, pickle.dumps):
         with pytest.raises(TypeError, match="cannot be copied or pickled"):
             copied(stream)
@@ -255,8 +258,7 @@ def test_threads_of_python_share_a_stream_and_torchs_threads_may_change(set_thre
     set_threads(3 - min(torch.get_num_threads(), 2))
     for _ in range(150):
         alone(x)
-    for a, b in zip(stream.state, alone.state):
-        assert torch.equal(a, b)
+    equal(stream.state, alone.state)
 
 
 def test_a_compiled_function_may_call_a_stream():

@@ -5,7 +5,7 @@ import torch
 
 import fastlstm
 from fastlstm import lstm
-from tests.helpers.tolerances import close
+from tests.helpers.tolerances import close, equal
 
 SIZES = [(2, 3, 5, 7), (40, 70, 6, 50), (30, 20, 9, 33), (70, 17, 4, 16), (12, 130, 7, 40), (9, 1, 3, 100)]
 
@@ -49,8 +49,7 @@ def test_second_derivatives_of_outputs_changed_in_place():
         output = change(module(x, lengths=lengths)[0], past, 2.0)
         (dx,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
         found.append(torch.autograd.grad(dx.square().sum(), list(module.parameters())))
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -62,5 +61,4 @@ def test_outputs_may_be_changed_in_place(dtype):
     for change in (torch.Tensor.masked_fill_, torch.Tensor.masked_fill):
         output = change(module(x, lengths=lengths)[0], past, float("-inf"))
         found.append(torch.autograd.grad(output.max(0).values.sum(), list(module.parameters())))
-    for a, b in zip(*found, strict=True):
-        assert torch.equal(a, b)
+    equal(*found)

@@ -19,6 +19,7 @@ from tests.helpers.layers import needs_native
 from tests.helpers.memory import resident
 from tests.helpers.modules import flat
 from tests.helpers.threads import at_once
+from tests.helpers.tolerances import equal
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 
@@ -64,8 +65,7 @@ def test_what_does_not_suit_kept_weights_is_told_as_nn_lstm_tells_it(batch_first
         with pytest.raises(RuntimeError, match="not the same dtype"):
             ours(x, (h, c.double()))
         for arguments in ((x, [h, c]), (x[0], (h[:, 0], c[:, 0])), (x[:0] if not batch_first else x[:, :0], (h, c))):
-            for a, b in zip(flat(ours(*arguments)), flat(both(ours, *arguments)[1])):
-                assert torch.equal(a, b)
+            equal(flat(ours(*arguments)), flat(both(ours, *arguments)[1]))
 
 
 def test_weights_of_another_shape():
@@ -199,8 +199,7 @@ lstm(x)[1][0].sum().backward()
 assert lstm.weight_hh_l0.grad.isfinite().all()
 """
     environment = {**os.environ, "FASTLSTM_BACKEND": cpu_backend}
-    done = interpreter.run(code, environment=environment)
-    assert done.returncode == 0, done.stderr
+    interpreter.run(code, environment=environment, check=True)
 
 
 def test_strided_input_and_states():

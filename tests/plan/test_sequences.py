@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 import fastlstm
 from tests.helpers.contract import WRONG_DTYPE
 from tests.helpers.modules import pair
-from tests.helpers.tolerances import close
+from tests.helpers.tolerances import close, equal
 
 SIZES = [(7, 5, 3, 9), (1, 3, 4, 300), (20, 1, 28, 100)]
 
@@ -69,8 +69,7 @@ def test_as_under_a_transform(size, bias, batch_first, with_states, to_x, calls)
     want = by_transforms(function_of(module, list(dict(module.named_parameters())), with_states), inputs)
     if not to_x:
         del want[3]
-    for a, b in zip(got, want, strict=True):
-        assert torch.equal(a, b)
+    equal(got, want)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -209,8 +208,7 @@ def test_ways_of_calling_agree():
     output, states = module(x)
     (want,) = torch.autograd.grad(output.sum(), x)
     everything = module(x, return_cells=True)
-    for a, b in zip((everything[0], *everything[1]), (output, *states), strict=True):
-        assert torch.equal(a, b)
+    equal((everything[0], *everything[1]), (output, *states))
     assert torch.equal(torch.func.grad(lambda x: module(x)[0].sum())(x), want)
     lengths = torch.tensor([1, 2, 3])
     with torch.no_grad():
@@ -230,8 +228,7 @@ def test_weights_that_are_no_parameters():
     ours = torch.autograd.grad(got.sin().sum(), list(parameters.values()))
     want, pull = vjp(lambda p: functional_call(module, {n: a * 2 for n, a in p.items()}, (x,))[0], parameters)
     assert torch.equal(got, want)
-    for a, b in zip(ours, pull(want.cos())[0].values(), strict=True):
-        assert torch.equal(a, b)
+    equal(ours, pull(want.cos())[0].values())
     with torch.autocast("cpu", torch.bfloat16):
         module(x)[0].sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in module.parameters())

@@ -15,7 +15,7 @@ from tests.helpers.layers import CPU_BACKENDS
 from tests.helpers.memory import resident
 from tests.helpers.modules import REFERENCE, pair
 from tests.helpers.threads import at_once
-from tests.helpers.tolerances import close
+from tests.helpers.tolerances import close, equal
 
 T, B, I, H = 5, 3, 4, 6
 
@@ -218,8 +218,7 @@ def check_layouts(module, x, states):
         lambda a: a.repeat_interleave(2, -1)[..., ::2],
         lambda a: a.repeat_interleave(2)[::2] if a.dim() == 1 else a,
     ):
-        for got, expected in zip(gradients(pack), want, strict=True):
-            assert torch.equal(got, expected)
+        equal(gradients(pack), want)
     for negated in (lambda a: True, lambda a: a.dim() == 2):  # everything, or the weights alone
         found = gradients(lambda a: torch._neg_view(-a) if negated(a) else a)  # noqa: B023  called within the turn
         for got, expected in zip(found, want, strict=True):

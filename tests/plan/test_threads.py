@@ -81,8 +81,7 @@ def apart(check, *arguments):
     children of a process in which nested ones have once needed threads, as in another test.
     """
     names = f"import torch; torch.set_num_threads(2); from {__name__} import {check.__name__} as check"
-    done = interpreter.run(f"{names}; check(*{arguments!r})", cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    interpreter.run(f"{names}; check(*{arguments!r})", cwd=ROOT, check=True)
 
 
 def child(queue, count, backend):

@@ -30,9 +30,7 @@ OF_OTHERS = {"build", "cibuildwheel", "ziglang"}  # commands of packages that th
 def output_of(found: list[Block], folder: Path) -> str:
     """Run the blocks of Python in a process of their own."""
     code = BEFORE + "\n".join(block.text for block in found if block.language == "python")
-    done = interpreter.run(code, cwd=folder, environment={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return interpreter.run(code, cwd=folder, environment={**os.environ, "PYTHONPATH": str(ROOT)}, check=True).stdout
 
 
 @pytest.mark.parametrize(

@@ -105,8 +105,7 @@ def test_pytest_reports_what_was_measured(tmp_path):
     arguments += ["--benchmark-only", f"--benchmark-json={file}"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     environment["TRITON_INTERPRET"] = "1"
-    done = interpreter.run_module("pytest", *arguments, cwd=ROOT, environment=environment)
-    assert done.returncode == 0, done.stdout
+    done = interpreter.run_module("pytest", *arguments, cwd=ROOT, environment=environment, check=True)
     infos = [each["extra_info"] for each in json.loads(file.read_text())["benchmarks"]]
     assert [(info["group"], info["name"], info["mode"]) for info in infos] == [
         ("A card, bf16", f"GPU {TINY}", mode) for mode in MODES
@@ -118,8 +117,7 @@ def test_pytest_reports_what_was_measured(tmp_path):
 @pytest.mark.slow  # which compiles all kernels of one size
 def test_the_hosts_time_is_measured_without_a_gpu():
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = interpreter.run_module("benchmarks.gpu.host", "--calls", "10", cwd=ROOT, environment=environment)
-    assert done.returncode == 0, done.stderr
+    done = interpreter.run_module("benchmarks.gpu.host", "--calls", "10", cwd=ROOT, environment=environment, check=True)
     rows = [line.split("|")[1:-1] for line in done.stdout.splitlines()[4:]]
     assert [row[0].strip() for row in rows] == ["an empty Function", *host.LAYERS]
     for row in rows:

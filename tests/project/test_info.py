@@ -142,8 +142,7 @@ WARMED = """
 def test_after_warming_up_nothing_is_compiled(tmp_path):
     """Other processes have compiled all kernels, and the first one has loaded them."""
     variables = environment(NUMBA_CACHE_DIR=str(tmp_path))
-    warmed = interpreter.run(WARMED, cwd=ROOT, environment=variables)
-    assert warmed.returncode == 0, warmed.stderr
+    warmed = interpreter.run(WARMED, cwd=ROOT, environment=variables, check=True)
     *_, kept, own = warmed.stdout.splitlines()
     folder = kept.split()[-1]
     assert folder.startswith(str(tmp_path))
@@ -209,8 +208,7 @@ TOLD = """
     ids=["long", "short", "quiet", "not quiet"],
 )
 def test_a_long_compilation_is_told_once(patience, variables, count):
-    done = interpreter.run(TOLD.format(patience=patience), cwd=ROOT, environment=environment(**variables))
-    assert done.returncode == 0, done.stderr
+    done = interpreter.run(TOLD.format(patience=patience), cwd=ROOT, environment=environment(**variables), check=True)
     assert done.stdout == ""
     assert done.stderr.count("\n") == count
     assert done.stderr.startswith(WAITING * count)
@@ -227,8 +225,7 @@ def test_on_a_terminal_it_is_said_what_is_compiled_and_what_is_left():
         fastlstm.LSTM(3, 4, backend="numba")(torch.zeros(2, 1, 3))
         print(json.dumps(sys.stderr.getvalue()))
     """
-    done = interpreter.run(code, cwd=ROOT, environment=environment())
-    assert done.returncode == 0, done.stderr
+    done = interpreter.run(code, cwd=ROOT, environment=environment(), check=True)
     first, _, rewritten = json.loads(done.stdout).partition("\n")
     assert first.startswith(WAITING)
     steps = ["compiling primitives; 2 left: cell, forward", "compiling cell; 1 left: forward", "compiling forward", ""]
@@ -262,8 +259,7 @@ WITHOUT = """
 @pytest.mark.skipif(sys.platform != "linux", reason="where numba keeps its cache is told apart by the system")
 def test_without_a_folder_for_the_cache_auto_takes_native(nowhere, tmp_path):
     taken = "native" if NOT_BUILT is None else "numba"
-    done = interpreter.run(WITHOUT.format(backend=taken), cwd=tmp_path, environment=nowhere)
-    assert done.returncode == 0, done.stderr
+    done = interpreter.run(WITHOUT.format(backend=taken), cwd=tmp_path, environment=nowhere, check=True)
     found = json.loads(done.stdout)
     assert found["caches"]["numba"] is None
     assert found["backends"]["numba"] is None

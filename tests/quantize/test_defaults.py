@@ -5,7 +5,8 @@ from copy import deepcopy
 import pytest
 import torch
 
-from tests.helpers.quantized import KERNELS, both_kinds, flat, quantized, same_bits
+from tests.helpers.modules import flat
+from tests.helpers.quantized import KERNELS, both_kinds, quantized, same_bits
 
 
 @torch.no_grad()

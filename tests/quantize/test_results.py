@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlstm
-from tests.helpers.quantized import KERNELS, both_activations, both_kinds, flat, kernels, quantized, same_bits
+from tests.helpers.modules import flat
+from tests.helpers.quantized import KERNELS, both_activations, both_kinds, kernels, quantized, same_bits
 
 # The largest error of h, of random weights over 1000 steps at H 128. An LSTM's is halved by its output gate; a GRU's h
 # is what it remembers, too.

@@ -8,7 +8,8 @@ from torch import nn
 
 import fastlstm
 from fastlstm import torch_private
-from tests.helpers.quantized import Tagger, both_activations, flat, quantized, same_bits
+from tests.helpers.modules import flat
+from tests.helpers.quantized import Tagger, both_activations, quantized, same_bits
 
 
 @torch.no_grad()

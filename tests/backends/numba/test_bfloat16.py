@@ -11,6 +11,7 @@ import fastlstm
 from tests.backends.test_plans import called, inputs_of, results, same
 from tests.helpers.calls import CPU, Calls
 from tests.helpers.numba import needs_unit, primitive
+from tests.helpers.tolerances import equal
 
 # what is not written is found
 pytestmark = [needs_unit, pytest.mark.usefixtures("poisoned")]
@@ -62,12 +63,11 @@ def test_packed_weights_take_bfloat16_as_it_is(T, B, I, H, both, ended):
     x, options = torch.randn(T, B, I, dtype=torch.bfloat16), {}
     if ended:
         options["lengths"] = torch.randint(1, T + 1, (B,))
-    trained, (h_n, c_n) = lstm(x, **options)
+    trained, last = lstm(x, **options)
     with torch.no_grad():
         for _ in range(2):  # packed by the first
             output, states = lstm(x, **options)
-            assert torch.equal(output, trained)
-            assert torch.equal(torch.stack(states), torch.stack((h_n, c_n)))
+            equal([output, *states], [trained, *last])
 
 
 def test_no_float32_copy_of_the_weights_is_kept(monkeypatch):
@@ -92,10 +92,8 @@ def test_autocast_takes_bfloat16_as_it_is(both, ended):
         with torch.no_grad():
             without, ends = lstm(x, **options)
     want, expected = narrow(x.bfloat16(), **options)
-    assert torch.equal(got, want)
-    assert torch.equal(without, want)
-    assert torch.equal(torch.stack(states), torch.stack(expected))
-    assert torch.equal(torch.stack(ends), torch.stack(expected))
+    equal([got, *states], [want, *expected])
+    equal([without, *ends], [want, *expected])
     ours = torch.autograd.grad(got.float().sum(), list(lstm.parameters()))
     for a, b in zip(ours, torch.autograd.grad(want.float().sum(), list(narrow.parameters()))):
         assert a.dtype == torch.float32

@@ -69,11 +69,6 @@ def of_a_detached_mean(a, h, gap):
 CELLS = (*EVERY, of_seven_sums, of_means_of_means, that_saves_means_alone, of_a_detached_mean)
 
 
-def steps(run: Run) -> list[torch.Tensor]:
-    """All states of a run, and the last ones."""
-    return list(flat(run))
-
-
 def to(record: Run, dtype: torch.dtype) -> Run:
     """Gradients of a run's results in another type."""
     h, last, kept = (a if isinstance(a, tuple) else (a,) for a in record)
@@ -86,7 +81,7 @@ def on_kernels(layer: Layer, grads: Run, needs: Gradients, team: int = 1) -> lis
 
     def both() -> list[torch.Tensor | None]:
         run = numba.forward(layer, True)
-        return [*steps(run), *numba.backward(grads, layer, run, needs).flat]
+        return [*flat(run), *numba.backward(grads, layer, run, needs).flat]
 
     return under(both, team, MIN_PARALLEL_STEP=0, MIN_PARALLEL_CALL=0)
 
@@ -96,7 +91,7 @@ def check(case: Case, dtype: torch.dtype, needs: Gradients | None = None) -> Non
     needs, layer = needs or case.needs, case.layer.to(F32).to(F64)  # values that float32 has
     given, grads = layer.to(dtype), to(to(case.grads, F32), dtype)
     want = reference.forward(layer, True)
-    expected = [*steps(want), *reference.backward(to(grads, F64), layer, want, needs).flat]
+    expected = [*flat(want), *reference.backward(to(grads, F64), layer, want, needs).flat]
     one, two = (on_kernels(given, grads, needs, team) for team in (1, 2))
     for k, (got, other, exact) in enumerate(zip(one, two, expected, strict=True)):
         assert (got is None) == (exact is None), k
