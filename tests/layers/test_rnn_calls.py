@@ -88,10 +88,11 @@ def test_calls_of_every_kind(kind, backend):
 def test_recompute(kind, backend):
     rnn, results = made(kind, backend), []
     sequences = mapped(lambda a: a.detach().requires_grad_(), sequences_of(rnn, 300, 2))
+    state = tuple([a.detach().requires_grad_() for a in called(rnn, sequences)[1]])
     for recompute in (False, True):
         rnn.recompute = recompute
-        output, last = called(rnn, sequences)
-        wanted = [*sequences.values(), *rnn.parameters()]
+        output, last = called(rnn, sequences, state)
+        wanted = [*sequences.values(), *state, *rnn.parameters()]
         gradients = torch.autograd.grad(output.sum() + last[0].sum(), wanted)
         results.append([output, *gradients])
     close(results[1], results[0], "gradients")
