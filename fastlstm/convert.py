@@ -228,7 +228,9 @@ def _rebased(cls: type, base: type) -> type:
 
 @cache
 def _mixed(cls: type, theirs: type, ours: type) -> Any:
-    """`cls`, which is `theirs` or a subclass, with `ours` before `theirs`: resolved as cls, ..., ours, theirs, ..."""
+    """Return `cls`, which is `theirs` or a subclass, with `ours` in front of `theirs`. Methods are looked up in cls,
+    ..., ours, theirs, ...
+    """
     between = type(ours.__name__, (ours, theirs), {})
     bases = (_Mixed, between) if cls is theirs else (cls, _Mixed, between)
     return type(cls.__name__, bases, {"__module__": cls.__module__, "_made_from": cls})
