@@ -74,7 +74,7 @@ struct BackwardJob : Job {
     int64_t split_k_sets;  // sets of accumulators, each of a share of the batch rows, added at the end
 };
 
-// A layer with int8 weights. Rows of x and h are rounded to one or two activation bytes, which the threads of a team share.
+// A layer with int8 weights. Rows of x and h are rounded to one or two activation bytes, which a team's threads share.
 struct Int8Job : Job {
     const fastlstm_forward_args *args;
     bool pack;
@@ -83,7 +83,7 @@ struct Int8Job : Job {
     bool few_rows;     // then x is multiplied for all panels before h is
     bool has_amx;      // whether this process may use AMX
     uint8_t *x, *h;    // (2, B, block, act_bytes, row bytes of I), (2, B, act_bytes, row bytes of H)
-    float *scales_x, *scales_h, *scales;  // of these rows: (2, B, block), (3, B), and (threads, B) of the step that runs
+    float *scales_x, *scales_h, *scales;  // of these rows: (2, B, block), (3, B), and (threads, B) of the current step
     float *sums_x;     // the input projection, if rows are few: (panels, B, block, X, lanes)
     float *carried;    // the state that the cell reads: (panels, B, lanes)
 };

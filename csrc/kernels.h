@@ -76,5 +76,5 @@ struct ThreadPosition {
 // For float32 and float64, of each cell
 #define BOTH(function, cell) {function<cell, float>, function<cell, double>}
 #define ALL(function) {BOTH(function, Lstm), BOTH(function, Gru)}
-#define KERNELS(name) {name, VECTOR_BYTES, false, ALL(packed_size), ALL(pack_weights), ALL(forward)}
+#define KERNELS(name) {name, VECTOR_BYTES, /*has_amx=*/false, ALL(packed_size), ALL(pack_weights), ALL(forward)}
 #define BACKWARD ALL(backward)

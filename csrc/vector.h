@@ -17,7 +17,7 @@ template <class Raw> inline Raw fused(Raw x, Raw y, Raw z) { return x * y + z; }
 #ifdef EXACTLY_FUSED  // fuses float32 with one rounding, as processors with FMA do
 typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
 #ifdef __SSE2__
-// In float64 the product is exact. Its sum with z is rounded to odd there, so that rounding to float32 rounds only once.
+// In float64 the product is exact. Its sum with z is rounded to odd there, so that the float32 result is rounded once.
 inline __m128 fused_half(__m128 x, __m128 y, __m128 z) {
     typedef int64_t Longs __attribute__((vector_size(16)));
     const __m128d product = _mm_cvtps_pd(x) * _mm_cvtps_pd(y), addend = _mm_cvtps_pd(z), sum = product + addend;

@@ -238,7 +238,9 @@ def _rebased(cls: type, base: type) -> type:
 
 @cache
 def _mixed(cls: type, theirs: type, ours: type) -> Any:
-    """`cls`, which is `theirs` or a subclass, with `ours` before `theirs`: resolved as cls, ..., ours, theirs, ..."""
+    """Return `cls`, which is `theirs` or a subclass, with `ours` in front of `theirs`. Methods are looked up in cls,
+    ..., ours, theirs, ...
+    """
     constructor = vars(theirs)["__init__"]  # ours would call it with the arguments of the base of both classes
     between = type(ours.__name__, (ours, theirs), {"__init__": constructor})
     bases = (_Mixed, between) if cls is theirs else (cls, _Mixed, between)

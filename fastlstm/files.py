@@ -19,10 +19,10 @@ def is_full(error: OSError) -> bool:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[io.BytesIO]:
-    """What is written here becomes the file at `path`, whole or not at all.
+    """Yield a buffer, whose content becomes the file at `path` at the end, whole or not at all.
 
-    It is gathered in memory, written to a file of a temporary name beside `path`, and renamed: whatever fails, a full
-    disk among it, fails here, and what was at `path` stays.
+    The content is written to a file of a temporary name beside `path`, which is then renamed. If anything fails, such
+    as a full disk, it fails here, and the earlier file at `path` stays.
 
     Raises:
         FileError: when the file cannot be written.

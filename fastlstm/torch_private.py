@@ -1,9 +1,9 @@
-"""Every private name of torch that the package uses, and what is done where torch has none of that name.
+"""Every private name of torch that the package uses, and a public way for each.
 
-A release of torch may rename any of them. Each is looked up once, when the package is imported; where one is missing,
-a public way is taken in its place, which gives the same results and takes longer. With ``FASTLSTM_PUBLIC_TORCH=1`` in
-the environment all of them count as missing. The times beside them, of one call with the name and without it,
-were taken on an Intel Xeon with AVX-512.
+A release of torch may rename any of them. Each name is looked up once, when the package is imported. Where torch lacks
+it, the public way is taken, which gives the same results and takes longer. With ``FASTLSTM_PUBLIC_TORCH=1`` in the
+environment all names count as missing. The times in this file are of one call, with the private name and without it,
+on an Intel Xeon with AVX-512.
 """
 
 import importlib.abc
@@ -23,11 +23,11 @@ from torch.autograd import Function, forward_ad
 
 F = TypeVar("F", bound=Callable[..., Any])
 PUBLIC = os.environ.get("FASTLSTM_PUBLIC_TORCH", "0") not in ("", "0")
-NAMES: dict[str, bool] = {}  # those that were looked for within torch, and whether they were found
+NAMES: dict[str, bool] = {}  # every private name that was looked up, and whether torch has it
 
 
 def _name(path: str) -> Any:
-    """Return what torch has under a private name, or None."""
+    """Return the value of a private name of torch, or None if torch lacks it."""
     try:
         value = None if PUBLIC else attrgetter(path)(torch)
     except AttributeError:
@@ -61,7 +61,10 @@ class _WhenImported(importlib.abc.MetaPathFinder):
 
 
 def _hook() -> _WhenImported | None:
-    """Return what waits for the import of Dynamo, torch's tracer, or None if it is imported or has another name."""
+    """Return a finder that waits for the import of Dynamo, torch's tracer.
+
+    Return None if Dynamo is imported already, or has another name.
+    """
     name = "torch._dynamo"
     NAMES["_dynamo"] = not PUBLIC and (name in sys.modules or importlib.util.find_spec(name) is not None)
     if not NAMES["_dynamo"] or name in sys.modules:
@@ -77,8 +80,9 @@ _dynamo_import = _hook()
 def when_compiling(callback: Callable[[], object]) -> None:
     """Call a function once somebody compiles, before anything is traced.
 
-    Marking a function by `torch.compiler` imports Dynamo, which takes five times as long as importing this package. So
-    it waits until somebody else has imported Dynamo. If Dynamo has another name, it is imported with the package.
+    To mark a function by `torch.compiler` imports Dynamo, which takes five times as long as importing this package. So
+    the callback waits until somebody else has imported Dynamo. If Dynamo has another name, the callback runs at once,
+    and so imports Dynamo with the package.
     """
     if _dynamo_import is None or _dynamo_import not in sys.meta_path:
         callback()
@@ -99,7 +103,7 @@ def constant(function: F) -> F:
 
 
 def outside_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Do what `torch.compiler.disable` does. The private name imports Dynamo at the first call, the public one now."""
+    """Do what `torch.compiler.disable` does. The private name imports Dynamo at the function's first call only."""
     return (_disable or torch.compiler.disable)(function)
 
 
@@ -107,11 +111,14 @@ _disable = _name("_disable_dynamo")
 
 
 def _activity_reader() -> Callable[[], int]:
-    """Return a function that reads from torch's dispatcher what is active: 2 for a transform of torch.func, otherwise 1
-    for a mode that sees every operator or a trace, otherwise 0; always 3, for both, if a dispatch key has another name.
+    """Return a function that asks torch's dispatcher what is active, and answers with a number.
 
-    The probe `fastlstm::active` has a kernel for each dispatch key. The first active key's kernel runs, and its result
-    names the key.
+    The number is 2 within a transform of torch.func, otherwise 1 within a trace or a mode that sees every operator, and
+    otherwise 0. If a dispatch key has another name, the dispatcher cannot be asked. The answer is then always 3, which
+    counts as a transform and as a mode.
+
+    The dispatcher is asked by a call of the operator `fastlstm::active`. It has a kernel for each dispatch key in
+    question. The kernel of the first active key runs, and returns that key's number.
     """
     if not hasattr(torch.ops.fastlstm, "active"):  # a module may be loaded again
         library = torch.library.Library("fastlstm", "FRAGMENT")
@@ -130,8 +137,8 @@ def _activity_reader() -> Callable[[], int]:
 _libraries: list[torch.library.Library] = []
 # Whether a transform of torch.func is active, in 0.04 us instead of 0.7.
 transformed: Any = _name("_C._are_functorch_transforms_active")
-# How many modes see every operator, as that of fake tensors does, in 0.05 us instead of 0.8. Without the name: whether
-# there is any.
+# How many modes are active that see every operator, such as the mode of fake tensors, in 0.05 us instead of 0.8. The
+# public way tells only whether there is any.
 dispatch_mode_count: Any = _name("_C._len_torch_dispatch_stack")
 
 if transformed is None or dispatch_mode_count is None:
@@ -154,17 +161,17 @@ _opened_by_graph = False
 
 
 def dual_level() -> bool:
-    """Return whether there is a level of dual numbers: forward mode, of torch.func or not.
+    """Return whether a level of dual numbers is open. Forward mode opens one, by torch.func or by torch.autograd.
 
     The private count takes 0.05 us. Without it, `unpack_dual(None)` is called, in 0.3 us. It raises TypeError only
-    where there is a level.
+    where a level is open.
     """
     if _counts_levels:
         return forward_ad._current_level >= 0 or _opened_by_graph
     nothing: Any = None
     try:
         forward_ad.unpack_dual(nothing)
-    except TypeError:  # and nothing else, since a signal's handler may raise anything meanwhile
+    except TypeError:  # no other error is caught: a signal's handler, which may run here, may raise any
         return True
     return _opened_by_graph
 
@@ -177,18 +184,19 @@ def _dual_level_outside() -> bool:
 def dual_level_in_graph() -> bool:
     """Return `dual_level`, in a function that Dynamo traces.
 
-    Without the private count a graph's own level cannot be seen. So one is assumed, and a graph for inference then also
-    computes saved values.
+    Without the private count nobody can see a level that the graph itself opens. So a level is assumed to be open, and
+    a graph for inference then also computes saved values.
     """
-    # The constant comes first, since it guards no name. To Dynamo the count has the value that the graph has set.
+    # `_dual_level_outside` comes before the count: it is a constant to Dynamo, which then guards no name for it. In the
+    # count Dynamo sees the levels that the graph itself has opened so far.
     return not _counts_levels or _dual_level_outside() or forward_ad._current_level >= 0
 
 
 @contextmanager
 def opened_by_graph(dual: bool) -> Iterator[None]:
-    """Make `dual_level` true within, if `dual`, since a compiled graph opens levels without raising the private count.
+    """Make `dual_level` true inside the context if `dual` is true.
 
-    The flag is shared by all threads, as a level is.
+    A compiled graph opens levels without raising the private count. All threads share the flag, as they share a level.
     """
     global _opened_by_graph
     uncounted = dual and not dual_level()
@@ -205,11 +213,10 @@ _plain_apply = _name("_C._FunctionBase.apply")
 
 
 def plain_apply(function: type[Function]) -> Callable[..., Any]:
-    """Return ``Function.apply`` for calls without a transform of torch.func, in 3 us instead of some 25 with a
-    setup_context.
+    """Return a faster ``function.apply``, for calls without a transform of torch.func.
 
-    It skips three checks of `apply`: for a transform, for tensors that a transform left behind, and for default
-    arguments. Without the private name it is `apply` itself.
+    It takes 3 us, and `apply` of a Function with a setup_context takes some 25. It skips three checks: for a transform,
+    for tensors that a transform left behind, and for default arguments. Without the private name it is `apply` itself.
     """
     if _plain_apply is not None:
         return super(Function, function).apply  # type: ignore[misc]
@@ -217,9 +224,9 @@ def plain_apply(function: type[Function]) -> Callable[..., Any]:
     return public
 
 
-# One level of torch.func's transforms, with which `fastlstm.autograd.levels` goes through them. An ensemble's training
-# step spends 0.9 ms less there than in torch's own way, which is taken if one of these names is missing. That way has
-# no entrance for a layer that `torch.jit.trace` recorded: its gradient by torch.func then raises.
+# With these names `fastlstm.autograd.levels` goes through torch.func's transforms, one level at a time. An ensemble's
+# training step then takes 0.9 ms less than in torch's own way, which is taken if one of the names is missing. A layer
+# that `torch.jit.trace` recorded cannot go torch's own way: its gradient by torch.func then raises.
 Kind = _name("_C._functorch.TransformType")
 all_levels = _name("_C._functorch.get_interpreter_stack")
 innermost = _name("_C._functorch.peek_interpreter_stack")
@@ -233,7 +240,7 @@ unwrap_for_grad = _name("_C._functorch._unwrap_for_grad")
 wrap_for_grad = _name("_C._functorch._wrap_for_grad")
 unwrap_if_left = _name("_C._functorch.unwrap_if_dead")
 Node: Any = _name("autograd.function._SingleLevelFunction")  # the base of Functions that know no level
-# Whether Functions that know no level may be applied, and what allows it
+# Whether Functions that know no level may be applied, and the function that allows it
 single_level_is_allowed = _name("_C._functorch.get_single_level_autograd_function_allowed")
 allow_single_level = _name("_C._functorch.set_single_level_autograd_function_allowed")
 enable_tangents = _name("_C._set_fwd_grad_enabled")
@@ -256,14 +263,14 @@ def _copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         target.copy_(source)
 
 
-# `Tensor.copy_` for each of many, in 1.3 us instead of 2.2 for three.
+# Copies each of many tensors, as `Tensor.copy_` does. For three of them it takes 1.3 us instead of 2.2.
 copy_all: Callable[[Sequence[Tensor], Sequence[Tensor]], None] = _name("_foreach_copy_") or _copy_each
 
 _overwriting = _name("_library.custom_ops.get_library_allowing_overwrite")
 
 
 def library_of(operator: str) -> torch.library.Library:
-    """Return a library that defines one operator, and replaces an earlier definition if a notebook reloads its module.
+    """Return a library that defines one operator. If a notebook reloads a module, it replaces the earlier definition.
 
     Without the private name a second definition is an error of torch's, which names the operator.
     """

@@ -180,7 +180,7 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
 
 
 def _resumed(parser: Parser, args: argparse.Namespace) -> dict[str, Any]:
-    """What the run in `args.resume` is; the arguments that it was begun with are put into `args`."""
+    """Return what the run in `args.resume` is about, and put the arguments that it was begun with into `args`."""
     for name in FIXED:
         if getattr(args, name) is not None:
             parser.error(f"argument --{name.replace('_', '-')}: must be left out with --resume, the run keeps its own")

@@ -39,7 +39,7 @@ def tensorflow_weights(kernel: Any, bias: Any, *, forget_bias: float = 1.0, suff
 
 
 def keras_weights(kernel: Any, recurrent_kernel: Any, bias: Any, *, suffix: str = "_l0") -> dict[str, Tensor]:
-    """The parameters of a layer with the weights of a Keras LSTM layer (``get_weights()``), for `load_state_dict`.
+    """Return the weights of a Keras LSTM layer (``get_weights()``) as parameters of a layer, for `load_state_dict`.
 
     Keras has the gates in the order i, f, c, o (c is g here), and its forget bias is part of the bias.
 
@@ -64,7 +64,7 @@ def keras_weights(kernel: Any, recurrent_kernel: Any, bias: Any, *, suffix: str 
 
 
 def keras_gru_weights(kernel: Any, recurrent_kernel: Any, bias: Any, *, suffix: str = "_l0") -> dict[str, Tensor]:
-    """The parameters of a layer with the weights of a Keras GRU layer (``get_weights()``), for `load_state_dict`.
+    """Return the weights of a Keras GRU layer (``get_weights()``) as parameters of a layer, for `load_state_dict`.
 
     Keras has the gates in the order z, r, h (h is n here). The layer must have been built with ``reset_after=True``,
     which is Keras' default: its reset gate acts on the product with the hidden state. With ``reset_after=False`` the

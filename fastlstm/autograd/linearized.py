@@ -4,12 +4,13 @@ It is plain PyTorch, and itself differentiable. The partial derivatives of each 
 computed for all steps at once. The two loops over time then have one product and a few elementwise operations a step.
 Weights may be stacks, as in `reference`.
 
-If a step takes M means over units, they are M more results, before its N states. The value of which a mean is taken has
-partial derivatives like a state, and later results have one by the mean. A mean is its own adjoint: the gradient of
-that value is the mean of the mean's gradient, which comes from later results alone.
+A step that takes M means over units has M results more, in front of its N states. These are the values of which the
+means are taken. They have partial derivatives by the arguments of the step, as states have, and all later results also
+have a partial derivative by each mean. A mean is its own adjoint: the gradient of the value is the mean of the gradient
+of its mean, to which only later results contribute.
 
-Arguments that are called as a value, such as `h_prev`, are its tangent or gradient here. A suffix `_t` stands for a
-tangent, and never for a time.
+An argument with the name of a value, such as `h_prev`, is the tangent or the gradient of that value in this file. A
+suffix `_t` stands for a tangent, and never for a time.
 """
 
 from collections.abc import Sequence
@@ -53,8 +54,10 @@ Tangents = Gradients  # tangents of a layer's operands, each None for zeros
 
 
 class Linearized:
-    """The derivatives of one layer in one direction, around the states (T, B, H) of a run: its outputs, then the inner
-    states.
+    """The derivatives of one layer in one direction, around a run of it.
+
+    Args:
+        states: the outputs of the run, and then its inner states, (T, B, H) each.
     """
 
     def __init__(self, layer: Layer, states: Sequence[Tensor]) -> None:
@@ -98,10 +101,10 @@ class Linearized:
         return self.partials.get(f"{result}_by_{name}", self.zeros)
 
     def previous(self, states: Sequence[Tensor], first: Several) -> tuple[Tensor, ...]:
-        """Return the states before each step, (T, B, H), from the states after each step and the `first` ones.
+        """Return the states before each step, (T, B, H), from the states after each step.
 
-        Each of `first` may be None for zeros. States before a held step count as zero. The first state after a step is
-        the output, which is zero at held steps. The others repeat themselves there.
+        Each of `first`, the states before the first step, may be None for zeros. States before a held step count as
+        zero. Among `states`, the output is zero at held steps, and the others are there what they were before.
         """
         results = []
         for k, (a, a_0) in enumerate(zip(states, first)):
@@ -110,7 +113,10 @@ class Linearized:
         return tuple(results)
 
     def previous_transposed(self, gradients: Sequence[Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return the transpose of `previous`: gradients of the states (T, B, H), and of the first ones (B, H)."""
+        """Apply the transpose of `previous` to the gradients of the states before each step.
+
+        Return the gradients of the states after each step, (T, B, H), and of those before the first step, (B, H).
+        """
         states, first = [], []
         for k, a in enumerate(gradients):
             a = fill(fill(a, self.reset), self.held)
@@ -123,11 +129,17 @@ class Linearized:
         return tuple(states), tuple(first)
 
     def results(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return the results of a run from its states (T, B, H): outputs, zero at held steps, last and inner states."""
+        """Return the results of a run from its states (T, B, H): the outputs, the last states, and the inner states.
+
+        The outputs are zero at held steps.
+        """
         return fill(states[0], self.held), *(a[self.order[-1]].clone() for a in states), *states[1:]
 
     def _steps(self, *tensors: Optional) -> list[tuple[Any, ...]]:
-        """Return the tensors of each time step. The derivative of unbind is one stack, that of indexing T tensors."""
+        """Return the tensors of each time step.
+
+        unbind splits them, since its derivative is one stack, and that of T indices is T whole tensors.
+        """
         return list(zip(*([None] * self.T if a is None else a.unbind(0) for a in tensors)))
 
     def _beside_states(self, of: Layer | Tangents, suffix: str) -> dict[str, Tensor]:
@@ -151,8 +163,9 @@ class Linearized:
         return self.sums.add_h(weight_tangents.add_h(total, self.prev[0]), h_prev)
 
     def tangent(self, preact: Tensor, operand_tangents: Tangents) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the tangents of the pre-activations and of all states (T, B, H), from `preact_tangent` without h_prev.
-        Held steps repeat the tangents before them.
+        """Return the tangents of the pre-activations (T, B, S H) and of all states (T, B, H).
+
+        `preact` is what `preact_tangent` returns without h_prev. Held steps repeat the tangents before them.
         """
         states = [torch.zeros_like(a[0]) if s is None else s for a, s in zip(self.prev, operand_tangents.states)]
         by_mean = [torch.stack(partials, 1) for partials in self.by_mean]  # (T, M + N, B, H) each

@@ -69,13 +69,17 @@ def define(cell: Cell) -> None:
 
     # What `torch.jit.trace` records. It decomposes at each call, so that one trace serves training and inference.
     results = operators.tensors_of(2 * len(cell.states))
-    schema = f"({operators.schema_of(cell)}, bool reverse, bool cells, str backend) -> {results}"
+    schema = f"({operators.schema_of(cell)}, bool reverse, bool inner_states, str backend) -> {results}"
     name = operators.name_of(cell, "layer")
     layer = operators.define(name, schema, partial(_layer, cell), "CompositeImplicitAutograd")
     operators.by_cell[cell] = defined._replace(layer=layer)
 
 
 def _layer(cell: Cell, *args: Any) -> tuple[Tensor, ...]:
+    """Return the outputs, the last states and, if the argument `inner_states` is true, the inner states of all steps.
+
+    An operator's results do not vary in number, so without them there are empty tensors in their place.
+    """
     *tensors, reverse, inner_states, backend = args
     run = differentiable(Layer.of(cell, tensors, reverse), inner_states, backend)
     return run.h, *run.last, *(run.saved if inner_states else [run.h.new_empty(0) for _ in run.saved])

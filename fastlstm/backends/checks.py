@@ -85,7 +85,7 @@ def _check_presence(layer: Layer) -> None:
 
 
 def _hidden(layer: Layer, I: int) -> int:
-    """H, from weight_ih, or from the rows of weight_hh where there is none."""
+    """Return H, from weight_ih, or from the rows of weight_hh where there is no weight_ih."""
     weight_ih, weight_hh, _, _, *params = layer.weights
     gates = layer.cell.gates_of_x
     if weight_ih is None:

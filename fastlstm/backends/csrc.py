@@ -22,6 +22,7 @@ VERSION = 6  # FASTLSTM_VERSION of csrc/fastlstm.h
 FORWARD = struct.Struct("@9q Pqq Pq Pq PPPPPP Pq Pq PP PPP PP")
 BACKWARD = struct.Struct("@9q Pqq Pq Pq Pq Pq PP PPP Pqq Pqq Pq Pq PPP PP PP")
 THREADS = struct.Struct("@qPP")
+FORWARD_FIELDS = len(FORWARD.unpack(bytes(FORWARD.size)))
 CELLS = {lstm: 0, gru: 1}  # enum fastlstm_cell
 instructions = 0  # enum fastlstm_instructions; 0 is the processor's widest
 
@@ -92,10 +93,12 @@ class Steps:
         c_0 = 0 if c is None else c.data_ptr()
         # The arguments of fastlstm_forward: a call writes two of them and passes two pointers, where fastlstm_step
         # would have twelve arguments to convert.
+        no_weights = (0,) * 8  # weight_ih and weight_hh with their row strides, two biases, two scales
+        no_masks, no_h, no_saved = (0, 0), (0, 0), (0, 0)  # reset and lengths; h and h_n; c and gates
         self.arguments = ctypes.create_string_buffer(
             FORWARD.pack(
-                VERSION, *kind, 1, B, I, H, 0, 0, 0, I, *(0,) * 8, packed.data_ptr(), 0, self.h, H, c_0, H,
-                *(0,) * 4, c_0, 0, 0,
+                VERSION, *kind, 1, B, I, H, 0, 0, 0, I, *no_weights, packed.data_ptr(), 0, self.h, H, c_0, H,
+                *no_masks, *no_h, c_0, *no_saved,
             ),
             FORWARD.size,
         )  # fmt: skip

@@ -1,8 +1,9 @@
-"""A pool of large buffers that are used again. Its pages stay, in huge pages where the system has them.
+"""A pool of memory for large buffers, which later calls use again. It has huge pages where the system has them.
 
-The pool serves memory that no user sees: saved gates, the kernels' large buffers, copies in another type. Nothing runs
-when a tensor of it dies, since a finalizer would run at any moment in any thread, and could swallow an exception of a
-signal handler. Instead each piece has a weak reference to the view that a tensor holds, and `take` looks at it.
+The pool serves memory that no user sees: saved gates, the kernels' large buffers, copies in another type. A tensor
+holds a view of its piece of the pool, and the piece has a weak reference to that view. `take` looks at the reference to
+see whether the tensor still lives. A finalizer of the tensor would do without, but it would run at any moment in any
+thread, and could swallow an exception of a signal handler.
 """
 
 import ctypes
@@ -19,14 +20,15 @@ from functools import cache
 import torch
 from torch import Tensor
 
-# Bytes from which buffers come from the pool. malloc keeps smaller ones, as a rule. Nearly a megabyte it may give back
-# to the system at every call: a training step of 2.7 ms then took 4.0.
+# Buffers of this many bytes and more come from the pool. malloc usually keeps the memory of smaller ones. Buffers of
+# nearly a megabyte it may give back to the system at every call: a training step of 2.7 ms then took 4.0.
 SMALL = 1 << 19
-LIMIT, MAX_PIECES = 256 << 20, 64  # bytes and pieces that the pool may have; beyond these, memory is used once
+LIMIT, MAX_PIECES = 256 << 20, 64  # the most bytes and pieces of the pool; memory beyond them is used once
 SCRATCH = 1 << 17  # bytes for all small buffers of a call, which saves a short call its mallocs
 PAGE = 2 << 20  # bytes of a huge page
 MAPPED = 32 << 20  # bytes from which malloc always maps fresh memory
-# Pieces below a page are multiples of this. In whole pages, buffers of different sizes would come to touch all of them.
+# Pieces below a huge page are multiples of this. If each were a huge page, it would serve buffers of all sizes in turn,
+# and all of its memory would be in use after a while.
 GRANULE = 1 << 16
 
 
@@ -40,7 +42,10 @@ def _nobody() -> None:
 
 
 class Pages:
-    """A piece of `size` bytes at `address`. It is in use while the view lives to which `holder` refers weakly."""
+    """A piece of `size` bytes at `address`. `holder` is a weak reference to a view of it.
+
+    The piece is in use while that view lives.
+    """
 
     __slots__ = ("address", "holder", "memory", "size")
 
@@ -74,8 +79,8 @@ if hasattr(os, "register_at_fork"):
 def take(used: int) -> tuple[memoryview, int]:
     """Return a view of memory for `used` bytes, and its address. The memory is the caller's while the view lives.
 
-    It comes from the pool if a free piece fits: the smallest, and the newest of that size. So layers share buffers,
-    but a small request takes no large piece.
+    It comes from the pool if a free piece fits. The smallest that fits is taken, and among equal ones the newest. So
+    layers share buffers, and a small request takes no large piece.
     """
     size = _rounded(used)
     with _lock:
@@ -91,7 +96,7 @@ def take(used: int) -> tuple[memoryview, int]:
 
 
 def _free(size: int) -> Pages | None:
-    """Remove a free piece that fits from the pool and return it, or None. A finalizer then cannot take it meanwhile."""
+    """Remove a free piece that fits from the pool and return it, so that no finalizer takes it too. Or return None."""
     while True:
         best = None
         for pages in reversed(list(_pool)):
@@ -123,7 +128,7 @@ def _make_room(size: int) -> bool:
 
 
 class Scratch:
-    """SCRATCH bytes at `address`."""
+    """Memory of SCRATCH bytes at `address`, for the small buffers of a call."""
 
     __slots__ = ("address", "memory")
 
@@ -133,7 +138,7 @@ class Scratch:
 
 
 def take_scratch() -> Scratch:
-    """Return memory for the small buffers of a call, usually what the last call left in a cache."""
+    """Return memory for the small buffers of a call, usually the last call's, which is still in a cache."""
     try:
         return _scratch.pop()
     except IndexError:
@@ -176,10 +181,10 @@ def new_of(like: Tensor, shape: Sequence[int]) -> Callable[..., Tensor]:
 
 @cache
 def _keep_freed_memory() -> None:
-    """Make glibc's malloc keep memory that training steps free. A training step of the row-LSTM takes 0.87 of the time.
+    """Make glibc's malloc keep memory that training steps free. One of the row-LSTM's then takes 0.87 of the time.
 
-    glibc gives memory back to the system above twice the size of the largest mapped array that was ever freed. Freeing
-    this array, which nobody touches, raises that threshold. Other allocators take no notice.
+    glibc gives free memory back to the system if it is more than twice the largest mapped array that was ever freed.
+    The array here is freed without being touched, and so raises that limit. Other allocators take no notice.
     """
     torch.empty(MAPPED - PAGE, dtype=torch.uint8, device="cpu")
 
@@ -200,7 +205,7 @@ def pooled(like: Tensor, *shape: int) -> Tensor:
     count = math.prod(shape)
     size = count * like.itemsize
     if size < SMALL or not like.is_cpu:
-        return like.new_empty(*shape)  # a tuple would take half as long again
+        return like.new_empty(*shape)  # with the shape as a tuple it would take half as long again
     view, _ = take(size)
     # The storage keeps the view alive. A slice of a longer tensor would share that tensor's version counter.
     return torch.frombuffer(view, dtype=like.dtype, count=count).resize_(*shape)

@@ -117,8 +117,10 @@ class _Plan:
         """Pack a snapshot of the weights and keep it. Nobody writes to it again, since other threads may read it."""
         weight_ih, weight_hh, *others = cast(list[Any], snapshot_of((*layer.weights, *layer.scales)))
         packed = unpooled(weight_ih, csrc.library.fastlstm_packed_size(*self.pack_key) // weight_ih.itemsize)
-        read = *csrc.array(weight_ih, 1), *csrc.array(weight_hh, 1), *map(address, others), *(0,) * (4 - len(others))
-        csrc.call("fastlstm_pack", csrc.FORWARD.pack(*self.head, 0, 0, 0, *read, *(0,) * 13), packed.data_ptr())
+        weights = *csrc.array(weight_ih, 1), *csrc.array(weight_hh, 1), *map(address, others)
+        fields = *self.head, *csrc.array(None, 2), *weights  # without x: packing reads nothing but the weights
+        fields += (0,) * (csrc.FORWARD_FIELDS - len(fields))
+        csrc.call("fastlstm_pack", csrc.FORWARD.pack(*fields), packed.data_ptr())
         packed_weights[self.key] = self.form, packed
         return packed
 

@@ -42,7 +42,7 @@ def _check_values(name: str, *args: Any, hint: str = "") -> None:
 
 
 def _function(declared: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of a cell from what it is on floats."""
+    """Return a function of a cell, from the function that computes it on floats."""
     name, arity = declared.__name__, declared.__code__.co_argcount
 
     @functools.wraps(declared)
@@ -61,25 +61,25 @@ def _function(declared: Callable[..., Any]) -> Callable[..., Any]:
 
 @_function
 def sigmoid(x: Any) -> Any:
-    """``1 / (1 + exp(-x))``. Equivalent to `torch.sigmoid`."""
+    """Return ``1 / (1 + exp(-x))``. Equivalent to `torch.sigmoid`."""
     return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
 
 
 @_function
 def tanh(x: Any) -> Any:
-    """The hyperbolic tangent. Equivalent to `torch.tanh`."""
+    """Return the hyperbolic tangent. Equivalent to `torch.tanh`."""
     return math.tanh(x)
 
 
 @_function
 def relu(x: Any) -> Any:
-    """x where it is greater than 0, else 0; its derivative at 0 is 0. Equivalent to `torch.relu`."""
+    """Return x where it is greater than 0, else 0. The derivative at 0 is 0. Equivalent to `torch.relu`."""
     return 0.0 if x < 0 else x
 
 
 @_function
 def exp(x: Any) -> Any:
-    """e to the power of x. Equivalent to `torch.exp`."""
+    """Return e to the power of x. Equivalent to `torch.exp`."""
     try:
         return math.exp(x)
     except OverflowError:
@@ -88,30 +88,30 @@ def exp(x: Any) -> Any:
 
 @_function
 def log_sigmoid(x: Any) -> Any:
-    """``log(sigmoid(x))``, without overflow. Equivalent to `torch.nn.functional.logsigmoid`."""
+    """Return ``log(sigmoid(x))``, without overflow. Equivalent to `torch.nn.functional.logsigmoid`."""
     return min(x, 0.0) - math.log1p(math.exp(-abs(x)))
 
 
 @_function
 def maximum(a: Any, b: Any) -> Any:
-    """The greater of two values, NaN if either is. Equivalent to `torch.maximum`."""
+    """Return the greater of two values, or NaN if either is NaN. Equivalent to `torch.maximum`."""
     return a if a > b or a != a else b
 
 
 @_function
 def where(condition: Any, a: Any, b: Any) -> Any:
-    """a where a comparison holds, else b. Equivalent to `torch.where`."""
+    """Return a where a comparison holds, else b. Equivalent to `torch.where`."""
     return a if condition else b
 
 
 @_function
 def stop_gradient(x: Any) -> Any:
-    """x itself, whose derivatives count as zero. Equivalent to `torch.Tensor.detach`."""
+    """Return x itself. Its derivatives count as zero. Equivalent to `torch.Tensor.detach`."""
     return x
 
 
 def mean(x: Any, of: str = "row") -> Any:
-    """The mean over the H units of a row, or over the H / K units of a head, which each of them gets.
+    """Return the mean over the H units of a row, or over the H / K units of a head. Each of the units gets it.
 
     Args:
         of: "row" or "head".
@@ -132,40 +132,42 @@ def mean(x: Any, of: str = "row") -> Any:
 
 @_function
 def sqrt(x: Any) -> Any:
-    """The square root, NaN of a negative number. Equivalent to `torch.sqrt`."""
+    """Return the square root, which is NaN for a negative number. Equivalent to `torch.sqrt`."""
     return math.sqrt(x) if x >= 0 else math.nan
 
 
 @_function
 def rsqrt(x: Any) -> Any:
-    """``1 / sqrt(x)``. Equivalent to `torch.rsqrt`."""
+    """Return ``1 / sqrt(x)``. Equivalent to `torch.rsqrt`."""
     root = math.sqrt(x) if x >= 0 else math.nan
     return 1.0 / root if root else math.copysign(math.inf, root)
 
 
 @_function
 def log(x: Any) -> Any:
-    """The natural logarithm, NaN of a negative number. Equivalent to `torch.log`."""
+    """Return the natural logarithm, which is NaN for a negative number. Equivalent to `torch.log`."""
     return math.log(x) if x > 0 else -math.inf if x == 0 else math.nan
 
 
 def square(x: Any) -> Any:
-    """``x * x``. Equivalent to `torch.square`."""
+    """Return ``x * x``. Equivalent to `torch.square`."""
     _check_values("square", x)
     return x * x
 
 
 def minimum(a: Any, b: Any) -> Any:
-    """The smaller of two values, NaN if either is. Equivalent to `torch.minimum`."""
+    """Return the smaller of two values, or NaN if either is NaN. Equivalent to `torch.minimum`."""
     _check_values("minimum", a, b)
     return -maximum(-a, -b)
 
 
 def clamp(x: Any, min: Any = None, max: Any = None) -> Any:  # noqa: A002
-    """x within two limits, of which one may be None; its derivative at a limit is 1. Equivalent to `torch.clamp`.
+    """Return x within two limits, of which one may be None. The derivative at a limit is 1.
 
     Raises:
         ValueError: if both limits are None.
+
+    Equivalent to `torch.clamp`.
     """
     if min is None and max is None:
         raise ValueError("clamp needs min or max, got None for both")
@@ -175,15 +177,15 @@ def clamp(x: Any, min: Any = None, max: Any = None) -> Any:  # noqa: A002
 
 
 def softplus(x: Any) -> Any:
-    """``log(1 + exp(x))``, without overflow. Equivalent to `torch.nn.functional.softplus` without a threshold, above
-    which that one returns x.
+    """Return ``log(1 + exp(x))``, without overflow. Equivalent to `torch.nn.functional.softplus` without its threshold,
+    above which it returns x.
     """
     _check_values("softplus", x)
     return -log_sigmoid(-x)
 
 
 def hard_sigmoid(x: Any) -> Any:
-    """``x / 6 + 1 / 2`` within 0 and 1; its derivative at both ends is 0. Equivalent to
+    """Return ``x / 6 + 1 / 2`` within 0 and 1. The derivative at both ends is 0. Equivalent to
     `torch.nn.functional.hardsigmoid`.
     """
     _check_values("hard_sigmoid", x)
@@ -191,7 +193,8 @@ def hard_sigmoid(x: Any) -> Any:
 
 
 def layer_norm(*values: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, of: str = "row") -> Any:
-    """Values with a mean of 0 and a variance of 1 over the units of each row, then times `weight`, plus `bias`.
+    """Shift and scale values to a mean of 0 and a variance of 1 over the units of each row, then multiply by `weight`
+    and add `bias`.
 
     Several values are normalized together, over all their units, as Ba, Kiros and Hinton normalize the four gates of an
     LSTM (Layer normalization, 2016).
@@ -216,7 +219,7 @@ def layer_norm(*values: Any, weight: Any = None, bias: Any = None, eps: float = 
 
 
 def rms_norm(*values: Any, weight: Any = None, eps: float = 2**-23, of: str = "row") -> Any:
-    """Values divided by the root of the mean of their squares over the units of each row, then times `weight`.
+    """Divide values by the root of the mean of their squares over the units of each row, then multiply by `weight`.
 
     Several values are normalized together, over all their units. Zhang and Sennrich, Root mean square layer
     normalization, 2019.
@@ -247,20 +250,20 @@ def _check_normed(name: str, values: Sequence[Any], eps: Any) -> None:
 
 
 def _called(name: str, value: Any) -> Any:
-    """The value, which has this name in derived functions unless it has one."""
+    """Return the value. It has this name in derived functions unless it has a name already."""
     if isinstance(value, Node) and value.args and value.hint is None:
         value.hint = name
     return value
 
 
 def _mean_of_all(values: Sequence[Any], of: str) -> Any:
-    """The mean over all units of all values."""
+    """Return the mean over all units of all values."""
     total = functools.reduce(operator.add, values)
     return mean(total, of) * (1 / len(values))
 
 
 def _normalized(name: str, values: Sequence[Any], weight: Any, bias: Any, eps: float, of: str) -> Any:
-    """Values over the root of the mean of their squares, times weights, plus biases."""
+    """Return values divided by the root of the mean of their squares, times weights, plus biases."""
     scale = _called("scale", rsqrt(_mean_of_all([v * v for v in values], of) + eps))
     results = [v * scale for v in values]
     for kind, apply, each in (("weight", operator.mul, weight), ("bias", operator.add, bias)):

@@ -52,7 +52,7 @@ class Node:
         self.per_row: bool = shared and op not in COMPARISONS  # which are no numbers
 
     def is_constant(self, value: Number | None = None) -> bool:
-        """Whether it is a number, or this number."""
+        """Return whether the node is a number, or is this number if there is one."""
         return self.op == "constant" and value in (None, self.value)
 
     __add__, __radd__ = _operator("add"), _operator("add", swapped=True)
@@ -128,7 +128,7 @@ class Graph:
         return self._node("constant", (), float(value))
 
     def make(self, op: str, *args: Node | Number) -> Node:
-        """The node of an operation, or of what it simplifies to."""
+        """Return the node of an operation, or the node that it simplifies to."""
         nodes = tuple(a if isinstance(a, Node) else self.constant(a) for a in args)
         conditions = [a.op in COMPARISONS for a in nodes]
         if any(conditions[op == "where" :]):
@@ -216,7 +216,9 @@ def _maximum(a: Node, b: Node) -> Node | None:
 
 
 def _mean(a: Node, *heads: Node) -> Node | None:
-    """The mean is linear, and what a row shares can be taken out of it: once a row costs less than once a unit."""
+    """Move factors and divisors that a row shares out of a mean, which is linear. They then cost one operation a row
+    in the place of one a unit.
+    """
 
     def mean(x: Node) -> Node:
         return a.graph.make("mean_of_head" if heads else "mean", x, *heads)
@@ -242,7 +244,7 @@ SIMPLER: dict[str, Callable[..., Node | None]] = {
 
 
 def in_order(roots: Iterable[Node], leaves: Iterable[Node] = ()) -> list[Node]:
-    """All nodes that `roots` are made from, down to `leaves`, each after what it is made from."""
+    """Return all nodes that `roots` are made from, down to `leaves`. Each comes after those that it is made from."""
     order: dict[Node, None] = {}
     stop = set(leaves)
     for root in roots:

@@ -106,7 +106,7 @@ def slstm(z: Any, i: Any, f: Any, o: Any, c: Any, n: Any, m: Any) -> Any:
 
 
 def _norms(gains: str, biases: str) -> dict[str, float]:
-    """The initial values of norms' params, of names in two strings."""
+    """Return the initial values of norms' params: 1 for the names in `gains`, and 0 for those in `biases`."""
     return dict.fromkeys(gains.split(), 1.0) | dict.fromkeys(biases.split(), 0.0)
 
 

@@ -95,7 +95,7 @@ class Cell:
         }
 
     def derived(self, costs: Costs | None = None) -> Derived:
-        """What follows from the cell's arithmetic. Printed, it shows the forward and the backward pass.
+        """Return all that follows from the cell's arithmetic. Printed, it shows the forward and the backward pass.
 
         Args:
             costs: what saving, loading and computing a value cost, which decides what forward saves.

@@ -64,7 +64,7 @@ class Trace:
 
 
 def _run(name: str, function: Callable[..., Any], arguments: dict[str, Node], local: dict[str, Any]) -> Any:
-    """The function's result; its local variables at the end go into `local`, so that values keep their names."""
+    """Return the function's result, and put its last local variables into `local`, so that values keep their names."""
     code = function.__code__
     failed: tuple[Any, str | None] = None, None  # the place and the name of the last call of a C function that raised
 
@@ -91,7 +91,7 @@ def _run(name: str, function: Callable[..., Any], arguments: dict[str, Node], lo
 
 
 def _described(error: Exception, failed: tuple[Any, str | None], arguments: Iterable[str]) -> str:
-    """What went wrong, without the name of a class that authors have never met.
+    """Say what went wrong, without the name of a class that authors have never met.
 
     Args:
         failed: the frame and line that last called a C function which raised, and the function's name.
@@ -113,7 +113,7 @@ def _is_torchs(frame: FrameType) -> bool:
 
 
 def _place(code: CodeType, raised: TracebackType | None) -> str:
-    """The line of the cell's function that an error came from."""
+    """Return the line of the cell's function that an error came from."""
     line = code.co_firstlineno
     for frame, number in traceback.walk_tb(raised):
         line = number if frame.f_code is code else line

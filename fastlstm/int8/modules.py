@@ -217,7 +217,7 @@ def _check_tensors(module: Any, name: str) -> None:
 
 
 def _shared(module: Any) -> dict[str, Any]:
-    """Attributes of a module that its float and its int8 counterpart both have: sizes, options, hooks."""
+    """Return the attributes that a module shares with its float or int8 counterpart: sizes, options, hooks."""
     of_float = _OF_FLOAT.union(*_names_of(module))  # a plain tensor may stand in the place of a weight
     attributes = {name: value for name, value in vars(module).items() if name not in of_float}
     return {name: copy(value) if isinstance(value, dict | list | set) else value for name, value in attributes.items()}

@@ -29,7 +29,7 @@ _declare = cell(
 
 
 def _unit(i: Any, f_log: Any, z: Any, o: Any, c: Any, n: Any, m: Any) -> Any:
-    """The states of one unit. While its n is zero it has seen nothing, and its stabilizer m is its input gate's."""
+    """Return the output and the new states of a unit. While its n is zero it has seen nothing, and its m is i."""
     f_log = f_log + m
     m = where(n > 0, maximum(i, f_log), i)
     i, f = minimum(exp(i - m), 1.0), minimum(exp(f_log - m), 1.0)

@@ -129,7 +129,7 @@ def check_no_heads(module: Any, *_: Any, **options: Any) -> None:
 
 
 def _instead_of_cell(argument: Any) -> str:
-    """What is to be written where `argument` is no cell of an `RNN`."""
+    """Return the advice of an error: what to pass in the place of `argument`, which is no cell of an `RNN`."""
     name = getattr(argument, "__name__", type(argument).__name__)
     word = argument if isinstance(argument, str) else name.removesuffix("Cell")
     known = next((cell.name for cell in CELLS if cell.name == word.lower()), None)

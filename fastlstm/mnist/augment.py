@@ -24,7 +24,7 @@ def draw(batch_size: int, generator: torch.Generator) -> Tensor:
 
 
 def move(images: Tensor, maps: Tensor) -> Tensor:
-    """`images` (B, rows, columns) moved by `maps` (B, 2, 3), bilinear, zero outside."""
+    """Return `images` (B, rows, columns) moved by the affine `maps` (B, 2, 3): bilinear, and zero outside."""
     pictures = images.unsqueeze(1)
     grid = affine_grid(maps.to(images.device), list(pictures.shape), align_corners=False)
     return grid_sample(pictures, grid, align_corners=False).squeeze(1)

@@ -35,7 +35,7 @@ class Board:
             self._writer = self._class(str(self._directory), purge_step=done + 1)
 
     def tell(self, history: History, new: int) -> None:
-        """The last `new` iterations of `history`."""
+        """Log the last `new` iterations of `history`."""
         done = len(history.loss)
         with self._writing():
             for k in range(done - new, done):

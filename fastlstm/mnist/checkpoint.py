@@ -36,7 +36,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `save` wrote to `path`, its tensors on the CPU; no code of the file's is run (weights_only).
+    """Return what `save` wrote to `path`, with its tensors on the CPU. No code in the file is run (weights_only).
 
     Raises:
         CheckpointError: when the file is missing, damaged or not a checkpoint of this version.

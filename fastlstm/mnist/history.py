@@ -35,7 +35,7 @@ class History:
         }
 
     def reached(self, accuracy: float) -> dict[str, Any] | None:
-        """Iterations and training seconds when the validation accuracy was first found to be `accuracy` or more."""
+        """Return how many iterations and seconds of training it took to reach this validation accuracy, or None."""
         for iterations, reached in self.validation:
             if reached >= accuracy:
                 return {"iterations": iterations, "seconds": sum(self.seconds[:iterations])}
@@ -91,7 +91,9 @@ class Recorder:
 
 
 def compare(ours: History, theirs: History) -> dict[str, float | None]:
-    """Largest differences of the two loss curves over the iterations both did, and how many times ours is faster."""
+    """Return the largest difference of the two loss curves over the iterations that both did, and how many times faster
+    ours is.
+    """
     both = min(len(ours.loss), len(theirs.loss))
     a, b = ours.figures(), theirs.figures()
     if not both:

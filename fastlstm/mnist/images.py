@@ -46,7 +46,9 @@ def read(path: Path, size: tuple[int, int], invert: bool | None = None) -> Tenso
 
 
 def centred(ink: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """`ink` in MNIST's form: 20 of 28 pixels high or wide, its proportions kept, its centre of mass in the middle."""
+    """Return `ink` in MNIST's form: 20 of 28 pixels high or wide, in its proportions, with its centre of mass in the
+    middle.
+    """
     from PIL import Image  # not above: it is an extra of this package
 
     drawn = ink > 0.2  # paper has its shades
@@ -86,7 +88,7 @@ def _ink(path: Path, invert: bool | None) -> tuple[np.ndarray, bool]:
 
 
 def _on_blank(ink: np.ndarray, path: Path) -> np.ndarray:
-    """`ink` from 0, the shade of the paper, to 1, its darkest."""
+    """Return `ink` on a scale from 0, the shade of the paper, to 1, its darkest."""
     paper = _border(ink)
     depth = ink.max() - paper
     if depth < 0.1:

@@ -74,11 +74,11 @@ class RowLSTM(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """The tutorial's initial weights: those of TensorFlow's BasicLSTMCell, and a standard normal output layer.
+        """Draw the tutorial's initial weights: those of TensorFlow's BasicLSTMCell, and a standard normal output layer.
 
         TensorFlow holds both weights as one kernel of shape (I + H, 4H), which sets the limit of its Glorot-uniform
-        (Glorot and Bengio, 2010), and adds the forget bias of 1 (Jozefowicz et al., 2015) at run time. Later layers,
-        reverse directions and projections likewise.
+        (Glorot and Bengio, 2010), and adds the forget bias of 1 (Jozefowicz et al., 2015) at run time. Later
+        layers, reverse directions and projections get theirs in the same way.
         """
         H = self.lstm.hidden_size
         for weight_ih, weight_hh, bias_ih, bias_hh, *projection in self.lstm.all_weights:
@@ -101,7 +101,7 @@ class RowLSTM(nn.Module):
 
     @torch.no_grad()
     def read(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What the model holds after each time step.
+        """Read images step by step, and return what the model holds after each step.
 
         Returns:
             The last layer's state (B, T, D*H_out), and the probability of each class were the reading to end there
@@ -112,7 +112,7 @@ class RowLSTM(nn.Module):
         return output, self.linear(output).softmax(-1)
 
     def _sequence(self, images: Tensor) -> Tensor:
-        """(T, B, I)"""
+        """Return images (B, rows, columns) as time steps (T, B, I), their pixels in `self.order` if there is one."""
         if self.order is not None:
             images = images.flatten(1)[:, self.order]
         return images.reshape(len(images), -1, self.lstm.input_size).transpose(0, 1)

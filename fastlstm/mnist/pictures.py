@@ -180,7 +180,7 @@ def _draw_confusion(axes: Axes, counts: np.ndarray) -> None:
 
 
 def _draw_validation(axes: Axes, places: np.ndarray, history: History, name: str, colour: str, marker: str) -> None:
-    """The accuracy on the validation images, each at the place of the last iteration before it."""
+    """Draw the accuracies on the validation images, each at the place of the last iteration before it."""
     if history.validation:
         done, accuracies = map(np.array, zip(*history.validation))
         axes.plot(
@@ -196,7 +196,7 @@ def _draw_validation(axes: Axes, places: np.ndarray, history: History, name: str
 
 
 def _draw_curve(axes: Axes, places: np.ndarray, values: Sequence[float], name: str, colour: str, style: Any) -> None:
-    """The running mean of `values` as a line, over dots of some of them."""
+    """Draw the running mean of `values` as a line, over dots of some of them."""
     some = slice(None, None, -(-len(values) // DOTS) or 1)
     axes.plot(places[some], values[some], color=colour, alpha=0.3, marker=".", markersize=2, linewidth=0)
     window = max(WINDOW, len(values) // 50 | 1)

@@ -16,7 +16,7 @@ class Processes(NamedTuple):
     rank: int = 0
 
     def share(self, batch: Tensor) -> Tensor:
-        """This process's rows of `batch`, whose length the number of processes divides."""
+        """Return this process's rows of `batch`, whose length must be a multiple of the number of processes."""
         size = len(batch) // self.number
         return batch[self.rank * size : (self.rank + 1) * size]
 
@@ -28,7 +28,7 @@ class Processes(NamedTuple):
         return values
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """`model`, with its gradients averaged over the processes in every backward pass."""
+        """Return `model` with its gradients averaged over the processes in every backward pass."""
         if self.number == 1:
             return model
         wrapped = nn.parallel.DistributedDataParallel(model)
@@ -40,7 +40,7 @@ ALONE = Processes()
 
 
 def started() -> Processes:
-    """What torchrun's environment says; alone without it."""
+    """Return the number and rank of processes that torchrun has put into the environment, or one process without it."""
     return Processes(int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)))
 
 

@@ -42,7 +42,9 @@ class Recipe:
         return torch.optim.Adam(parameters, self.lr, fused=True)  # a third of foreach's time on a CPU
 
     def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler | None:
-        """`lr`'s factor, iteration by iteration: linear up over the first tenth, a half cosine down to zero."""
+        """Return a scheduler that multiplies `lr`, or None for a constant `lr`. The factor rises linearly in the first
+        tenth of the iterations, and then falls to zero as half a cosine.
+        """
         if "schedule" not in self.parts:
             return None
         rise = max(1, self.iterations // 10)

@@ -27,7 +27,9 @@ TARGET = 0.99  # the validation accuracy whose time is reported
 
 
 def metrics(recipe: Recipe, runs: Mapping[str, Run], backend: str, processes: int = 1) -> dict[str, Any]:
-    """The content of metrics.json: the first run's figures; under "compare" the second's and what sets them apart."""
+    """Return the content of metrics.json: the first run's figures, and under "compare" the second run's and the
+    differences between the two.
+    """
     (name, run), *others = runs.items()
     result: dict[str, Any] = {
         **asdict(recipe),
@@ -93,7 +95,9 @@ def can_draw() -> bool:
 
 
 def draw(runs: Mapping[str, Run], test: Split) -> dict[str, Figure]:
-    """The pictures of a run by name: how it trained, where it errs, how it reads. Without matplotlib there are none."""
+    """Return the pictures of a run by name: how it trained, where it errs, how it reads. Without matplotlib the dict is
+    empty.
+    """
     if not can_draw():
         return {}
     from fastlstm.mnist import pictures  # not above: it imports matplotlib
@@ -124,7 +128,7 @@ def _figures(run: Run) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """`value` with null for what JSON cannot say: NaN and infinity."""
+    """Return `value` with None in the place of NaN and infinity, for which JSON has no number."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -26,7 +26,9 @@ KINDS = {
 
 
 def save(path: Path, model: RowLSTM, image_size: Sequence[int]) -> None:
-    """For `load`, or by hand: `RowLSTM(**state["config"]).load_state_dict(state["state_dict"])`.
+    """Write the model to `path`, for `load`.
+
+    Without `load` it is read by `RowLSTM(**state["config"]).load_state_dict(state["state_dict"])`.
 
     Raises:
         FileError: when the file cannot be written.

@@ -106,7 +106,7 @@ def build(lstm_class: Callable[..., nn.RNNBase], split: Split, recipe: Recipe) -
 
 
 def warm_up(model: nn.Module, split: Split, recipe: Recipe, processes: Processes = ALONE) -> None:
-    """Three passes over one batch, weights unchanged, so that no compilation falls into a run's time."""
+    """Run three passes over one batch without changing weights, so that no compilation falls into a run's time."""
     images, labels = (processes.share(part[: recipe.batch_size]) for part in split)
     for _ in range(3):
         cross_entropy(_logits(model, images, recipe.precision), labels).backward()
@@ -224,7 +224,7 @@ class _Bar(tqdm):
 
 
 def _iterate(state: State, model: nn.Module, split: Split, recipe: Recipe, processes: Processes) -> Tensor:
-    """One iteration; the batch's loss and accuracy before it, (2,)."""
+    """Run one iteration, and return the batch's loss and accuracy before it, (2,)."""
     indices = processes.share(next(state.batches))
     images, labels = split.images[indices], split.labels[indices]
     if "augmentation" in recipe.parts:
@@ -242,7 +242,8 @@ def _iterate(state: State, model: nn.Module, split: Split, recipe: Recipe, proce
 
 @contextmanager
 def _numbers_for(recipe: Recipe) -> Iterator[None]:
-    """Without denormal numbers in long sequences: gradients vanish into them, and a CPU is forty times slower there.
+    """Count denormal numbers as zero in training on long sequences. Gradients vanish into such numbers, and a CPU is
+    forty times slower on them.
 
     torch's threads inherit the setting when they start, which is when the first batch is run.
     """

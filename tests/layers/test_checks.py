@@ -1,4 +1,4 @@
-"""The messages of the functions: one layer in one direction. Those of modules are in test_contract_* and test_masks."""
+"""The messages of the functions: one layer in one direction. Modules have theirs in test_contract_* and test_mask_*."""
 
 import re
 

@@ -60,7 +60,7 @@ def pack_x_operand(a, s, team_index, b_first, b_last, x_first, x_last, scratch):
 
 
 def multiply_inputs(a, s, p, team_index, b_first, b_last):
-    """If an input block begins at s, compute its input projection for panel p."""
+    """Compute the input projection of an input block for panel p, if the block begins at s."""
     if s % a.input_steps == 0:
         row, stride = operand_row(a, s, b_first, team_index, b_first, b_last), a.k_block_stride
         call(

@@ -125,7 +125,9 @@ def copy_preacts(a, first, last, rows, source, source_row, target, target_row):
 
 
 def multiply_inputs(a, s, p, team_index, b_first, b_last):
-    """If an input block begins at s, compute its input projection for panel p. Each row then reads the weights once."""
+    """Compute the input projection of an input block for panel p, if the block begins at s. Each row then reads the
+    weights once.
+    """
     if a.input_steps != 0 and s % a.input_steps == 0:
         t, x_step = (a.T - 1 - s, -a.x_step_stride) if a.reverse != 0 else (s, a.x_step_stride)
         rows, x, biases, I = min(a.input_steps, a.T - s), a.x + t * a.x_step_stride, biases_address(a, p), a.I
