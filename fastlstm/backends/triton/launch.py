@@ -110,6 +110,8 @@ class Launch:
             run(*arguments, *constants)
             return
         if self.compiles_only:
+            if device.INTERPRET:
+                return
             compiled = self.kernel.warmup(*arguments, grid=self.launch_grid, **self.options)
         else:
             compiled = self.kernel[self.launch_grid](*arguments, **self.options)
