@@ -39,8 +39,7 @@ template <class C, class E> struct Backward : Gradients<C, E> {
         for (int k = 0; k < C::STATES; k++) {
             carried[k] = carried_of(k, p, b), prev[k] = state_before(k, s).from(b, u);
             if (k && a.dc)
-                add_rows<E>(rows, valid, {(const E *)a.dc + t * a.dc_step + b * a.dc_row + u, a.dc_row},
-                            {carried[k], L});
+                add_rows<E>(rows, valid, {(const E *)a.dc + t * a.dc_step + b * a.dc_row + u, a.dc_row}, {carried[k], L});
             if (k < C::FIRST_READ || !(valid < L || resets || (!k && a.lengths))) continue;
             const Matrix<E> copy{state_copies[k - C::FIRST_READ], L};
             if (k) {
@@ -60,8 +59,7 @@ template <class C, class E> struct Backward : Gradients<C, E> {
         const E *saved = (const E *)a.gates + ((t * panels + p) * B + b) * C::SAVED * L;
         cells_backward<C, E>(rows, valid, dh, dh_out, carried, saved, prev, dpreact);
         for (int64_t r = mask.next(HOLD, rows); r < rows; r = mask.next(HOLD, rows, r + 1)) {
-            for (int k = 1; k < C::STATES; k++)
-                copy_rows<E>(1, L, L, {held_carried[k] + r * L, 0}, {carried[k] + r * L, 0});
+            for (int k = 1; k < C::STATES; k++) copy_rows<E>(1, L, L, {held_carried[k] + r * L, 0}, {carried[k] + r * L, 0});
             zero_rows<E>(1, C::S * L, {dpreact + r * C::S * L, 0});
         }
         if (panel.is_compact()) panel.compact(rows, expanded, dpreact_of(p, s, b));
@@ -80,8 +78,7 @@ template <class C, class E> struct Backward : Gradients<C, E> {
         } else {
             int64_t dh_n_columns = s == T - 1 && a.dh_n ? min((p_last - p_first) * L, H - column) : 0;
             copy_rows<E>(rows, dh_n_columns, 4 * L,
-                         dh_n_columns ? Matrix<const E>{(const E *)a.dh_n, a.dh_n_row}.from(b, column) : dh_rows,
-                         dh_rows);
+                         dh_n_columns ? Matrix<const E>{(const E *)a.dh_n, a.dh_n_row}.from(b, column) : dh_rows, dh_rows);
         }
         if (resets) next.zero<E>(RESET, rows, 4 * L, dh_rows);
         for (int64_t p = p_first; p < p_last; p++) {
@@ -110,15 +107,14 @@ template <class C, class E> struct Backward : Gradients<C, E> {
             this->template pack_strips<STRIP>(strips_of(chunk), /*ones=*/true, chunk * job.chunk, end_of(chunk),
                                               position.first(B), position.last(B));
         else if (job.strips)  // few pairs: there is one chunk
-            this->template pack_strips<4 * L>(strips_of(chunk), /*ones=*/false, 0, T, position.first(B),
-                                              position.last(B));
+            this->template pack_strips<4 * L>(strips_of(chunk), /*ones=*/false, 0, T, position.first(B), position.last(B));
     }
 
     // Adds this thread's share of the gradients of the weights and of x, for a chunk whose dpreact is complete.
     void add_gradients(int64_t chunk) {
         const int64_t s = chunk * job.chunk, s_last = end_of(chunk), rows = (s_last - s) * B;
         if (job.accumulators) {
-            for (int64_t k_set = 0; k_set < job.split_k_sets; k_set++) {  // its rows are mostly in this thread's cache
+            for (int64_t k_set = 0; k_set < job.split_k_sets; k_set++) {  // mostly over rows that are in this thread's cache
                 const int64_t first = max(position.first(job.split_k_sets * panels) - k_set * panels, 0);
                 const int64_t last = min(position.last(job.split_k_sets * panels) - k_set * panels, panels);
                 this->add_weight_gradients(strips_of(chunk), s, s_last, k_set, first, last);
@@ -143,8 +139,7 @@ template <class C, class E> struct Backward : Gradients<C, E> {
         pack();
         position.all_barrier();
         const int64_t groups = vector_groups(panels);
-        const int64_t b_first = share(B, position.team, position.teams);
-        const int64_t b_last = share(B, position.team + 1, position.teams);
+        const int64_t b_first = share(B, position.team, position.teams), b_last = share(B, position.team + 1, position.teams);
         const int64_t q_first = position.first_of_team(groups), q_last = position.last_of_team(groups);
         int64_t barrier = 0;  // where this thread arrived after its last chunk
         for (int64_t s = T - 1; s >= (a.dh_0 || a.dc_0 ? -1 : 0); s--) {
@@ -157,7 +152,7 @@ template <class C, class E> struct Backward : Gradients<C, E> {
             const int64_t chunk = s / job.chunk, previous_barrier = barrier;
             pack_activations(chunk);
             barrier = position.arrive_all();
-            // A thread that has arrived at the barrier of chunk + 1 has read chunk + 3, which chunk - 1 overwrites.
+            // A thread that has arrived at the barrier of chunk + 1 has read chunk + 3, which chunk - 1 is to overwrite.
             if (end_of(chunk) < T) position.wait_for_all(previous_barrier), add_gradients(chunk + 1);
         }
         if (!job.strips && !a.dx) return;

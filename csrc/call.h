@@ -20,9 +20,7 @@ struct Cell {
     int64_t weights(int64_t I, int64_t H) const { return x_preacts * I + h_preacts * H; }  // of one unit
     bool has_c() const { return states > 1; }
 };
-template <class C> constexpr Cell cell_of() {
-    return {C::S, C::X, C::Y, C::STATES, C::STATES - C::FIRST_READ, C::SAVED};
-}
+template <class C> constexpr Cell cell_of() { return {C::S, C::X, C::Y, C::STATES, C::STATES - C::FIRST_READ, C::SAVED}; }
 constexpr Cell cells[CELLS] = {cell_of<Lstm>(), cell_of<Gru>()};  // in the order of enum fastlstm_cell
 
 inline bool is_cell(int64_t cell) { return 0 <= cell && cell < CELLS; }
@@ -50,8 +48,7 @@ template <class Args> bool is_weight_row(const Args &a, int64_t columns, int64_t
     return row_stride >= columns && is_stride(cells[a.cell].preacts * a.H, row_stride);
 }
 template <class Args> bool are_input_strides(const Args &a) {
-    return is_stride(a.T, a.x_step) && is_stride(a.B, a.x_row) && is_stride(a.B, a.h_0_row) &&
-            is_stride(a.B, a.c_0_row);
+    return is_stride(a.T, a.x_step) && is_stride(a.B, a.x_row) && is_stride(a.B, a.h_0_row) && is_stride(a.B, a.c_0_row);
 }
 
 // How many threads work, and in how many teams. Teams split the batch rows, and the threads of a team split the units.
@@ -64,12 +61,12 @@ struct Split {
     Barrier barriers[MAX_THREADS + 2];  // of which 2 + teams are used
 
     // is_backward: such a step reads weight_hh alone. size: bytes of a weight, by which a multiply-add's time goes.
-    Split(const Cell &cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t panels,
-          const fastlstm_threads *requested, bool is_backward, int64_t size = 4) {
+    Split(const Cell &cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t panels, const fastlstm_threads *requested,
+          bool is_backward, int64_t size = 4) {
         if (requested && requested->count > 1) {
             threads = min(requested->count, MAX_THREADS);
-            const int64_t weights = cell.weights(I, H), weights_read = is_backward ? cell.weights(0, H) : weights;
-            const int64_t rows_per_team = min(64, max(2, size * H * weights_read >> 15));
+            const int64_t weights = cell.weights(I, H);
+            const int64_t rows_per_team = min(64, max(2, size * H * (is_backward ? cell.weights(0, H) : weights) >> 15));
             teams = min(threads, max(max(1, B / rows_per_team), min(ceil_div(threads, panels), B / 2)));
             // With fewer multiply-adds a step, the barrier would cost as much as the second thread saves.
             if (teams < threads && (double)B * H * weights * size < 4 * 75000) threads = teams;

@@ -24,9 +24,7 @@ constexpr int ZERO = 128, INT8_ROWS = 6, CHAINS = 10;
 struct Dots : Sums {
     using Operand = Ints;
     static Operand operand(const uint8_t *from) { return four_bytes(from) - Ints{}; }  // broadcasts
-    void add(Bytes weights, Operand x) {
-        sums = (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)x, (__m512i)weights);
-    }
+    void add(Bytes weights, Operand x) { sums = (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)x, (__m512i)weights); }
 };
 #elif VECTOR_BYTES == 32
 constexpr int ZERO = 0, INT8_ROWS = 2, CHAINS = 1;
@@ -98,9 +96,7 @@ struct Dots : Sums {
 
 // Stores the lowest byte of each lane; and says whether a lane is NaN.
 #if VECTOR_BYTES == 64
-inline void store_low(Ints numbers, uint8_t *to) {
-    _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8((__m512i)numbers));
-}
+inline void store_low(Ints numbers, uint8_t *to) { _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8((__m512i)numbers)); }
 inline bool any_nan(__m512 x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
 #elif VECTOR_BYTES == 32
 inline void store_low(Ints numbers, uint8_t *to) {

@@ -18,8 +18,7 @@ constexpr int64_t CHUNK_PAIRS = 128;  // (step, row) pairs of a chunk of the bac
 // set, so that a thread sums over rows that are in its cache. With few batch rows but many steps the limit is half of
 // that. Only the shape decides, so that the bits do not depend on the threads.
 constexpr int64_t SPLIT_K_BYTES = 1 << 19;
-// Up to this number of pairs (step, row) few_pairs.h computes the weight gradients. Much padding lowers the number.
-constexpr int64_t FEW_PAIRS = 128;
+constexpr int64_t FEW_PAIRS = 128;  // up to which few_pairs.h computes the weight gradients; fewer where padding is much
 
 #ifdef __x86_64__
 #define SETS(name) {&base_##name, &avx2_##name, &avx512_##name}
@@ -65,22 +64,19 @@ bool are_weights(const fastlstm_forward_args &a) {
 
 int check(const fastlstm_forward_args *a) {
     if (!a) return FASTLSTM_BAD_ARGUMENT;
-    if (int code = check_common(*a, /*may_be_int8=*/true)) return code;
+    if (int code = check_common(*a, true)) return code;
     const bool has_weights = (a->packed && !a->changed) || are_weights(*a), may_save = !is_int8(a->dtype) || !a->gates;
     const bool has_states = cells[a->cell].has_c() ? a->c_n && !a->c == !a->gates : !a->c_0 && !a->c_n && !a->c;
-    bool is_right = has_weights && may_save && a->x && (a->h || a->T == 1) && a->h_n && has_states;
-    is_right = is_right && are_input_strides(*a);
+    bool is_right = has_weights && may_save && a->x && (a->h || a->T == 1) && a->h_n && has_states && are_input_strides(*a);
     return is_right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
 }
 
 int check(const fastlstm_backward_args *a) {
     if (!a) return FASTLSTM_BAD_ARGUMENT;
-    if (int code = check_common(*a, /*may_be_int8=*/false)) return code;
+    if (int code = check_common(*a, false)) return code;
     bool is_right = a->x && (!a->dx || a->weight_ih) && a->weight_hh && (a->h || a->T == 1) && a->gates;
-    is_right = is_right && (cells[a->cell].has_c() ? a->c != nullptr
-                                                   : !a->c_0 && !a->c && !a->dc && !a->dc_n && !a->dc_0);
-    is_right = is_right && is_weight_row(*a, a->H, a->weight_hh_row);
-    is_right = is_right && (!a->dx || is_weight_row(*a, a->I, a->weight_ih_row));
+    is_right = is_right && (cells[a->cell].has_c() ? a->c != nullptr : !a->c_0 && !a->c && !a->dc && !a->dc_n && !a->dc_0);
+    is_right = is_right && is_weight_row(*a, a->H, a->weight_hh_row) && (!a->dx || is_weight_row(*a, a->I, a->weight_ih_row));
     is_right = is_right && are_input_strides(*a) && is_stride(a->T, a->dh_step) && is_stride(a->B, a->dh_row) &&
             is_stride(a->T, a->dc_step) && is_stride(a->B, a->dc_row) && is_stride(a->B, a->dh_n_row) &&
             is_stride(a->B, a->dc_n_row);
@@ -185,7 +181,7 @@ int fastlstm_pack(const fastlstm_forward_args *args, void *packed) {
     if (!args || !packed) return FASTLSTM_BAD_ARGUMENT;
     fastlstm_forward_args a = *args;
     a.T = a.B = 1;
-    if (int code = check_common(a, /*may_be_int8=*/true)) return code;
+    if (int code = check_common(a, true)) return code;
     if (!are_weights(a)) return FASTLSTM_BAD_ARGUMENT;
     kernels_of(a.instructions, a.dtype)->pack[a.cell][a.dtype % 2](&a, packed);
     return FASTLSTM_OK;

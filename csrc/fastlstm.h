@@ -1,17 +1,17 @@
 /* LSTM and GRU layers on the CPU: one layer in one direction, all its time steps in one call.
  *
- * Sizes are T time steps, B batch rows, I inputs, H hidden units, each at least 1. Arrays are row-major and hold
- * float32 or float64, and weights also int8; strides count elements, and the last dimension's is always 1. Weights are
- * torch's: G blocks of H rows, for an LSTM G = 4 in the order i, f, g, o, for a GRU G = 3 in the order r, z, n. Their
- * rows do not overlap: a row stride is at least the number of columns. Other strides may be 0 or negative.
+ * Sizes are T time steps, B batch rows, I inputs, H hidden units, each at least 1. Arrays are row-major and hold float32
+ * or float64, and weights also int8; strides count elements, and the last dimension's is always 1. Weights are torch's:
+ * G blocks of H rows, for an LSTM G = 4 in the order i, f, g, o, for a GRU G = 3 in the order r, z, n. Their rows do not
+ * overlap: a row stride is at least the number of columns. Other strides may be 0 or negative.
  *
  * An LSTM has the states h and c. A GRU has h alone: the fields c, c_0, c_n, dc, dc_n and dc_0 must be NULL.
  *
- * The caller owns every array. Those that are written to may not overlap others unless the field's comment says so.
- * Nothing is kept between calls but the threads of the library's own pool. Functions may be called from several threads
- * at once. They return FASTLSTM_OK or an error code, and never abort. On an error nothing has been written, except with
- * FASTLSTM_NO_MEMORY. A row's result is the same bits whatever the number of threads and the rows beside it, and with
- * int8 weights whatever the instruction set.
+ * The caller owns every array. Those that are written to may not overlap others unless the field's comment says so. Nothing
+ * is kept between calls but the threads of the library's own pool. Functions may be called from several threads at once.
+ * They return FASTLSTM_OK or an error code, and never abort. On an error nothing has been written, except with
+ * FASTLSTM_NO_MEMORY. A row's result is the same bits whatever the number of threads and the rows beside it, and with int8
+ * weights whatever the instruction set.
  */
 #ifndef FASTLSTM_H
 #define FASTLSTM_H
@@ -39,9 +39,9 @@ enum fastlstm_error {
     FASTLSTM_CORRUPT = 9           /* the file's checksum or a size in it is wrong */
 };
 
-/* What the arrays hold. With the last two, for inference alone, weights are int8 and all other arrays float32. Each
- * weight row stands for its numbers, from -127 to 127, times the row's scale. x and the states h are rounded to 8 or 16
- * bits within the call, by the largest number of each row. I and H are at most 65536. */
+/* What the arrays hold. With the last two, for inference alone, weights are int8 and all other arrays float32. Each weight
+ * row stands for its numbers, from -127 to 127, times the row's scale. x and the states h are rounded to 8 or 16 bits
+ * within the call, by the largest number of each row. I and H are at most 65536. */
 enum fastlstm_dtype {
     FASTLSTM_FLOAT32 = 0,
     FASTLSTM_FLOAT64 = 1,
@@ -52,8 +52,8 @@ enum fastlstm_dtype {
 /* What one step computes: that of torch.nn.LSTM or torch.nn.GRU. Packed weights and saved gates belong to one cell. */
 enum fastlstm_cell { FASTLSTM_LSTM = 0, FASTLSTM_GRU = 1 };
 
-/* Which kernels run. Packed weights and saved gates belong to one set; FASTLSTM_BEST is the processor's widest. With
- * int8 weights FASTLSTM_AVX512 also needs the processor's VNNI, and FASTLSTM_BEST is AVX2 where that is missing. */
+/* Which kernels run. Packed weights and saved gates belong to one set; FASTLSTM_BEST is the processor's widest. With int8
+ * weights FASTLSTM_AVX512 also needs the processor's VNNI, and FASTLSTM_BEST is AVX2 where that is missing. */
 enum fastlstm_instructions { FASTLSTM_BEST = 0, FASTLSTM_BASE = 1, FASTLSTM_AVX2 = 2, FASTLSTM_AVX512 = 3 };
 
 /* The library's FASTLSTM_VERSION. */
@@ -69,8 +69,8 @@ FASTLSTM_API const char *fastlstm_instructions_name(int instructions);
 typedef void (*fastlstm_task)(void *argument, int thread, int threads);
 typedef struct {
     int64_t count;
-    /* Calls task(argument, k, n) for all k from 0 to n - 1, at the same time, for an n from 1 to `threads`, and returns
-     * when all have returned. NULL: the library's own pool of threads. */
+    /* Calls task(argument, k, n) for all k from 0 to n - 1, at the same time, for an n from 1 to `threads`, and returns when
+     * all have returned. NULL: the library's own pool of threads. */
     void (*parallel)(void *context, fastlstm_task task, void *argument, int threads);
     void *context;
 } fastlstm_threads;
@@ -96,16 +96,15 @@ typedef struct {
     const void *weight_hh; int64_t weight_hh_row;  /* (G H, H) */
     const void *bias_ih, *bias_hh;                 /* (G H,), each or NULL for zeros */
     const float *weight_ih_scale, *weight_hh_scale; /* (G H,), of each row of int8 weights; NULL for others */
-    const void *packed;    /* of fastlstm_pack, or NULL; the weights and biases are then read only if `changed` is
-                            * given */
-    int64_t *changed;      /* with `packed`, or NULL: written, the number of packed parts that differ from the weights.
-                            * All weights, scales and biases are looked at; the weights' row strides must be those that
-                            * were packed. If not 0, the results are of no use: pack again. */
+    const void *packed;    /* of fastlstm_pack, or NULL; the weights and biases are then read only if `changed` is given */
+    int64_t *changed;      /* with `packed`, or NULL: written, the number of packed parts that differ from the weights. All
+                            * weights, scales and biases are looked at; the weights' row strides must be those that were
+                            * packed. If not 0, the results are of no use: pack again. */
     const void *h_0;       int64_t h_0_row;        /* (B, H), or NULL for zeros */
     const void *c_0;       int64_t c_0_row;        /* (B, H), or NULL for zeros */
     const uint8_t *reset;  /* (T, B), or NULL: not 0 where the states are zero before a step, unless the step is held */
-    const int64_t *lengths; /* (B,), or NULL: row b is held at steps t >= lengths[b], in either direction. Its states
-                             * pass through them, in c as well, and its x is not looked at. */
+    const int64_t *lengths; /* (B,), or NULL: row b is held at steps t >= lengths[b], in either direction. Its states pass
+                             * through them, in c as well, and its x is not looked at. */
     void *h, *h_n, *c_n;   /* written: (T, B, H), zero at held steps, or NULL if T is 1; (B, H) and (B, H) */
     void *c, *gates;       /* written for the backward pass: (T, B, H) and fastlstm_gates_size bytes; or both NULL. A
                             * GRU has `gates` alone, and a layer with int8 weights neither. */
@@ -141,23 +140,20 @@ FASTLSTM_API size_t fastlstm_gates_size(int64_t dtype, int64_t instructions, int
                                         int64_t H);
 FASTLSTM_API size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, int64_t cell, int64_t I, int64_t H);
 
-/* Writes fastlstm_packed_size bytes to `packed`, which serve forward passes until the weights change. Of `args`,
- * version, dtype, instructions, cell, I, H, the weights, scales and biases are read. The two types with int8 weights
- * pack alike. */
+/* Writes fastlstm_packed_size bytes to `packed`, which serve forward passes until the weights change. Of `args`, version,
+ * dtype, instructions, cell, I, H, the weights, scales and biases are read. The two types with int8 weights pack alike. */
 FASTLSTM_API int fastlstm_pack(const fastlstm_forward_args *args, void *packed);
 
-/* One time step with packed weights: contiguous x (B, I), h and c (B, H) to h_next (B, H) and c in place. For a GRU c
- * is NULL. */
+/* One time step with packed weights: contiguous x (B, I), h and c (B, H) to h_next (B, H) and c in place. For a GRU c is NULL. */
 FASTLSTM_API int fastlstm_step(int64_t dtype, int64_t instructions, int64_t cell, int64_t B, int64_t I, int64_t H,
                                const void *packed, const void *x, const void *h, void *c, void *h_next,
                                const fastlstm_threads *threads);
 
-/* A row classifier, as `python -m fastlstm.export` writes it: an LSTM with weights in float32 or int8, then a linear
- * layer on its last state. */
+/* A row classifier, as `python -m fastlstm.export` writes it: an LSTM with weights in float32 or int8, then a linear layer
+ * on its last state. */
 typedef struct fastlstm_model fastlstm_model;
 
-/* Makes a model that the caller frees, from a file or its bytes. The bytes may be freed afterwards. On an error *model
- * is NULL. */
+/* Makes a model that the caller frees, from a file or its bytes. These may be freed afterwards. On an error *model is NULL. */
 FASTLSTM_API int fastlstm_model_load(const char *path, fastlstm_model **model);
 FASTLSTM_API int fastlstm_model_read(const void *bytes, size_t size, fastlstm_model **model);
 FASTLSTM_API void fastlstm_model_free(fastlstm_model *model); /* NULL is allowed */

@@ -3,7 +3,7 @@
 // take longer than the products themselves. The sums have the same order as there.
 #pragma once
 
-// Writes a weight's gradient for one pre-activation and panel, rows of `width` columns, from its dpreact of all steps.
+// Writes the rows of one pre-activation and panel of a weight's gradient, `width` columns, from its dpreact of all steps.
 template <class C, class E>
 void write_columns(Gradients<C, E> &g, Panel<C, E> panel, const E *dpreact, const E *packed, E *weight, int64_t width) {
     constexpr int64_t strip_width = 4 * Vector<E>::N;
@@ -29,8 +29,7 @@ void write_weight_gradients(Gradients<C, E> &g, const E *packed, int64_t p_first
         const E *x_dpreact = g.dpreact_of(p, 0, 0), *h_dpreact = x_dpreact + g.FIRST_H * L;
         auto row = [&](int64_t block) { return block * H + p * L; };
         for (int64_t k = 0; a.dweight_ih && k < C::X; k++)
-            write_columns(g, panel, x_dpreact + k * panel.gate_stride, packed,
-                          (E *)a.dweight_ih + row(C::BLOCKS_IH[k]) * I, I);
+            write_columns(g, panel, x_dpreact + k * panel.gate_stride, packed, (E *)a.dweight_ih + row(C::BLOCKS_IH[k]) * I, I);
         for (int64_t k = 0; a.dweight_hh && k < C::Y; k++)
             write_columns(g, panel, h_dpreact + k * panel.gate_stride, packed_h,
                           (E *)a.dweight_hh + row(C::BLOCKS_HH[k]) * H, H);

@@ -75,8 +75,7 @@ template <class C, class E, class W = E> NOINLINE Digest digest(const fastlstm_f
 template <class C, class E> int64_t panel_size(const fastlstm_forward_args *a) {
     return (a->I * C::X + a->H * C::Y) * Vector<E>::N;
 }
-// Returns the address of the packed biases. They lie behind the weights of `panels` panels, of all panels if `panels`
-// is negative. The digests follow.
+// Returns the address of the packed biases, which lie behind the weights of `panels` panels, or of all. The digests follow.
 template <class C, class E> E *biases_of(const fastlstm_forward_args *a, void *packed, int64_t panels = -1) {
     if (panels < 0) panels = ceil_div(a->H, Vector<E>::N);
     return (E *)packed + panels * panel_size<C, E>(a);
@@ -107,10 +106,8 @@ template <class C, class E> void pack_panel(const fastlstm_forward_args *a, int6
     auto pack = [&](Matrix<const E> weight, int64_t block, int64_t columns, Matrix<E> target) {
         transpose<E>(panel.valid, columns, weight.from(block * a->H + p * L, 0), target);
     };
-    for (int64_t k = 0; k < C::X; k++)
-        pack(weight_ih, C::BLOCKS_IH[k], a->I, {packed + k * panel.gate_stride, x_columns});
-    for (int64_t k = 0; k < C::Y; k++)
-        pack(weight_hh, C::BLOCKS_HH[k], a->H, {packed_h + k * panel.gate_stride, h_columns});
+    for (int64_t k = 0; k < C::X; k++) pack(weight_ih, C::BLOCKS_IH[k], a->I, {packed + k * panel.gate_stride, x_columns});
+    for (int64_t k = 0; k < C::Y; k++) pack(weight_hh, C::BLOCKS_HH[k], a->H, {packed_h + k * panel.gate_stride, h_columns});
 }
 
 template <class C, class E> size_t packed_size(int64_t I, int64_t H) {
@@ -163,11 +160,10 @@ void preact_of(int64_t rows, Panel<C, E> panel, int64_t I, int64_t H, const E *w
     E *out = panel.is_compact() ? scratch.compact_preact : scratch.preact;
     Matrix<const E> init{biases, 0};
     for (int64_t k = 0; k < columns; k += k_block, init = {out, width}) {
-        const int64_t last = min(k + k_block, columns);
-        const int64_t x_columns = max(0, min(last, I) - k), h_columns = last - k - x_columns;
+        int64_t last = min(k + k_block, columns), x_columns = max(0, min(last, I) - k), h_columns = last - k - x_columns;
         const E *x_k = x_columns ? x.data + k : x.data, *h_k = h_columns ? h.data + max(0, k - I) : h.data;
-        multiply<E>(panel.vectors, rows, {init.data, init.stride, out, width, w + k * width, x_k, x.stride, 1,
-                     x_columns, 1, 0, h_k, h.stride, h_columns});
+        multiply<E>(panel.vectors, rows, {init.data, init.stride, out, width, w + k * width, x_k, x.stride, 1, x_columns,
+                     1, 0, h_k, h.stride, h_columns});
     }
     if (panel.is_compact()) panel.expand(rows, out, scratch.preact);
 }
@@ -203,8 +199,7 @@ template <class C, class E> void forward(void *argument, int thread, int threads
     if (thread >= position.used_threads) return;
     const int64_t T = a.T, B = a.B, I = a.I, H = a.H, panels = ceil_div(H, L), size = panel_size<C, E>(&a);
     const int64_t first_panel = position.first(panels), last_panel = position.last(panels);
-    // A single step reads every panel once. A thread then packs each panel just before that, into memory that stays in
-    // its cache.
+    // A single step reads every panel once. A thread then packs a panel just before it, into memory that stays in its cache.
     const bool packs_as_used = job.pack && job.panels < panels;
     E *const biases = biases_of<C, E>(&a, job.packed, job.panels);
     if (job.pack) {
@@ -217,8 +212,7 @@ template <class C, class E> void forward(void *argument, int thread, int threads
         for (int64_t p = first_panel; p < last_panel; p++)
             if (is_changed<C, E>(&a, job.packed, p)) __atomic_add_fetch(a.changed, 1, __ATOMIC_RELAXED);
     }
-    const int64_t b_first = share(B, position.team, position.teams);
-    const int64_t b_last = share(B, position.team + 1, position.teams);
+    const int64_t b_first = share(B, position.team, position.teams), b_last = share(B, position.team + 1, position.teams);
     const int64_t p_first = position.first_of_team(panels), p_last = position.last_of_team(panels);
     // This thread's rows and units, and the offset of the first
     const int64_t team_rows = b_last - b_first, team_units = min(p_last * L, H) - p_first * L,
@@ -238,8 +232,7 @@ template <class C, class E> void forward(void *argument, int thread, int threads
     for (int64_t s = 0; s < T; s++) {
         const int64_t t = a.reverse ? T - 1 - s : s;
         const Matrix<const E> x{(const E *)a.x + t * a.x_step, a.x_row};
-        const Matrix<E> next[] = {{sequences[0] + t * sequence_strides[0], H},
-                                  {sequences[1] + t * sequence_strides[1], H}};
+        const Matrix<E> next[] = {{sequences[0] + t * sequence_strides[0], H}, {sequences[1] + t * sequence_strides[1], H}};
         const Mask mask(a, t, b_first);
         if (mask.any(RESET, team_rows)) {  // which leaves held rows as they are
             Matrix<E> reset{(E *)job.resets + thread * B * H, H};
@@ -247,22 +240,19 @@ template <class C, class E> void forward(void *argument, int thread, int threads
             mask.zero<E>(RESET, team_rows, H, reset.from(b_first, 0));
             prev[0] = reset;
         }
-        // Serpentine order: the weights read last are still in the L2 cache
-        for (int64_t j = p_first; j < p_last; j++) {
+        for (int64_t j = p_first; j < p_last; j++) {  // serpentine order: the weights read last are still in the L2 cache
             const int64_t p = s % 2 == 0 ? j : p_first + p_last - 1 - j;
             const int64_t valid = min(L, H - p * L), u = p * L;
             E *const packed = (E *)job.packed + (packs_as_used ? thread : p) * size;
             if (packs_as_used) pack_panel<C, E>(&a, p, packed);
             for (int64_t b = b_first; b < b_last; b += ROW_BLOCK) {
                 int64_t rows = min(ROW_BLOCK, b_last - b);
-                const Matrix<const E> h_rows =
-                        s == 0 && begins_at_zero ? Matrix<const E>{nullptr, 0} : prev[0].from(b, 0);
+                const Matrix<const E> h_rows = s == 0 && begins_at_zero ? Matrix<const E>{nullptr, 0} : prev[0].from(b, 0);
                 preact_of<C, E>(rows, {H, p}, I, H, packed, biases + p * C::S * L, x.from(b, 0), h_rows, scratch);
                 E *saved = a.gates ? (E *)a.gates + ((t * panels + p) * B + b) * C::SAVED * L : nullptr;
                 Matrix<const E> old_states[C::STATES];
                 Matrix<E> new_states[C::STATES];
-                for (int k = 0; k < C::STATES; k++)
-                    old_states[k] = prev[k].from(b, u), new_states[k] = next[k].from(b, u);
+                for (int k = 0; k < C::STATES; k++) old_states[k] = prev[k].from(b, u), new_states[k] = next[k].from(b, u);
                 finish_cells<C, E>(rows, valid, Mask(a, t, b), scratch.preact, scratch, old_states, new_states, saved);
             }
         }
@@ -271,7 +261,6 @@ template <class C, class E> void forward(void *argument, int thread, int threads
         for (int k = 0; k < C::STATES; k++) prev[k] = next[k];
     }
     copy_rows<E>(team_rows, team_units, team_units, {prev[0].data + own_offset, H}, {(E *)a.h_n + own_offset, H});
-    if (a.c)
-        copy_rows<E>(team_rows, team_units, team_units, {prev[1].data + own_offset, H}, {(E *)a.c_n + own_offset, H});
+    if (a.c) copy_rows<E>(team_rows, team_units, team_units, {prev[1].data + own_offset, H}, {(E *)a.c_n + own_offset, H});
     if (a.h != a.h_n) zero_held(a.reverse ? 0 : T - 1);
 }

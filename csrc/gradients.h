@@ -1,4 +1,4 @@
-// Products with dpreact: with the weights for the gradients of h and x, and summed over rows for those of the weights.
+// Products with dpreact: with the weights, for the gradients of h and x, and summed over rows, for those of the weights.
 #pragma once
 
 constexpr int64_t BLOCK_ROWS = 128;  // of dpreact and of a strip, which stay in the L1 cache together
@@ -23,8 +23,7 @@ void pack_transposed(Matrix<const E> weight, const int *blocks, int64_t preacts,
             if (panel.valid < L) zero_rows<E>(panel.is_compact() ? panel.row_elements() : preacts * L, width, target);
             for (int64_t k = 0; k < preacts; k++) {
                 const int64_t row = blocks[k] * H + p * L;
-                copy_rows<E>(panel.valid, valid, width, weight.from(row, column),
-                             target.from(k * panel.gate_stride, 0));
+                copy_rows<E>(panel.valid, valid, width, weight.from(row, column), target.from(k * panel.gate_stride, 0));
             }
         }
     }
@@ -46,8 +45,8 @@ template <class C, class E> struct Gradients {
     Mask mask_of_step(int64_t s, int64_t b) const { return {a, time_of(s), b}; }
     // dpreact of panel p: rows from (s, b) on. All rows of a panel follow one another.
     E *dpreact_of(int64_t p, int64_t s, int64_t b) const {
-        const int64_t ring_steps = job.ring * job.chunk, row = s % ring_steps * B + b;
-        return (E *)job.dpreact + p * ring_steps * B * C::S * L + row * Panel<C, E>(H, p).row_elements();
+        const int64_t ring_steps = job.ring * job.chunk;
+        return (E *)job.dpreact + p * ring_steps * B * C::S * L + (s % ring_steps * B + b) * Panel<C, E>(H, p).row_elements();
     }
     Matrix<const E> x_of(int64_t s) const { return {(const E *)a.x + time_of(s) * a.x_step, a.x_row}; }
     // Copies `valid` columns of x, or of h_in of step s, then zeros. A row that was held at step s - 1 begins with h_0
@@ -74,12 +73,11 @@ template <class C, class E> struct Gradients {
         const E *last_dpreact = dpreact_of(panels - 1, s, b);
         Matrix<const E> init{zeros, 0};
         for (int64_t p = 0; p < panels; p += block_panels, init = {products, 4 * L}) {
-            const E *w = packed + (q * panels * 4 + p * group_vectors) * count * L * L;
-            const E *d = dpreact_of(p, s, b) + first * L;
+            const E *w = packed + (q * panels * 4 + p * group_vectors) * count * L * L, *d = dpreact_of(p, s, b) + first * L;
             const int64_t separate_panels = p + block_panels >= panels && last.is_compact();  // of a width of its own
             multiply<E>(group_vectors, rows, {init.data, init.stride, products, 4 * L, w, d, C::S * L, 1, count * L,
-                         min(block_panels, panels - p) - separate_panels, job.ring * job.chunk * B * C::S * L,
-                         last_dpreact, last.row_elements(), separate_panels * last.row_elements()});
+                         min(block_panels, panels - p) - separate_panels, job.ring * job.chunk * B * C::S * L, last_dpreact,
+                         last.row_elements(), separate_panels * last.row_elements()});
         }
     }
 
@@ -92,8 +90,7 @@ template <class C, class E> struct Gradients {
         const int64_t first_h = padded(I), last_h = first_h + padded(H);
         for (int64_t s = s_first; s < s_last; s++) {
             for (int64_t k = 0, run; k < last_h + ones; k += run) {
-                const Matrix<E> to{strips + k / WIDTH * strip + ((s - s_first) * B + b_first) * WIDTH + k % WIDTH,
-                                   WIDTH};
+                const Matrix<E> to{strips + k / WIDTH * strip + ((s - s_first) * B + b_first) * WIDTH + k % WIDTH, WIDTH};
                 run = min(WIDTH - k % WIDTH, (k < first_h ? first_h : k < last_h ? last_h : k + 1) - k);
                 for (int64_t r = 0; k == last_h && r < count; r++) *to[r] = 1;
                 const int64_t column = k < first_h ? k : k - first_h, valid = min(run, (k < first_h ? I : H) - column);
@@ -120,8 +117,7 @@ template <class C, class E> struct Gradients {
         const int64_t first = share(chunk_pairs, k_set, job.split_k_sets),
                       rows = share(chunk_pairs, k_set + 1, job.split_k_sets) - first;
         const Chunk chunk{first, rows, ceil_div(rows, ceil_div(rows, BLOCK_ROWS)), s_first, s_last == T};
-        // Serpentine order: the accumulators used last are still in the L2 cache
-        for (int64_t j = 0; j < strip_count; j++) {
+        for (int64_t j = 0; j < strip_count; j++) {  // serpentine order: the accumulators used last are still in the L2 cache
             const int64_t k = (s_first / job.chunk % 2 ? strip_count - 1 - j : j) * STRIP;
             const E *strip = strips + k * chunk_pairs + first * STRIP;
             for (int64_t p = p_first; p < p_last; p++) {
@@ -141,8 +137,7 @@ template <class C, class E> struct Gradients {
     template <int N>
     void add_columns(const Chunk &chunk, int64_t k_set, int64_t p, int64_t k, const E *strip, int64_t from, int64_t to,
                      int64_t first_preact) const {
-        const int64_t first = max(k, from), columns = min(k + STRIP, to) - first;
-        const int64_t width = Panel<C, E>(H, p).row_elements();
+        const int64_t first = max(k, from), columns = min(k + STRIP, to) - first, width = Panel<C, E>(H, p).row_elements();
         const E *dpreact = dpreact_of(p, chunk.s_first, chunk.first) + first_preact * L;
         E *out = accumulators_of(k_set, p) + (first * C::S + first_preact) * L;
         Matrix<const E> init{out, C::S * L};
@@ -188,11 +183,9 @@ template <class C, class E> struct Gradients {
             int64_t s = s_first + first / B, b = first % B;
             rows = min(min(ROW_BLOCK, B - b), last - first);
             for (int64_t q = 0; q < vector_groups(vectors); q++) {
-                int64_t column = first_vector(vectors, q) * L;
-                int64_t width = min(first_vector(vectors, q + 1) * L, I) - column;
+                int64_t column = first_vector(vectors, q) * L, width = min(first_vector(vectors, q + 1) * L, I) - column;
                 dpreact_product(rows, b, s, 0, C::X, (const E *)job.packed_ih, vectors, q);
-                copy_rows<E>(rows, width, width, {products, 4 * L},
-                             Matrix<E>{(E *)a.dx, I}.from(time_of(s) * B + b, column));
+                copy_rows<E>(rows, width, width, {products, 4 * L}, Matrix<E>{(E *)a.dx, I}.from(time_of(s) * B + b, column));
             }
         }
     }

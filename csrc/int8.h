@@ -28,11 +28,10 @@ template <class C, int ACT_BYTES> struct Int8Layer {
                   x_row_bytes = ACT_BYTES * x_byte_stride, h_row_bytes = ACT_BYTES * h_byte_stride;
     const int64_t b_first = share(B, position.team, position.teams),  // the team's rows
                   rows = share(B, position.team + 1, position.teams) - b_first;
-    // This thread's panels, how many of them are full, its units, and the rows that it rounds
-    const int64_t p_first = position.first_of_team(panels), p_last = position.last_of_team(panels);
-    const int64_t whole = min(p_last, H / L) - p_first;
-    const int64_t u_first = p_first * L, units = min(p_last * L, H) - u_first;
-    const int64_t r_first = position.first_of_team(rows), r_last = position.last_of_team(rows);
+    const int64_t p_first = position.first_of_team(panels), p_last = position.last_of_team(panels);  // this thread's panels
+    const int64_t whole = min(p_last, H / L) - p_first;  // how many of these are full
+    const int64_t u_first = p_first * L, units = min(p_last * L, H) - u_first;  // this thread's units
+    const int64_t r_first = position.first_of_team(rows), r_last = position.last_of_team(rows);  // the rows that it rounds
     float *const carried = job.carried + b_first * L, *const reset_scales = job.scales + position.thread * B;
     const Matrix<const float> h_0{(const float *)a.h_0 + b_first * a.h_0_row, a.h_0_row};
     const Matrix<const float> initial_carried{C::FIRST_READ ? (const float *)a.c_0 + b_first * a.c_0_row : h_0.data,
@@ -59,11 +58,9 @@ template <class C, int ACT_BYTES> struct Int8Layer {
         }
     }
     void round_state(int64_t s, int64_t r, const float *from) const {
-        h_scales_of(s)[r] = quantize<ACT_BYTES>(H, from, /*least=*/1, h_bytes_of(s) + r * h_row_bytes,
-                                                h_byte_stride);
+        h_scales_of(s)[r] = quantize<ACT_BYTES>(H, from, /*least=*/1, h_bytes_of(s) + r * h_row_bytes, h_byte_stride);
     }
-    void multiply_inputs(int64_t s, int64_t p, int64_t count, int64_t first_pair, int64_t row_count,
-                         float *sums_x) const {
+    void multiply_inputs(int64_t s, int64_t p, int64_t count, int64_t first_pair, int64_t row_count, float *sums_x) const {
         const int64_t row = first_input_of(s) + first_pair;
         Int8Rows<C, ACT_BYTES, /*IS_STEP=*/false> x = {};
         x.panel = packed.panels + p, x.weights = packed.weights_x + p * packed.x_panel_bytes;
@@ -93,8 +90,7 @@ template <class C, int ACT_BYTES> struct Int8Layer {
         const Mask mask = mask_of(s);
         for (int64_t r = mask.next(RESET, rows); r < rows; r = mask.next(RESET, rows, r + 1))
             for (int64_t k = 0; k < ACT_BYTES; k++)
-                __builtin_memset(h_bytes_of(s) + r * h_row_bytes + k * h_byte_stride + u_first, ZERO,
-                                 (p_last - p_first) * L);
+                __builtin_memset(h_bytes_of(s) + r * h_row_bytes + k * h_byte_stride + u_first, ZERO, (p_last - p_first) * L);
         for (int64_t p = p_first; p < p_last; p++) mask.zero<float>(RESET, rows, L, {carried + p * B * L, L});
     }
     void hold(int64_t s, int64_t r, float scale) const {  // copies a row to the next step
@@ -118,14 +114,13 @@ template <class C, int ACT_BYTES> struct Int8Layer {
         const float *scales = h_scales_of(s);
         for (int64_t r = 0; a.reset && r < rows; r++) reset_scales[r] = mask.is(RESET, r) ? UNIT_SCALE : scales[r];
         if (a.reset) scales = reset_scales;
-        // Written only after a NaN or |h| > 1, so that the line stays in the caches of the other threads
-        for (int64_t r = r_first; r < r_last; r++)
+        for (int64_t r = r_first; r < r_last; r++)  // written only after a NaN or |h| > 1, so that other threads keep the line
             if (h_scales_of(s + 2)[r] != UNIT_SCALE) h_scales_of(s + 2)[r] = UNIT_SCALE;
         for (int64_t r = mask.next(HOLD, rows); r < rows; r = mask.next(HOLD, rows, r + 1)) hold(s, r, scales[r]);
         const int64_t block_row = s % block * rows, at_once = job.few_rows ? max(1, whole) : 1;
         if (job.few_rows && block_row == 0)
             multiply_inputs(s, p_first, p_last - p_first, 0, min(block, T - s) * rows, sums_x_of(p_first));
-        // Serpentine order: the weights read last are still in the L2 cache. A panel that is not full comes last.
+        // Serpentine order: the weights read last are still in the L2 cache. The last panel, if it is not full, comes last.
         const int64_t sign = s % 2 ? -1 : 1;
         for (int64_t p = p_first, count; p < p_last; p += count) {
             count = p < p_first + whole ? min(at_once, p_first + whole - p) : 1;
@@ -158,12 +153,10 @@ template <class C, int ACT_BYTES> struct Int8Layer {
         if (!a.lengths) copy_rows<float>(rows, units, units, h.from(time_of(T - 1) * B, u_first), h_n.from(0, u_first));
         for (int64_t r = 0; a.lengths && r < rows; r++) {
             const int64_t length = min(a.lengths[b_first + r], T), last = a.reverse ? 0 : length - 1;
-            copy_rows<float>(1, units, units, {(length > 0 ? h[last * B + r] : h_0[r]) + u_first, 0},
-                             h_n.from(r, u_first));
+            copy_rows<float>(1, units, units, {(length > 0 ? h[last * B + r] : h_0[r]) + u_first, 0}, h_n.from(r, u_first));
         }
         for (int64_t p = p_first; C::FIRST_READ > 0 && p < p_last; p++)
-            copy_rows<float>(rows, min(L, H - p * L), 0, {carried + p * B * L, L},
-                             {(float *)a.c_n + b_first * H + p * L, H});
+            copy_rows<float>(rows, min(L, H - p * L), 0, {carried + p * B * L, L}, {(float *)a.c_n + b_first * H + p * L, H});
     }
     void forward() {
         if (job.has_amx) configure_amx();
@@ -187,8 +180,7 @@ template <class C, int ACT_BYTES> void forward_int8(void *argument, int thread, 
     const Int8Packed<C> packed(a.I, a.H, job.packed);
     for (int64_t p = position.first(panels); p < position.last(panels); p++) {
         if (job.pack) pack_int8_panel<C>(a, p, packed);
-        else if (a.changed && is_int8_changed<C>(a, packed.panels[p], p))
-            __atomic_add_fetch(a.changed, 1, __ATOMIC_RELAXED);
+        else if (a.changed && is_int8_changed<C>(a, packed.panels[p], p)) __atomic_add_fetch(a.changed, 1, __ATOMIC_RELAXED);
     }
     if (job.pack && position.teams > 1) position.all_barrier();
     Int8Layer<C, ACT_BYTES>(job, position).forward();

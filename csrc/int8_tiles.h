@@ -12,8 +12,7 @@ constexpr float TOP[] = {0, 127, 127 * 256};  // the largest number of one and o
 
 // Rounds values times `inverse` to numbers of ACT_BYTES bytes, which lie byte_stride apart. The sum with 1.5 * 2**23
 // has the nearest integer in its last bits.
-template <int ACT_BYTES>
-inline void store_rounded(Raw<float> values, float inverse, uint8_t *bytes, int64_t byte_stride) {
+template <int ACT_BYTES> inline void store_rounded(Raw<float> values, float inverse, uint8_t *bytes, int64_t byte_stride) {
     constexpr int OFFSET = ACT_BYTES == 1 ? ZERO : 128 + 256 * ZERO;
     const Ints numbers = (Ints)(values * inverse + (1.5f * (1 << 23) + OFFSET));
     store_low(ACT_BYTES == 1 ? numbers : numbers >> 8, bytes);
@@ -44,8 +43,7 @@ template <int BYTES> inline int32_t largest_lane(const int32_t __attribute__((ve
 // counts as `least` at least. A row that is not finite has the scale NaN, and a row of tiny values the scale 0.
 template <int ACT_BYTES>
 NOINLINE float quantize(int64_t count, const float *from, float least, uint8_t *bytes, int64_t byte_stride) {
-    // Absolute values are ordered as their bits, with NaN as the largest
-    Ints largest_bits = (Ints)(least - Raw<float>{});
+    Ints largest_bits = (Ints)(least - Raw<float>{});  // absolute values are ordered as their bits, with NaN as the largest
     for_vectors(count, from, [&](Raw<float> values, int64_t) {
         const Ints size = (Ints)values & INT32_MAX;
         largest_bits = size > largest_bits ? size : largest_bits;
@@ -59,15 +57,13 @@ NOINLINE float quantize(int64_t count, const float *from, float least, uint8_t *
         return finite ? 0 : __builtin_nanf("");
     }
     const float inverse = TOP[ACT_BYTES] / largest;
-    for_vectors(count, from, [&](Raw<float> values, int64_t k) {
-        store_rounded<ACT_BYTES>(values, inverse, bytes + k, byte_stride);
-    });
+    for_vectors(count, from,
+                [&](Raw<float> values, int64_t k) { store_rounded<ACT_BYTES>(values, inverse, bytes + k, byte_stride); });
     return largest / TOP[ACT_BYTES];
 }
 
-// The sums of a[m, k] w[k, n] over `groups` of 4 columns, for A rows of bytes and N vectors of n. They start from
-// vectors at `starts`, whose rows are starts_row apart. Few sums are computed as U sums each, which do not wait for
-// one another.
+// The sums of a[m, k] w[k, n] over `groups` of 4 columns, for A rows of bytes and N vectors of n. They start from vectors at
+// `starts`, whose rows are starts_row apart. Few sums are computed as U sums each, which do not wait for each other.
 template <int A, int N> struct Int8Sums {
     static constexpr int U = A * N >= CHAINS ? 1 : A * N > 4 ? 2 : 4;
     Ints totals[A][N];
@@ -126,15 +122,13 @@ template <class C, int ACT_BYTES, bool IS_STEP> struct Int8Rows {
     const int32_t *starts_of_panel() const { return IS_STEP ? panel->starts_h : panel->starts_x; }
 
     template <int R> INLINE void tile() const {
-        const Int8Sums<R * ACT_BYTES, N> sums(starts ? starts : starts_of_panel(), starts_row, a, byte_stride,
-                                              weights, groups);
+        const Int8Sums<R * ACT_BYTES, N> sums(starts ? starts : starts_of_panel(), starts_row, a, byte_stride, weights, groups);
         if constexpr (!IS_STEP) store(R, sums.totals);
         else if constexpr (R == 1) cells(1, sums.totals);
         else cells_not_inlined(R, sums.totals);
     }
     // Returns vector n of a row: init + scale * weight_scales * total.
-    static INLINE Raw<float> scaled(const Ints (*totals)[N], int n, float scale, const float *weight_scales,
-                                    Raw<float> init) {
+    static INLINE Raw<float> scaled(const Ints (*totals)[N], int n, float scale, const float *weight_scales, Raw<float> init) {
         Raw<float> sum = __builtin_convertvector(totals[0][n], Raw<float>);
         if (ACT_BYTES == 2)
             sum = fused(sum, 256.0f - Raw<float>{}, __builtin_convertvector(totals[ACT_BYTES - 1][n], Raw<float>));
@@ -166,17 +160,14 @@ template <class C, int ACT_BYTES, bool IS_STEP> struct Int8Rows {
             C::forward(preacts, old_states, new_states, saved);
             new_states[C::FIRST_READ].store(s.carried + r * L);
             new_states[0].store(s.h + r * s.h_row);
-            uint8_t *const bytes = s.next + r * ACT_BYTES * s.byte_stride;
-            store_rounded<ACT_BYTES>(new_states[0].raw, TOP[ACT_BYTES], bytes, s.byte_stride);
+            store_rounded<ACT_BYTES>(new_states[0].raw, TOP[ACT_BYTES], s.next + r * ACT_BYTES * s.byte_stride, s.byte_stride);
             if (__builtin_expect(any_nan(new_states[0].raw), 0)) s.next_scales[r] = __builtin_nanf("");
         }
     }
 
     void skip(int64_t rows) {
-        a += rows * ACT_BYTES * byte_stride, scales += rows, sums_x += rows * X;
-        starts += rows * ACT_BYTES * starts_row;
-        if (!IS_STEP) return;
-        carried += rows * L, h += rows * h_row, next += rows * ACT_BYTES * byte_stride, next_scales += rows;
+        a += rows * ACT_BYTES * byte_stride, scales += rows, sums_x += rows * X, starts += rows * ACT_BYTES * starts_row;
+        if (IS_STEP) carried += rows * L, h += rows * h_row, next += rows * ACT_BYTES * byte_stride, next_scales += rows;
     }
     void next_panel() {
         panel += direction, weights += direction * panel_bytes, sums_x += direction * sums_x_panel;

@@ -54,8 +54,7 @@ NOINLINE void pack_bytes(const fastlstm_forward_args &a, int64_t p, int count, c
     }
 }
 
-template <class C>
-NOINLINE void pack_int8_panel(const fastlstm_forward_args &a, int64_t p, const Int8Packed<C> &packed) {
+template <class C> NOINLINE void pack_int8_panel(const fastlstm_forward_args &a, int64_t p, const Int8Packed<C> &packed) {
     Int8Panel<C> &panel = packed.panels[p];
     pack_scales(a, p, C::X, C::BLOCKS_IH, a.weight_ih_scale, panel.scales_x);
     pack_scales(a, p, C::Y, C::BLOCKS_HH, a.weight_hh_scale, panel.scales_h);

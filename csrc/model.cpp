@@ -1,10 +1,9 @@
 // A row classifier from a file: an LSTM, then a linear layer on its last state.
 //
-// The file, all numbers little-endian: the 8 bytes "fastlstm"; uint32 version; uint32 I, H, C; uint32 CRC-32 of
-// everything after it. Version 1 goes on with float32 weight_ih (4H, I), weight_hh (4H, H), bias (4H), weight (C, H),
-// linear bias (C). In version 2 the LSTM has int8 weights: uint32 bits of x and h (8 or 16); float32 scales of the rows
-// of weight_ih (4H) and of weight_hh (4H), bias (4H), weight (C, H), linear bias (C); then int8 weight_ih (4H, I) and
-// weight_hh (4H, H).
+// The file, all numbers little-endian: the 8 bytes "fastlstm"; uint32 version; uint32 I, H, C; uint32 CRC-32 of everything
+// after it. Version 1 goes on with float32 weight_ih (4H, I), weight_hh (4H, H), bias (4H), weight (C, H), linear bias (C).
+// In version 2 the LSTM has int8 weights: uint32 bits of x and h (8 or 16); float32 scales of the rows of weight_ih (4H) and
+// of weight_hh (4H), bias (4H), weight (C, H), linear bias (C); then int8 weight_ih (4H, I) and weight_hh (4H, H).
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

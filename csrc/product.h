@@ -23,8 +23,7 @@ template <class E> struct ProductArguments {
 };
 
 template <class E, int R, int N, int W>
-inline const E *accumulate(Raw<E> (&acc)[R][N], const E *a, int64_t row_stride, int64_t k_stride, const E *w,
-                           int64_t count) {
+inline const E *accumulate(Raw<E> (&acc)[R][N], const E *a, int64_t row_stride, int64_t k_stride, const E *w, int64_t count) {
     for (; count > 0; count--, a += k_stride, w += W * Vector<E>::N) {
         if (R * N + N >= REGISTERS) {  // too few registers for the weights: they are loaded one at a time
             Raw<E> loaded[R];
@@ -181,8 +180,7 @@ struct Mask {
     }
     bool any(Event event, int64_t rows) const { return next(event, rows) < rows; }
     template <class E> void zero(Event event, int64_t rows, int64_t width, Matrix<E> target) const {
-        for (int64_t r = next(event, rows); r < rows; r = next(event, rows, r + 1))
-            zero_rows<E>(1, width, {target[r], 0});
+        for (int64_t r = next(event, rows); r < rows; r = next(event, rows, r + 1)) zero_rows<E>(1, width, {target[r], 0});
     }
 };
 
@@ -231,8 +229,7 @@ template <class E> NOINLINE void transpose(int64_t rows, int64_t columns, Matrix
 // Runs the cell's forward function on one vector of units and some batch rows: from preact (rows, S, lanes) and the
 // states `prev` to the states `next` and, with SAVE, `saved` (rows, SAVED, lanes).
 template <class C, class E, bool SAVE>
-NOINLINE void cells_forward(int64_t rows, const E *preact, const Matrix<const E> *prev, const Matrix<E> *next,
-                            E *saved) {
+NOINLINE void cells_forward(int64_t rows, const E *preact, const Matrix<const E> *prev, const Matrix<E> *next, E *saved) {
     using V = Vector<E>;
     constexpr int64_t L = V::N;
     for (int64_t r = 0; r < rows; r++, preact += C::S * L) {

@@ -53,8 +53,7 @@ template <class C> struct Layer {
             first[k] = last[k] = randoms(BH), d[k] = randoms(TBH), d_n[k] = d_0[k] = randoms(BH), all[k] = Doubles(TBH);
         for (double &w : weight_hh) w = (float)(w / sqrt((double)s.H));
         for (int64_t k = 0; s.masked && k < s.T * s.B; k++) reset.push_back(uniform() < -0.3);
-        for (int64_t b = 0; s.masked && b < s.B; b++)
-            lengths.push_back((int64_t)floor((uniform() + 1) / 2 * (s.T + 3)) - 1);
+        for (int64_t b = 0; s.masked && b < s.B; b++) lengths.push_back((int64_t)floor((uniform() + 1) / 2 * (s.T + 3)) - 1);
         if (s.masked && s.B > 1) lengths[0] = INT64_MIN, lengths[1] = INT64_MAX;
         dx = Doubles(x.size()), dweight_ih = Doubles(weight_ih.size()), dweight_hh = Doubles(weight_hh.size());
         dbias_ih = Doubles(bias_ih.size()), dbias_hh = Doubles(bias_hh.size());
@@ -76,16 +75,13 @@ template <class C> struct Layer {
                 for (int64_t u = 0; u < H; u++) all[k][at * H + u] = seen[k][t * H + u];
             for (int64_t u = 0; u < H && !held; u++) {
                 double preacts[C::S] = {}, prev[C::STATES], next[C::STATES];
-                auto add = [&](double &sum, int64_t row, const Doubles &bias, const Doubles &weight, double *from,
-                               int64_t n) {
+                auto add = [&](double &sum, int64_t row, const Doubles &bias, const Doubles &weight, double *from, int64_t n) {
                     sum += bias[row];
                     for (int64_t k = 0; k < n; k++) sum += from[k] * weight[row * n + k];
                 };
-                for (int g = 0; g < C::X; g++)
-                    add(preacts[g], C::BLOCKS_IH[g] * H + u, bias_ih, weight_ih, &x[at * I], I);
+                for (int g = 0; g < C::X; g++) add(preacts[g], C::BLOCKS_IH[g] * H + u, bias_ih, weight_ih, &x[at * I], I);
                 double *const h = &seen[0][t * H];
-                for (int g = 0; g < C::Y; g++)
-                    add(preacts[FIRST_H + g], C::BLOCKS_HH[g] * H + u, bias_hh, weight_hh, h, H);
+                for (int g = 0; g < C::Y; g++) add(preacts[FIRST_H + g], C::BLOCKS_HH[g] * H + u, bias_hh, weight_hh, h, H);
                 for (int k = 0; k < C::STATES; k++) prev[k] = seen[k][t * H + u];
                 C::forward(preacts, prev, next, &saved[(t * H + u) * C::SAVED]);
                 for (int k = 0; k < C::STATES; k++) all[k][at * H + u] = last[k][b * H + u] = next[k];
@@ -107,19 +103,15 @@ template <class C> struct Layer {
                     const int64_t row = C::BLOCKS_IH[g] * H + u;
                     const double dpreact = dpreacts[g];
                     dbias_ih[row] += dpreact;
-                    for (int64_t k = 0; k < I; k++) {
-                        dweight_ih[row * I + k] += dpreact * x[at * I + k];
-                        dx[at * I + k] += dpreact * weight_ih[row * I + k];
-                    }
+                    for (int64_t k = 0; k < I; k++)
+                        dweight_ih[row * I + k] += dpreact * x[at * I + k], dx[at * I + k] += dpreact * weight_ih[row * I + k];
                 }
                 for (int g = 0; g < C::Y; g++) {
                     const int64_t row = C::BLOCKS_HH[g] * H + u;
                     const double dpreact = dpreacts[FIRST_H + g];
                     dbias_hh[row] += dpreact;
-                    for (int64_t k = 0; k < H; k++) {
-                        dweight_hh[row * H + k] += dpreact * seen[0][t * H + k];
-                        dh[k] += dpreact * weight_hh[row * H + k];
-                    }
+                    for (int64_t k = 0; k < H; k++)
+                        dweight_hh[row * H + k] += dpreact * seen[0][t * H + k], dh[k] += dpreact * weight_hh[row * H + k];
                 }
             }
             for (int64_t k = 0; k < H && !zero; k++) d_0[0][b * H + k] += dh[k];
@@ -156,10 +148,10 @@ template <class C, class E, class W> struct Call {
 
     Call(const Layer<C> &l, int64_t dtype, int64_t instructions, int64_t count, std::vector<W> ih, std::vector<W> hh,
          std::vector<float> scale_ih = {}, std::vector<float> scale_hh = {})
-        : s(l.s), threads{count, nullptr, nullptr}, weight_ih(ih), weight_hh(hh), scale_ih(scale_ih),
-          scale_hh(scale_hh), x(as<E>(l.x)), bias_ih(as<E>(l.bias_ih)), bias_hh(as<E>(l.bias_hh)),
-          h_0(as<E>(l.first[0])), c_0(as<E>(l.first[1])), h(s.T * s.B * s.H), h_n(s.B * s.H),
-          c_n(HAS_C ? s.B * s.H : 0), c(HAS_C && scale_ih.empty() ? s.T * s.B * s.H : 0),
+        : s(l.s), threads{count, nullptr, nullptr}, weight_ih(ih), weight_hh(hh), scale_ih(scale_ih), scale_hh(scale_hh),
+          x(as<E>(l.x)), bias_ih(as<E>(l.bias_ih)), bias_hh(as<E>(l.bias_hh)), h_0(as<E>(l.first[0])),
+          c_0(as<E>(l.first[1])), h(s.T * s.B * s.H), h_n(s.B * s.H), c_n(HAS_C ? s.B * s.H : 0),
+          c(HAS_C && scale_ih.empty() ? s.T * s.B * s.H : 0),
           gates(fastlstm_gates_size(dtype, instructions, CELL, s.T, s.B, s.H), -1),
           packed(fastlstm_packed_size(dtype, instructions, CELL, s.I, s.H), -1) {
         f = {FASTLSTM_VERSION, dtype, instructions, CELL, s.T, s.B, s.I, s.H, s.reverse, x.data(), s.B * s.I, s.I,
@@ -184,8 +176,7 @@ template <class C, class E, class W> struct Call {
             f = whole;
             if (pass == 0) expect(!fastlstm_pack(&f, packed.data()), "pack failed");
             else f.packed = packed.data();
-            if (pass == 1)
-                f.weight_ih = f.weight_hh = f.bias_ih = f.bias_hh = f.weight_ih_scale = f.weight_hh_scale = nullptr;
+            if (pass == 1) f.weight_ih = f.weight_hh = f.bias_ih = f.bias_hh = f.weight_ih_scale = f.weight_hh_scale = nullptr;
             if (pass == 2) f.changed = &changed;
             expect(!forward() && !changed, "forward failed, or unchanged weights count as changed");
             compare_results();
@@ -219,8 +210,7 @@ template <class C, class E, class W> struct Call {
         int64_t *const strides[] = {&f.weight_ih_row, &f.weight_hh_row, &f.x_step, &f.x_row, &f.h_0_row, &f.c_0_row};
         for (int64_t *stride : strides) {
             const int64_t original = *stride, far = INT64_C(1) << 60, wrong[] = {far, -far, original - 1, 0, -original};
-            const bool is_of_weight = stride == &f.weight_ih_row || stride == &f.weight_hh_row;
-            const int count = is_of_weight ? 5 : 2;  // others may be any in reach
+            const int count = stride == &f.weight_ih_row || stride == &f.weight_hh_row ? 5 : 2;  // others may be any in reach
             for (int k = 0; k < count; k++)
                 *stride = wrong[k], expect(forward() == FASTLSTM_BAD_ARGUMENT, "a stride out of reach was taken");
             *stride = original;

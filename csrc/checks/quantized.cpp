@@ -32,9 +32,7 @@ template <class C> void check(Case s) {
             sets |= 1 << instructions;
             for (int64_t count = 1; count <= 3; count++, cases++) {
                 Call<C, float, int8_t> call(l, dtype, instructions, count, ih, hh, scale_ih, scale_hh);
-                call.check([&] {
-                    expect(call.h == base.h && call.h_n == base.h_n && call.c_n == base.c_n, "bits differ");
-                });
+                call.check([&] { expect(call.h == base.h && call.h_n == base.h_n && call.c_n == base.c_n, "bits differ"); });
             }
         }
         std::vector<float> gates(4 * base.h.size());

@@ -1,5 +1,4 @@
-// The instructions of AMX that amx.h uses, as plain loops. With FASTLSTM_EMULATE_TILES they check its sums on any
-// processor.
+// The instructions of AMX that amx.h uses, as plain loops: with FASTLSTM_EMULATE_TILES its sums are checked on any processor.
 #pragma once
 
 static thread_local uint8_t emulated_tiles[8][16][64];

@@ -16,8 +16,7 @@ static unsigned long big_endian(const unsigned char *bytes) {
     return (unsigned long)bytes[0] << 24 | (unsigned long)bytes[1] << 16 | (unsigned long)bytes[2] << 8 | bytes[3];
 }
 
-/* Reads the next images of the file, at most `batch`, to x (B, T, I), and returns how many there were. The rows of an
- * image are its time steps. */
+/* Rows of an image are its time steps: x (B, T, I) from the next images of the file, at most `batch`; how many there were. */
 static long read_images(FILE *file, long batch, long pixels, unsigned char *bytes, float *x) {
     long count = (long)fread(bytes, (size_t)pixels, (size_t)batch, file);
     for (long k = 0; k < count * pixels; k++) x[k] = (float)bytes[k] / 255.0f;
@@ -26,8 +25,7 @@ static long read_images(FILE *file, long batch, long pixels, unsigned char *byte
 
 static int classify(const fastlstm_model *model, FILE *images, long batch, const fastlstm_threads *threads) {
     unsigned char head[16];
-    if (fread(head, 1, 16, images) != 16 || big_endian(head) != 0x803)
-        return fail("images", "not an IDX file of images");
+    if (fread(head, 1, 16, images) != 16 || big_endian(head) != 0x803) return fail("images", "not an IDX file of images");
     long count = (long)big_endian(head + 4), T = (long)big_endian(head + 8), I = (long)big_endian(head + 12);
     long C = (long)fastlstm_model_classes(model), done = 0;
     if (I != fastlstm_model_inputs(model) || T < 1 || T > 4096) return fail("images", "not of the model's size");
