@@ -3,8 +3,8 @@
     python -m benchmarks.change before.json after.json
 
 Each file holds ratios to torch, taken in pairs on one machine. So both compare although the machine may have been
-busier for one of them. Of a row's visits the last counts, which has the times of all. Of a row that only one file has,
-or that is noisy in one, nothing is said.
+busier for one of them. The last visit of a row has the times of all its visits, and it alone counts. Rows that only one
+file has, or that are noisy in one, are left out.
 """
 
 import json

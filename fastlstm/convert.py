@@ -60,9 +60,9 @@ def replace(model: M, *, backend: Backend | None = None, keep_type: bool = False
     Args:
         model: any module, or a recurrent one itself.
         backend: for the replaced modules and those that are ours already, as `fastlstm.LSTM`'s.
-        keep_type: every replaced module remains an instance of torch's class, for a model that asks, and those that are
-            ours already become one, but for your own subclasses of ours. `torch.compile` then breaks its graph at each
-            of them, as it does at torch's own.
+        keep_type: every replaced module remains an instance of torch's class, for a model that asks. Modules of
+            fastlstm become instances too, except your own subclasses of them. `torch.compile` then breaks its graph at
+            each of them, as it does at torch's own.
 
     Returns:
         `model`, changed. Where it has no such module, neither torch's nor ours, a UserWarning says so.
@@ -133,7 +133,8 @@ def _replace(function: str, pairs: Any, model: M, backend: Backend | None, keep_
 
 def class_for(function: str, module: nn.Module, keep_type: bool, pairs: Any = PAIRS) -> type | None:
     """Return the class of ours that a module of torch's changes to, or None for any other module. With `keep_type` a
-    module of ours changes, too, unless it is an instance of torch's class already, or of a subclass of ours.
+    module of ours changes, too, unless it is an instance of torch's class already or of a subclass of ours, or has the
+    weights of a whole Ensemble.
 
     Raises TypeError where a subclass has an attribute of its own that ours needs. `function`: who asks.
     """
@@ -143,10 +144,15 @@ def class_for(function: str, module: nn.Module, keep_type: bool, pairs: Any = PA
         if isinstance(module, theirs) and not isinstance(module, ours):
             _check_names(function, module, theirs, ours)
             return _replacement(cls, parametrized, theirs, ours, keep_type)
-        if keep_type and isinstance(module, ours) and not isinstance(module, theirs):
+        if keep_type and isinstance(module, ours) and not isinstance(module, theirs) and not is_stack(module):
             original = _original(cls, parametrized, theirs, ours)
             return None if original is None else _replacement(original, parametrized, theirs, ours, True)
     return None
+
+
+def is_stack(module: nn.Module) -> bool:
+    """Return whether a module holds the weights of all modules of a `fastlstm.Ensemble`."""
+    return getattr(module, "_stacked", False)
 
 
 def become(module: nn.Module, cls: type) -> None:
@@ -157,7 +163,7 @@ def become(module: nn.Module, cls: type) -> None:
 
 def _restore(function: str, pairs: Any, model: M) -> M:
     for module in modules_of(model, function):
-        if getattr(module, "_stacked", False):
+        if is_stack(module):
             warnings.warn("the modules of an Ensemble have no counterpart in torch and stay", stacklevel=3)
             continue
         if isinstance(module, RNN) and pairs is PAIRS:

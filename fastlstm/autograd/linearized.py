@@ -138,7 +138,7 @@ class Linearized:
     def _steps(self, *tensors: Optional) -> list[tuple[Any, ...]]:
         """Return the tensors of each time step.
 
-        unbind splits them, since its derivative is one stack, and that of T indices is T whole tensors.
+        They are split by unbind, whose derivative is one stack. T indices would have T tensors of full size as theirs.
         """
         return list(zip(*([None] * self.T if a is None else a.unbind(0) for a in tensors)))
 

@@ -71,7 +71,7 @@ def _replacement(keras: Any, theirs: Callable[..., Any]) -> Callable[..., Any]:
         in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
         cell = None if in_graph or not (x := tensor(sequences)).is_cpu else _cell_of(keras, self.cell, training)
         mask_of_rows = mask[0] if isinstance(mask, list | tuple) else mask
-        if isinstance(cell, Cell) and mask_of_rows is not None and mask_of_rows.shape[2:].numel() != 1:
+        if isinstance(cell, Cell) and mask_of_rows is not None and tuple(mask_of_rows.shape[2:]) not in ((), (1,)):
             cell = "mask with a value for each unit"
         if isinstance(cell, Cell):
             arrays = x, mask_of_rows, self.cell.kernel, self.cell.recurrent_kernel, self.cell.bias
@@ -120,10 +120,11 @@ def _run(layer: Any, cell: Cell, arrays: list[Any], states: list[Any], training:
     # Keras writes the new states of a stateful layer over the old ones, which the backward pass reads.
     first = tuple([a.to(kernel.dtype, copy=layer.stateful) for a in states])
     x, lengths = x.to(kernel.dtype), None
-    runs = torch.ones(x.shape[:2]).bool() if runs is None else runs.bool().reshape(x.shape[:2])
-    if layer.go_backwards:
-        x, runs = x.flip(1), runs.flip(1)
-    if not runs.all():
+    x = x.flip(1) if layer.go_backwards else x
+    if runs is not None:
+        runs = runs.bool().flatten(1).expand(x.shape[:2])
+        runs = runs.flip(1) if layer.go_backwards else runs
+    if runs is not None and not runs.all():
         lengths, order = runs.sum(1), (~runs).sort(dim=1, stable=True).indices
         x = x.take_along_dim(order.unsqueeze(2), 1)
     output, last, _ = run(Layer(x.transpose(0, 1), of_layer, first, lengths, None, False, cell), plans=_plans)

@@ -278,6 +278,7 @@ def test_what_takes_the_stack_for_a_single_module():
     with pytest.warns(UserWarning, match="the modules of an Ensemble have no counterpart in torch and stay"):
         fastlstm.restore(ensemble)
     assert torch.equal(ensemble(x)[0], before)
+    assert not isinstance(fastlstm.replace(ensemble, keep_type=True).stacked, nn.LSTM)
     with pytest.raises(TypeError, match="to_torch needs a single module"):
         ensemble.stacked.to_torch()
     with pytest.raises(ValueError, match="a stream needs a single module"):

@@ -120,3 +120,10 @@ def test_a_row_alone_in_sixteen_bits(backend):
             row = slice(b, b + 1)
             output, (h, c) = lstm(x[:, row])
             equal([output, h, c], [whole[:, row], h_n[:, row], c_n[:, row]])
+
+
+def test_a_sequence_in_steps():
+    lstm, x, state = fastlstm.LSTM(28, 65, backend="numba"), torch.randn(7, 5, 28), None
+    for x_t, h in zip(x, lstm(x)[0]):
+        output, state = lstm.step(x_t, state)
+        assert torch.equal(output, h)

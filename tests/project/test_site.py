@@ -104,6 +104,13 @@ def test_the_figures_of_a_first_page_are_those_of_the_newest_report(page):
     ) in on_one_line(page)
     gru = statistics.median(of_gru("training"))
     assert f"trains {gru:.1f} times as fast as `torch.nn.GRU` (median of the same sizes)." in on_one_line(page)
+    others = [row for row in rows("docs/cpu.md", "| two cores of |")[1:] if row[1].startswith("[float32]")]
+    others = [row for row in others if "Zen 5" not in row[0]]
+    in_training, in_inference = ([float(row[column]) for row in others] for column in (5, 3))
+    assert (
+        f"an LSTM's medians are {min(in_training):.1f} to {max(in_training):.1f} in training, "
+        f"and {min(in_inference):.1f} to {max(in_inference):.1f} in inference."
+    ) in on_one_line(page)
     shown = f"is {training} times as fast as torch.nn.LSTM in training, and {inference} times in inference"
     assert text_of(page).count(shown) == text_of(page).count("Bars of ten sizes") > 0
 

@@ -207,8 +207,8 @@ def backward_kernel(
     dparams = zeros((P, BLOCK_B // ROWS), len(param_ptrs))
     params = load_params(param_ptrs, layer * H, unit, u_ok, BLOCK_B)
     length = load_lengths(lengths_ptr, first + b, b_ok, T)
-    # What the last step reads. The loop loads the same of each step before it, in its own lines: in a function of both
-    # some kernels take more registers.
+    # The loads of the last step. The loop repeats these lines for the steps before it: with a function for both some
+    # kernels take more registers.
     t = step_at(T - 1, T, reverse)
     active = ok & (t.to(tl.int32) < length)[None, :] if HELD else ok
     saved = load_blocks(saved_ptr + (t * B + first) * SAVED * H + offs_saved, H, active, SAVED)

@@ -55,7 +55,7 @@ shared_values           values that a row's units share, and sums of means
 SCRATCH = """
 table_bytes             bytes of a pointer table; a thread's scratch begins with two
 product_vectors         vectors of a scratch row that hold products: of one panel or, with several phases, of all
-later_slot              first scratch slot of the values that later phases read, which those follow that units share
+later_slot              first scratch slot of the values that later phases read; the values that units share follow
 panel_bytes             stride from one panel's products to the next one's, 0 with one phase
 rows_together           batch rows that go through all phases before the next rows do
 scratch_bytes           stride from one thread's scratch to the next one's
