@@ -13,7 +13,7 @@
 | has no time steps                                     | nothing: the results are the initial states              |
 | is plain, once its 16 bits were cast to float32       | the plan of its new signature                            |
 | is for the backend aten                               | torch's own layer                                        |
-| has a projection, or nests two levels of forward mode | `reference`, whose operations autograd sees one by one   |
+| has a projection, or is under forward mode            | `reference`, whose operations autograd sees one by one   |
 | is recorded by `torch.jit.trace`                      | an operator of the cell                                  |
 | is any other                                          | `LayerFunction`, or without derivatives the backend      |
 """
@@ -27,14 +27,14 @@ from torch.nn import Parameter
 
 from fastlstm.autograd import rules  # noqa: F401  # which defines the operators of every cell
 from fastlstm.autograd.elementary import narrowed
-from fastlstm.autograd.functions import apply_plan, differentiable
-from fastlstm.autograd.modes import autocast_of, is_plain, nests_forward_mode, no_autocast, under_vmap, wants_gradient
+from fastlstm.autograd.layer_function import apply_plan, differentiable
+from fastlstm.autograd.modes import autocast_of, is_plain, no_autocast, under_vmap, wants_gradient
 from fastlstm.autograd.operators import by_cell
 from fastlstm.backends import aten, dispatch, reference, settings
 from fastlstm.backends.base import Layer, Plan, Run, empty_run
 from fastlstm.backends.checks import check_layer
 from fastlstm.cells.spec import by_key
-from fastlstm.plans import Plans, Runs
+from fastlstm.plan_cache import Plans, Runs
 from fastlstm.torch_private import allow_in_graph, dual_level, dual_level_in_graph, opened_by_graph
 
 
@@ -92,7 +92,7 @@ def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
     with opened_by_graph(dual):
         layer = Layer.of(by_key(key), tensors, reverse)._replace(weight_hr=weight_hr, stacked=stacked)
         result = _run_checked(layer, None, backend, inner_states)
-    return result.h, *result.last, *result.saved
+    return result.flat
 
 
 def _run_checked(layer: Layer, plans: Plans | None, backend: str | None, inner_states: bool) -> Run:
@@ -130,7 +130,7 @@ def _run_checked(layer: Layer, plans: Plans | None, backend: str | None, inner_s
             result = result._replace(saved=())
         if wide is layer:
             return result
-        results = narrowed((result.h, *result.last, *result.saved), layer.x.dtype, (*layer.tensors, layer.weight_hr))
+        results = narrowed(result.flat, layer.x.dtype, (*layer.tensors, layer.weight_hr))
         return Run.of(len(layer.states), results)
 
 
@@ -143,7 +143,7 @@ def _run_unplanned(layer: Layer, backend: str, inner_states: bool) -> Run:
     """
     if backend == "aten":
         return aten.forward(layer)
-    if layer.weight_hr is not None or nests_forward_mode():
+    if layer.weight_hr is not None:
         result = reference.forward(layer, True)
         return result._replace(saved=result.saved[:-1])
     if torch.jit.is_tracing():

@@ -243,10 +243,9 @@ Node: Any = _name("autograd.function._SingleLevelFunction")  # the base of Funct
 # Whether Functions that know no level may be applied, and the function that allows it
 single_level_is_allowed = _name("_C._functorch.get_single_level_autograd_function_allowed")
 allow_single_level = _name("_C._functorch.set_single_level_autograd_function_allowed")
-enable_tangents = _name("_C._set_fwd_grad_enabled")
 KNOWS_LEVELS = _plain_apply is not None and None not in (
     Kind, all_levels, innermost, leave_level, enter_level_again, VmapLevel, GradLevel, unwrap_batched, wrap_batched,
-    unwrap_for_grad, wrap_for_grad, unwrap_if_left, Node, single_level_is_allowed, allow_single_level, enable_tangents,
+    unwrap_for_grad, wrap_for_grad, unwrap_if_left, Node, single_level_is_allowed, allow_single_level,
 )  # fmt: skip
 
 _precision = _name("_C._get_fp32_precision_getter")

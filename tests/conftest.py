@@ -92,16 +92,16 @@ def two_threads(set_threads):
 @pytest.fixture
 def poisoned(monkeypatch):
     """Uninitialised memory is NaN, the pool's and scratch included: what a kernel forgets to write shows."""
-    from fastlstm.backends import memory  # after the interpreter has been chosen
+    from fastlstm.backends import pool  # after the interpreter has been chosen
 
     def poisoned_scratch():
-        scratch = memory.take_scratch()
+        scratch = pool.take_scratch()
         scratch.memory.fill_(0xFF)
         return scratch
 
     torch.use_deterministic_algorithms(True)
     monkeypatch.setattr("fastlstm.backends.numba.host.frames.take_scratch", poisoned_scratch)
     for size in (1 << 21, 1 << 22, 1 << 23):
-        memory.pooled(torch.empty(0), size // 4).fill_(float("nan"))
+        pool.pooled(torch.empty(0), size // 4).fill_(float("nan"))
     yield
     torch.use_deterministic_algorithms(False)

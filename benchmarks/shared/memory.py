@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.shared.contest import Contest
 from benchmarks.shared.shapes import MODES, Shape
-from fastlstm.backends import memory
+from fastlstm.backends import pool
 
 PROC = Path("/proc/self")
 # Every larger block is mapped by itself and unmapped when freed: nothing is kept from one call to the next.
@@ -50,7 +50,7 @@ def peaks(shape: Shape, implementation: str, threads: int, dtype: str) -> dict[s
     for mode in MODES:
         contest = Contest(shape, dtype)  # a layer that has packed no weights
         run = contest.run(implementation, mode)
-        memory.forget()
+        pool.forget()
         reset_peak()
         before = resident("VmRSS")
         for _ in range(3):

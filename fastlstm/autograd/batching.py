@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from fastlstm.autograd.modes import wants_autograd
+from fastlstm.backends import dispatch
 from fastlstm.backends.base import Gradients, Layer, count_tensors, ranks, stack_size_of
 from fastlstm.cells.spec import Cell
 from fastlstm.torch_private import transformed
@@ -35,6 +36,11 @@ def _stack(a: Optional, dim: int | None, size: int, rank: int) -> Optional:
 def _continues(*tensors: Optional) -> bool:
     """Return whether another level is below this one, or a derivative is wanted there."""
     return transformed() or wants_autograd(*tensors)
+
+
+def _rows_of_saved(backend: str, rank: int) -> int:
+    """Return the axis of a backend's saved values along which stacked layers or batch rows lie."""
+    return 0 if rank == dispatch.traits(backend).stack_rank else rank - 2
 
 
 def _fold_x(x: Any, dim: int | None, size: int, stack: int) -> Any:
@@ -71,9 +77,9 @@ def forward_rule(
     stacks = any(d is not None for d in dims.weights) or stack_size_of(unfolded) > 0
     layer = _fold_layer(size, dims, unfolded, stacks)
     outputs = (call if _continues(*args[:count]) else last)(*layer.tensors, *args[count:])
-    gates = outputs[-1]
-    of_gates = 0 if stack_size_of(layer) and gates.dim() == 5 else gates.dim() - 2
-    axes = 1, *[0] * states, *[1] * (states - 1), of_gates
+    rank = outputs[-1].dim()
+    of_saved = _rows_of_saved(args[-1], rank) if stack_size_of(layer) else rank - 2  # where an outer level has stacks
+    axes = 1, *[0] * states, *[1] * (states - 1), of_saved
     axes = tuple(None if a.dim() == 1 else axis for a, axis in zip(outputs, axes))  # empty outputs have one axis
     return tuple(a if axis is None else a.unflatten(axis, (size, -1)) for a, axis in zip(outputs, axes)), axes
 
@@ -90,8 +96,7 @@ def backward_rule(
     # each sample has weight gradients of its own, so it is a layer of a stack, even where samples share the weights
     unfolded, dims = Layer.of(cell, args[first:end], False), Layer.of(cell, in_dims[first:end], False)
     layer, gates = _fold_layer(size, dims, unfolded, True), end + states
-    of_gates = args[gates].dim() - (in_dims[gates] is not None)
-    axes = *[1] * states, 0 if of_gates == 5 else of_gates - 2
+    axes = *[1] * states, _rows_of_saved(args[-1], args[gates].dim() - (in_dims[gates] is not None))
     saved = [_fold(a, d, size, axis) for a, d, axis in zip(args[end:], in_dims[end:], axes)]
     call = call if _continues(*args[: gates + 1]) else last
     gradients = Gradients.of(cell, call(*incoming, *layer.tensors, *saved, *args[gates + 1 :]))

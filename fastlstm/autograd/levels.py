@@ -67,16 +67,14 @@ class _Level(private.Node or Function):  # type: ignore[misc]
         *operands, function, interpreter = args
         level = interpreter.level()
         below = (private.unwrap_for_grad(a, level) if isinstance(a, Tensor) else a for a in operands)
-        # torch runs a Function's forward without gradients and tangents; the level below gets back its own modes
+        # torch runs a Function's forward without gradients; the level below gets back its own mode
         enabled = torch.is_grad_enabled()
         left = private.leave_level()
         try:
             torch.set_grad_enabled(interpreter.prevGradMode())
-            private.enable_tangents(True)
             outputs = function.apply(*below)
         finally:
             private.enter_level_again(left)
-            private.enable_tangents(False)
             torch.set_grad_enabled(enabled)
         outputs = (*(private.wrap_for_grad(a, level) if isinstance(a, Tensor) else a for a in outputs),)
         function.setup_context(ctx, (*operands,), outputs)
@@ -86,10 +84,6 @@ class _Level(private.Node or Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         return *ctx.function.backward(ctx, *grads), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:  # for dual numbers, which are no level of torch.func
-        return ctx.function.jvp(ctx, *tangents)
 
 
 @cache

@@ -62,21 +62,6 @@ def under_vmap() -> bool:
     return transformed() and (not private.KNOWS_LEVELS or private.Kind.Vmap in _kinds())
 
 
-def nests_forward_mode() -> bool:
-    """Return whether more than one level of forward mode is active. A Function's tangents are then silently zero.
-
-    If torch does not tell how many levels there are, one counts too.
-    """
-    if not (transformed() and dual_level()):
-        return False
-    return not private.KNOWS_LEVELS or _kinds().count(private.Kind.Jvp) > 1
-
-
-def differentiated() -> bool:
-    """Return whether the results of a backward pass are themselves differentiated, in either mode."""
-    return torch.is_grad_enabled() or dual_level()
-
-
 def autocast_of(x: Tensor) -> torch.dtype | None:
     """Return the type to which autocast casts on the device of `x`, or None without autocast."""
     device = "cpu" if x.is_cpu else x.device.type  # the first is asked faster

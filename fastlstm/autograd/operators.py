@@ -149,7 +149,7 @@ def _is_plain_key_set(text: str) -> bool:
     return keys is not None and _PLAIN_KEYS.issuperset(keys[1].split(", "))
 
 
-def _any_tangent(*arguments: Any) -> bool:
+def any_tangent(*arguments: Any) -> bool:
     """Return whether one of the arguments has an active tangent. Within a Function's forward no tangent is active."""
     return dual_level() and any(
         isinstance(a, Tensor) and forward_ad.unpack_dual(a, level=0).tangent is not None for a in arguments
@@ -177,7 +177,7 @@ def differentiate(
 
     def wrap(by_torch: Any) -> Any:
         def run(keyset: Any, *arguments: Any) -> Any:
-            if _any_tangent(*arguments):  # torch would silently drop it
+            if any_tangent(*arguments):  # torch would silently drop it
                 raise NotImplementedError(
                     f"fastlstm::{name} has no forward mode, since torch lets no operator define one: differentiate the "
                     "module itself, or compile the function that does so"
@@ -197,7 +197,7 @@ def _is_direct(*tensors: Optional) -> bool:
 
     Otherwise the operator is called, which records gradients and raises for tangents.
     """
-    return not wants_gradient(*tensors) and is_plain(*tensors) and not _any_tangent(*tensors)
+    return not wants_gradient(*tensors) and is_plain(*tensors) and not any_tangent(*tensors)
 
 
 def forward(*args: Any) -> tuple[Tensor, ...]:

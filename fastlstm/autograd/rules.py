@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastlstm.autograd import operators
 from fastlstm.autograd.batching import backward_rule, forward_rule
-from fastlstm.autograd.functions import LayerBackward, LayerFunction, differentiable
+from fastlstm.autograd.layer_function import LayerBackward, LayerFunction, differentiable
 from fastlstm.backends.base import Layer
 from fastlstm.cells.library import CELLS
 from fastlstm.cells.spec import Cell, when_declared

@@ -100,6 +100,11 @@ class Run(NamedTuple):
     last: tuple[Any, ...]
     saved: tuple[Any, ...]
 
+    @property
+    def flat(self) -> tuple[Any, ...]:
+        """All results in this order: h, the last states, and the saved values."""
+        return self.h, *self.last, *self.saved
+
     @classmethod
     def of(cls, states: int, flat: Sequence[Any]) -> "Run":
         """Return the run of `flat` results, of so many states: h, the last states, and the saved values."""
@@ -191,6 +196,8 @@ class Traits:
         prepares_steps: it has `steps`, which prepares single steps of a layer of float32 or float64 for a stream.
         heads: it runs layers of several heads, see `Layer`.
         plans_stacks: `plan` takes stacks of layers of more than 16 bits.
+        stack_rank: how many axes the saved values of a stack have, if the first is that of its layers. With 0 they have
+            one layer's axes, of which the last but one is that of batch rows.
         cells: the keys of the cells that it runs, or None if it runs any.
     """
 
@@ -201,6 +208,7 @@ class Traits:
     prepares_steps: bool = False
     heads: bool = False
     plans_stacks: bool = False
+    stack_rank: int = 0
     cells: tuple[str, ...] | None = None
 
 
@@ -218,11 +226,6 @@ def reset_steps(layer: Layer, held: Optional) -> Optional:
         return None
     reset = layer.reset.unsqueeze(-1)
     return reset if held is None else reset & ~held
-
-
-def sum_of(first: Optional, second: Optional) -> Optional:
-    """Return the sum of two tensors. Either may be None, which counts as zero."""
-    return second if first is None else first if second is None else first + second
 
 
 def flat_input(x: Tensor) -> Tensor:

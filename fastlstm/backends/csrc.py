@@ -93,19 +93,16 @@ class Steps:
         c_0 = 0 if c is None else c.data_ptr()
         # The arguments of fastlstm_forward: a call writes two of them and passes two pointers, where fastlstm_step
         # would have twelve arguments to convert.
-        no_weights = (0,) * 8  # weight_ih and weight_hh with their row strides, two biases, two scales
-        no_masks, no_h, no_saved = (0, 0), (0, 0), (0, 0)  # reset and lengths; h and h_n; c and gates
-        self.arguments = ctypes.create_string_buffer(
-            FORWARD.pack(
-                VERSION, *kind, 1, B, I, H, 0, 0, 0, I, *no_weights, packed.data_ptr(), 0, self.h, H, c_0, H,
-                *no_masks, *no_h, c_0, *no_saved,
-            ),
-            FORWARD.size,
-        )  # fmt: skip
+        no_weights, no_masks = (0,) * 8, (0, 0)  # two weights with row strides, two biases, two scales; reset, lengths
+        before_x = VERSION, *kind, 1, B, I, H, 0
+        x_to_h = 0, 0, I, *no_weights, packed.data_ptr(), 0, self.h, H, c_0, H, *no_masks, 0
+        arguments = FORWARD.pack(*before_x, *x_to_h, 0, c_0, 0, 0)  # then h_n, c_n, c and gates
+        self.x_word, self.h_n_word = len(before_x), len(before_x + x_to_h)
+        self.arguments = ctypes.create_string_buffer(arguments, FORWARD.size)
         self.words = memoryview(self.arguments).cast("B").cast("q")
 
     def __call__(self, x: int, h: int) -> None:
-        self.words[9], self.words[29] = x, h  # the fields x and h_n
+        self.words[self.x_word], self.words[self.h_n_word] = x, h
         code = library.fastlstm_forward(self.arguments, self.threads)
         if code:
             raise RuntimeError(f"fastlstm_forward: {library.fastlstm_error_text(code).decode()}")

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastlstm.backends import base, csrc
 from fastlstm.backends.base import Gradients, Layer, Run, Traits, stack_size_of
 from fastlstm.backends.cpu import LARGE, address, rows_contiguous, snapshot_of, threads_now
-from fastlstm.backends.memory import pooled, unpooled
+from fastlstm.backends.pool import pooled, unpooled
 from fastlstm.cells.spec import Cell
 
 TRAITS = Traits(plans=True, prepares_steps=True, cells=tuple(cell.key for cell in csrc.CELLS))
@@ -75,8 +75,8 @@ class _Plan:
     """
 
     backend: str  # set by `fastlstm.call`
-    types: Any  # of saved tensors: set and read by `fastlstm.autograd.functions`
-    reads_h = True  # whether backward needs h: read by `fastlstm.autograd.functions`
+    types: Any  # of saved tensors: set and read by `fastlstm.autograd.layer_function`
+    reads_h = True  # whether backward needs h: read by `fastlstm.autograd.layer_function`
 
     def __init__(
         self, layer: Layer, save: bool, packed_weights: dict[Any, Any] | None, state_axes: tuple[int, ...]
@@ -162,7 +162,7 @@ def forward(layer: Layer, save: bool) -> Run:
     if not stack_size_of(layer):
         return _Plan(layer, save, None, ()).forward(layer)
     runs = [forward(each, save) for each in _layers(layer)]
-    columns = [_joined(column) for column in zip(*((run.h, *run.last, *run.saved) for run in runs))]
+    columns = [_joined(column) for column in zip(*(run.flat for run in runs))]
     return Run.of(len(layer.states), columns)
 
 
@@ -223,7 +223,7 @@ def _layers(layer: Layer) -> list[Layer]:
 
 
 def _runs(run: Run, stack_size: int) -> list[Run]:
-    rows = zip(*(_shares(a, stack_size) for a in (run.h, *run.last, *run.saved)))
+    rows = zip(*(_shares(a, stack_size) for a in run.flat))
     return [Run.of(len(run.last), row) for row in rows]
 
 

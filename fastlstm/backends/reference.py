@@ -3,6 +3,8 @@
 All functions are differentiable and take weights of one layer or of a stack, see `Layer`.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -98,6 +100,34 @@ def forward_with(sums: Sums, layer: Layer, save: bool) -> Run:
     return Run(fill(output, held), tuple(state.clone() for state in states), saved_values)
 
 
+def run_of(layer: Layer, sequences: Sequence[Tensor]) -> Run:
+    """Return the run that had these outputs and inner states, (T, B, H) each, without the last states. The values that
+    the cell saves are computed anew, for all steps at once.
+    """
+    cell, held = layer.cell, held_steps(layer)
+    x, sums = fill(flat_input(layer.x), held), Sums(cell, layer.weights, hidden_size(layer))
+    prev = _previous_of_all(layer, sequences, held)
+    results = cell.derived().forward({
+        **sums.split(sums.add_h(sums.start(x), prev[0])),
+        **{f"{name}_prev": a for name, a in zip(cell.states, prev)},
+        **{name: fill(a, held) for name, a in zip(cell.inputs, layer.inputs)},
+        **_params(layer, x.shape[1]),
+        HEADS: heads_of(layer),
+    })  # fmt: skip
+    parts = [results[name] for name in cell.layout.saved]
+    saved = torch.cat(parts, -1) if parts else x.new_empty(*x.shape[:2], 0)
+    return Run(sequences[0], (None,) * len(cell.states), (*sequences[1:], saved))
+
+
+def _previous_of_all(layer: Layer, sequences: Sequence[Tensor], held: Tensor | None) -> list[Tensor]:
+    """Return `previous` of the outputs and of the inner states."""
+    reset = reset_steps(layer, held)
+    return [
+        previous(a, a_0, layer, None if k else held, reset)
+        for k, (a, a_0) in enumerate(zip(sequences, given_states(layer)))
+    ]
+
+
 def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
     """Return the wanted gradients of a run's x, weights, states and inputs, from those of its results."""
     cell, layout, x, states = layer.cell, layer.cell.layout, flat_input(layer.x), given_states(layer)
@@ -106,8 +136,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
     sums, params = Sums(layer.cell, layer.weights, H), _params(layer, B) | {HEADS: heads_of(layer)}
     *others, saved = run.saved
     x, inputs = fill(x, held), [fill(a, held) for a in layer.inputs]  # zero times the NaN of a padding would be NaN
-    h_prev = previous(run.h, states[0], layer, held, reset)
-    prev = [h_prev, *(previous(a, a_0, layer, None, reset) for a, a_0 in zip(others, states[1:]))]
+    h_prev, *_ = prev = _previous_of_all(layer, (run.h, *others), held)
     steps = {
         **dict(zip(layout.saved, saved.split(H, -1))),
         **dict(zip(cell.states, (run.h, *others))),

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm.backends.base import sum_of
 from fastlstm.cells.layout import Layout
 from fastlstm.cells.spec import Cell
 
@@ -86,7 +85,7 @@ def vector_gradient(terms: Tensor, vector: Tensor) -> Tensor:
 
 
 class Sums:
-    """The weights of a layer, or tangents of them, with rows in the order of the cell's S pre-activations.
+    """The weights of a layer, with rows in the order of the cell's S pre-activations.
 
     None counts as zeros. Pre-activations are (..., S H), in the order of `Layout.preacts`.
     """
@@ -124,18 +123,16 @@ class Sums:
             return None if weight is None else linear(h, weight)
         return of_heads("...gbki,gykoi->...gbyko", h, None, weight, self.H).flatten(-3).flatten(-3, -2)
 
-    def multiply(self, x: Tensor) -> Tensor:
-        """Return the product of x (..., I) as pre-activations (..., S H), zero where x is not multiplied."""
-        total = _added(self.layout, self.H, self.product_ih(x), None)
-        return x.new_zeros(()).expand(*x.shape[:-1], len(self.layout.preacts) * self.H) if total is None else total
-
     def start(self, x: Tensor) -> Tensor:
-        """Return the pre-activations (T, B, S H) without the product of h."""
-        return add_bias(self.multiply(x), self.bias)
+        """Return the pre-activations (T, B, S H) without the product of h, for x (T, B, I)."""
+        total = _added(self.layout, self.H, self.product_ih(x), None)
+        if total is None:
+            total = x.new_zeros(()).expand(*x.shape[:-1], len(self.layout.preacts) * self.H)
+        return add_bias(total, self.bias)
 
-    def add_h(self, preact: Tensor, h: Optional) -> Tensor:
+    def add_h(self, preact: Tensor, h: Tensor) -> Tensor:
         """Add the product of h to pre-activations."""
-        product, start = None if h is None else self.product_hh(h), self.layout.h_preacts.start * self.H
+        product, start = self.product_hh(h), self.layout.h_preacts.start * self.H
         if product is None:
             return preact
         if start == 0:
@@ -156,7 +153,7 @@ class Sums:
         )
 
     def weight_gradients(
-        self, dpreact: Tensor, x: Optional, h: Optional, wanted: Sequence[Any], biases: Sequence[Any]
+        self, dpreact: Tensor, x: Tensor, h: Tensor, wanted: Sequence[Any], biases: Sequence[Any]
     ) -> list[Optional]:
         """Return the wanted gradients of weight_ih, weight_hh, bias_ih and bias_hh, in the order of the cell's gates.
 
@@ -168,10 +165,8 @@ class Sums:
             (x_part, x, self.weight_ih, self.layout.rows_ih, wanted[0]),
             (h_part, h, self.weight_hh, self.layout.rows_hh, wanted[1]),
         ):
-            gradient = None
-            if want and weight is not None and inputs is not None:
-                gradient = in_order(weight_gradient(part, inputs, weight), order, -2)
-            results.append(gradient)
+            gradient = weight_gradient(part, inputs, weight) if want and weight is not None else None
+            results.append(in_order(gradient, order, -2))
         wants = [want and bias is not None for want, bias in zip(wanted[2:], biases)]
         if not any(wants):
             return [*results, None, None]
@@ -208,7 +203,7 @@ def biases(cell: Cell, bias_ih: Optional, bias_hh: Optional) -> tuple[Optional, 
     """
     layout = cell.layout
     if layout.joint:
-        return sum_of(bias_ih, bias_hh), None
+        return bias_hh if bias_ih is None else bias_ih if bias_hh is None else bias_ih + bias_hh, None
     rest = in_order(bias_hh, layout.blocks_hh, -1)
     if bias_hh is None or rest is None or not layout.shared_preacts:
         return bias_ih, rest

@@ -1,8 +1,7 @@
-"""A cell's forward, backward, tangent and curvature from its trace.
+"""A cell's forward and backward from its trace.
 
-All operations but means are elementwise, so a derivative is a factor, and the same table carries tangents forwards and
-gradients backwards. The mean over the units of a row or of a head is linear and its own adjoint: a tangent and a
-gradient both go through it as their mean.
+All operations but means are elementwise, so a derivative is a factor. The mean over the units of a row or of a head is
+linear and its own adjoint: a gradient goes through it as its mean.
 """
 
 import itertools
@@ -46,19 +45,6 @@ PARTIALS: dict[str, tuple[Partial | None, ...]] = {
 }
 
 
-def propagate_tangents(tangents: Mapping[Node, Node], results: Iterable[Node]) -> list[Node]:
-    """Return the tangents of `results`, from those of inputs."""
-    results, along = list(results), dict(tangents)
-    for node in in_order(results):
-        if node in along:
-            continue
-        for arg, partial in zip(node.args, PARTIALS.get(node.op, ())):
-            if partial is not None and arg in along:
-                part = partial(along[arg], node, *node.args)
-                along[node] = along[node] + part if node in along else part
-    return [along.get(r, r.graph.constant(0)) for r in results]
-
-
 def propagate_gradients(gradients: Mapping[Node, Node], inputs: Iterable[Node]) -> list[Node]:
     """Return the gradients of `inputs`, from those of results. Inputs count as independent of each other."""
     inputs, back = list(inputs), dict(gradients)
@@ -78,19 +64,14 @@ class Derived:
     """What follows from a cell's arithmetic.
 
     In its functions a gate's pre-activation is called ``i_pre``, a state ``c`` after the step and ``c_prev`` before it,
-    their gradients ``dc`` and ``dc_prev``, and a tangent ``c_prev_t``. A function takes only the arguments that it
-    depends on, and does not return a gradient or tangent that is always zero.
+    their gradients ``dc`` and ``dc_prev``. A function takes only the arguments that it depends on, and returns no
+    gradient that is always zero.
 
     Attributes:
         name: the cell's.
         forward: the new states and the saved values.
         backward: the gradients of all arguments of forward, from those of the new states.
-        tangent: the new states' tangents.
-        curvature: the tangents of backward's results, from those of forward's arguments, with the new states' gradients
-            fixed. It is symmetric, so it is also the backward function of backward.
-        means: the operations of the means over units that forward takes, by name, each after those that it depends on.
-        jacobian: the partial derivative of each new state by each argument, such as ``c_by_i_pre``. Means count as
-            arguments, and the values of which they are taken as results. Linear loops over time multiply by these.
+        means: the operations of the means over units that forward takes.
         saved: the values that forward saves, beside the states of all steps that backward reads.
         saved_rows: those of `saved` that are the same for all units of a row.
         states_read: the states of all steps that backward reads.
@@ -100,20 +81,14 @@ class Derived:
     """
 
     def __init__(self, name: str, trace: Trace, costs: Costs) -> None:
-        graph, inputs, new = trace.graph, trace.inputs, trace.results
+        inputs, new = trace.inputs, trace.results
         old = {state: inputs[f"{state}_prev"] for state in new}
-        d_new = {f"d{state}": graph.input(f"d{state}") for state in new}
-        along = {f"{name}_t": graph.input(f"{name}_t") for name in inputs}
+        d_new = {f"d{state}": trace.graph.input(f"d{state}") for state in new}
 
         incoming: dict[Node, Node] = {}
         for node, gradient in zip(new.values(), d_new.values()):
             incoming[node] = incoming[node] + gradient if node in incoming else gradient
         gradients = dict(zip((f"d{name}" for name in inputs), propagate_gradients(incoming, inputs.values())))
-        tangents = dict(zip(inputs.values(), along.values()))
-        state_tangents = dict(zip((f"{state}_t" for state in new), propagate_tangents(tangents, new.values())))
-        gradient_tangents = dict(
-            zip((f"{name}_t" for name in gradients), propagate_tangents(tangents, gradients.values()))
-        )
 
         free = {name: inputs[name] for name in trace.free}
         loaded, sequences = choose_saved(
@@ -130,19 +105,11 @@ class Derived:
             used = set(in_order(results.values(), arguments.values()))
             return Function(name, {name: node for name, node in arguments.items() if node in used}, results)
 
-        means = _named((n for n in in_order(new.values()) if n.op in MEANS), {*inputs, *new})
-        arguments, partials = {**inputs, **means}, dict[str, Node]()
-        for result, node in {**{label: n.args[0] for label, n in means.items()}, **new}.items():
-            of_node = propagate_gradients({node: graph.constant(1)}, arguments.values())
-            partials |= {f"{result}_by_{argument}": partial for argument, partial in zip(arguments, of_node)}
         self.name, self.saved, self.states_read = name, tuple(saved), tuple(of_states)
         self.saved_rows = tuple(name for name, node in saved.items() if node.per_row)
-        self.means = {name: node.op for name, node in means.items()}
+        self.means = {node.op for node in in_order(new.values()) if node.op in MEANS}
         self.forward = function("forward", inputs, {**new, **saved})
         self.backward = function("backward", {**d_new, **saved, **of_states, **free}, gradients)
-        self.tangent = function("tangent", {**inputs, **along}, state_tangents)
-        self.curvature = function("curvature", {**d_new, **inputs, **along}, gradient_tangents)
-        self.jacobian = function("jacobian", inputs, partials)
 
     def __str__(self) -> str:
         """Return the text of forward and backward, the saved values, and the numbers of operations."""
@@ -155,7 +122,6 @@ class Derived:
             f"saved by forward: {' '.join(self.saved) or 'nothing'}",
             f"states read by backward: {' '.join(self.states_read) or 'none'}",
             f"so backward reads {of_units} values for each unit and step{of_rows}, beside gradients",
-            f"tangent: {self.tangent.count} operations; curvature: {self.curvature.count} operations",
         ])  # fmt: skip
 
 

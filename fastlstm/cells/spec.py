@@ -209,8 +209,7 @@ def _check(cell: Cell) -> None:
     if odd is not None:
         raise ValueError(f"cell {cell.name}: {odd!r} must be a name of ASCII characters, and not a function's")
     labels = [*cell.arguments.values(), *cell.states]
-    for name in tuple(labels):  # derived functions have gradients d..., tangents ..._t, and tangents of gradients
-        labels += [f"d{name}", f"{name}_t", f"d{name}_t"]
+    labels += [f"d{name}" for name in labels]  # derived functions have gradients d...
     twice = next((name for k, name in enumerate(declared) if name in declared[:k]), None) or next(
         (name for k, name in enumerate(labels) if name in labels[:k] or name in RESERVED), None
     )

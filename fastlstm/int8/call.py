@@ -16,7 +16,7 @@ from fastlstm.backends.base import Layer, Run, empty_run
 from fastlstm.cells.library import gru, lstm
 from fastlstm.cells.spec import Cell
 from fastlstm.int8 import definition
-from fastlstm.plans import Plans, Runs
+from fastlstm.plan_cache import Plans, Runs
 from fastlstm.torch_private import dual_level, transformed
 
 INSTEAD = "train the float model, which fastlstm.dequantize(model) gives back"
@@ -79,7 +79,7 @@ def run(layer: Layer, plans: Plans | None, backend: str | None, has_layer_axis: 
 def _plan(
     layer: Layer, backend: str | None, has_layer_axis: bool, packed_weights: dict[Any, Any] | None
 ) -> Runs | None:
-    """Make the plan of a plain call, see `fastlstm.plans.Plans.get`."""
+    """Make the plan of a plain call, see `fastlstm.plan_cache.Plans.get`."""
     layer_3d = layer.squeezed(has_layer_axis)
     definition.check(layer_3d)
     taken = choose(backend, layer.x.device)

@@ -18,7 +18,7 @@ from fastlstm.call import run
 from fastlstm.cells import library
 from fastlstm.cells.spec import Cell
 from fastlstm.integrations import import_library
-from fastlstm.plans import Plans
+from fastlstm.plan_cache import Plans
 from fastlstm.weights import r_first
 
 _ARGUMENTS = ["self", "sequences", "initial_state", "mask", "training"]

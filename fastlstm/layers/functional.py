@@ -13,7 +13,7 @@ from fastlstm.cells import library
 from fastlstm.cells.spec import Cell
 from fastlstm.layers import input_checks
 from fastlstm.layers.packing import Lengths, Resets, masks_of
-from fastlstm.plans import Plans
+from fastlstm.plan_cache import Plans
 
 State = tuple[Tensor, Tensor]
 _plans = Plans(caches=False)  # shared by all calls; keeps plans, no weights

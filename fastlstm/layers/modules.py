@@ -12,7 +12,7 @@ from fastlstm.backends import dispatch, settings
 from fastlstm.backends.base import Layer
 from fastlstm.cells.spec import Cell
 from fastlstm.layers.streams import Stream, may_prepare
-from fastlstm.plans import Plans
+from fastlstm.plan_cache import Plans
 
 
 class Words(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastlstm.autograd.functions import check_types, types_of
+from fastlstm.autograd.layer_function import check_types, types_of
 from fastlstm.autograd.modes import autocast_of, is_untransformed, wants_gradient
 from fastlstm.backends.base import Layer, count_tensors
 

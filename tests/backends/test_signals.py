@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm.backends import memory
+from fastlstm.backends import pool
 from tests.helpers.layers import CPU_BACKENDS
 from tests.helpers.memory import resident
 
@@ -86,8 +86,8 @@ def test_memory_is_used_again_after_timeouts(timeouts):
     """In whatever line of the package they arrive."""
     like, randoms = torch.empty(0), random.Random()
     for _ in range(300):
-        assert arrives(randoms.uniform(1e-5, 2e-4), lambda: memory.pooled(like, memory.SMALL))
-    addresses = {memory.pooled(like, memory.SMALL).data_ptr() for _ in range(10)}
+        assert arrives(randoms.uniform(1e-5, 2e-4), lambda: pool.pooled(like, pool.SMALL))
+    addresses = {pool.pooled(like, pool.SMALL).data_ptr() for _ in range(10)}
     assert len(addresses) == 1
 
 

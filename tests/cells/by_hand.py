@@ -14,21 +14,6 @@ def backward(dh, dc, i, f, g, o, c_prev, tanh):
     return di * i * (1.0 - i), df * f * (1.0 - f), dg * (1.0 - g * g), do * o * (1.0 - o), dc * f
 
 
-def curvature(dh, dc, i, f, g, o, c_prev, tangents, c_prev_t):
-    """How `backward`'s results change along tangents, where dc is the whole gradient of the new cell state."""
-    i_t, f_t, g_t, o_t = tangents
-    i_t, f_t, g_t, o_t = i * (1.0 - i) * i_t, f * (1.0 - f) * f_t, (1.0 - g * g) * g_t, o * (1.0 - o) * o_t
-    tanh_c = (f * c_prev + i * g).tanh()
-    bend = 1.0 - tanh_c * tanh_c
-    c_t = f_t * c_prev + f * c_prev_t + i_t * g + i * g_t
-    dc_t = dh * bend * (o_t - 2.0 * o * tanh_c * c_t)
-    di = i * (1.0 - i) * (dc * g_t + dc_t * g) + dc * g * (1.0 - 2.0 * i) * i_t
-    df = f * (1.0 - f) * (dc * c_prev_t + dc_t * c_prev) + dc * c_prev * (1.0 - 2.0 * f) * f_t
-    dg = (1.0 - g * g) * (dc * i_t + dc_t * i) - 2.0 * dc * i * g * g_t
-    do = dh * (o * (1.0 - o) * bend * c_t + tanh_c * (1.0 - 2.0 * o) * o_t)
-    return di, df, dg, do, dc * f_t + dc_t * f
-
-
 class Fused:
     """A number on a machine that fuses products into sums, as text: equal texts have equal bits. As the vectors of the
     kernels do, a product stays open until it is used as anything but a term of a sum.

@@ -3,7 +3,7 @@
 import torch
 from torch.func import jvp
 
-from fastlstm.autograd.functions import LayerFunction
+from fastlstm.autograd.layer_function import differentiable
 from fastlstm.autograd.rules import define
 from fastlstm.backends import reference
 from tests.cells.layers import GRADIENTS, ONE, OUTPUTS, curved, differentiated, error, flat, truth
@@ -12,7 +12,8 @@ from tests.cells.layers import GRADIENTS, ONE, OUTPUTS, curved, differentiated, 
 def run(layer):
     """The outputs, the last states, and the other states of all steps: what `truth` returns."""
     define(layer.cell)
-    return LayerFunction.apply(*layer.tensors, layer.reverse, layer.cell, "reference")[:-1]
+    results = differentiable(layer, True, "reference").flat
+    return results[: 2 * len(layer.states)]
 
 
 def plain(layer):

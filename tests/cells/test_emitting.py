@@ -20,7 +20,7 @@ from fastlstm.cells.emit import python
 for cell in cells.CELLS:
     derived = cell.derived()
     print(derived)
-    for name in "forward backward tangent curvature jacobian".split():
+    for name in ("forward", "backward"):
         print(python(getattr(derived, name)))
 """
 

@@ -31,7 +31,7 @@ from tests.cells.layers import (
 @directions
 @every_cell
 def test_all_derivatives(cell, reverse, masked):
-    """Those that are derived, up to the tangent and the curvature, against autograd's own."""
+    """Those that are derived, and derivatives of these, against autograd's own."""
     check(Case(cell, T=4, reverse=reverse, masked=masked))
 
 

@@ -27,7 +27,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
 
 from fastlstm.backends.base import Gradients, Layer, Run
-from fastlstm.backends.triton import device, gradients, launch, tiles
+from fastlstm.backends.triton import backward_pass, device, launch, tiles
 from fastlstm.backends.triton.cells import cell_functions, means_of
 from fastlstm.backends.triton.products import pack_kernel
 from fastlstm.cells.spec import by_key
@@ -171,7 +171,7 @@ def _call(case: Case) -> None:
     dh, douts = (None if case.last_step_only else empty(T, B, H)), others if case.cells else ()
     ends = (states[0], *(None if case.last_step_only else a for a in states[1:]))
     needs = Gradients.of(cell, [a is not None for a in layer.tensors[:-2]])
-    gradients.Backward(layer, needs, precision).launch(Run(dh, ends, douts), layer, run)
+    backward_pass.Backward(layer, needs, precision).launch(Run(dh, ends, douts), layer, run)
 
 
 def resources(case: Case, capability: tuple[int, int]) -> dict[str, Any]:

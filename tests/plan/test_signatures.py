@@ -10,7 +10,7 @@ import torch
 from torch.func import functional_call
 
 import fastlstm
-from fastlstm import cells, plans
+from fastlstm import cells, plan_cache
 from tests.helpers.layers import CPU_BACKENDS
 from tests.helpers.memory import resident
 from tests.helpers.modules import REFERENCE, pair
@@ -130,7 +130,7 @@ def test_settings_that_change_between_calls(modules, set_threads):
 def test_plans_of_all_modules_are_bounded_together(modules, monkeypatch):
     ours, theirs = modules
     others = [copy.deepcopy(ours) for _ in range(2)]
-    monkeypatch.setattr(plans, "MAX_PLANS", 5)
+    monkeypatch.setattr(plan_cache, "MAX_PLANS", 5)
     for steps in (*range(1, 12), 1, 11):
         for each in (ours, *others):
             check(each, theirs, torch.randn(steps, 1, I))
@@ -159,7 +159,7 @@ def test_a_plan_takes_little_memory(modules, dtype):
 @torch.no_grad()
 def test_threads_that_make_plans_at_once(modules, monkeypatch):
     ours, theirs = modules
-    monkeypatch.setattr(plans, "MAX_PLANS", 5)
+    monkeypatch.setattr(plan_cache, "MAX_PLANS", 5)
     inputs = [torch.randn(steps, 2, I) for steps in range(1, 40)]
     wrong = []
 

@@ -9,7 +9,7 @@ ROW_BLOCK, WEIGHT_BLOCK_BYTES = 64, 16384
 K_BLOCKS_TOGETHER = 2
 ROOM = 32  # rows after the last one of a row operand, to which whole AMX tiles may write
 FOLD = 8  # time chunks whose weight gradients the bf16 unit sums, before it adds that sum to the total
-ONE_OFFSET = 1024  # the offset in bytes of the one in the buffer `constants` of `host.fields`, after its zeros
+ONE_OFFSET = 1024  # the offset in bytes of the one in the buffer `constants` of `fields`, after its zeros
 STRIP = 24  # columns of [x, h, 1] packed side by side: 8 tiles of 3, or 4 of 6
 # The most rows for which a single step reads the original weights: FEW_TRANSPOSED in the forward pass, which transposes
 # the weights anew for each tile of rows, and FEW_IN_PLACE in the backward pass, since half of a thread's scratch holds

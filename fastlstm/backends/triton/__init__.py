@@ -72,6 +72,6 @@ def forward(layer: Layer, save: bool, precision: str | None = None) -> Run:
 
 def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, precision: str | None = None) -> Gradients:
     """See `fastlstm.backends.reference.backward`."""
-    from fastlstm.backends.triton import gradients
+    from fastlstm.backends.triton import backward_pass
 
-    return gradients.Backward(layer, needs, resolve_precision(layer.x.dtype, precision)).run(grads, layer, run)
+    return backward_pass.Backward(layer, needs, resolve_precision(layer.x.dtype, precision)).run(grads, layer, run)

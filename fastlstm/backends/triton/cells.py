@@ -113,7 +113,7 @@ def mean(x, heads=1):
 
 def means_of(cell: Cell) -> set[str]:
     """Return the operations by which units of the cell see each other."""
-    return set(cell.derived().means.values())
+    return cell.derived().means
 
 
 class CellFunctions:

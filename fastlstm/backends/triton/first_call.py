@@ -38,7 +38,7 @@ from fastlstm.backends import reference
 from fastlstm.backends.base import Gradients, Layer, Run, heads_of
 from fastlstm.backends.triton import device as devices
 from fastlstm.backends.triton import launch, tiles
-from fastlstm.backends.triton.gradients import Backward
+from fastlstm.backends.triton.backward_pass import Backward
 from fastlstm.backends.triton.launch import Forward
 from fastlstm.cells.spec import Cell
 

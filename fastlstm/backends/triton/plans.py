@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from fastlstm.backends.base import Gradients, Layer, Run
+from fastlstm.backends.triton.backward_pass import Backward
 from fastlstm.backends.triton.device import resolve_precision
-from fastlstm.backends.triton.gradients import Backward
 from fastlstm.backends.triton.launch import Forward
 
 

@@ -14,7 +14,16 @@ attributes of `cells.CellFunctions` or of the tile. A name on `_ptrs` is a tuple
 import triton
 import triton.language as tl
 
-from fastlstm.backends.triton.memory import (
+from fastlstm.backends.triton.products import (
+    block_of,
+    gate_rows,
+    in_head,
+    join_gates,
+    pin,
+    pre_activations,
+    recurrent_dh,
+)
+from fastlstm.backends.triton.tile_access import (
     add_biases,
     as_float32,
     load_all,
@@ -34,15 +43,6 @@ from fastlstm.backends.triton.memory import (
     with_first,
     zero_all,
     zeros,
-)
-from fastlstm.backends.triton.products import (
-    block_of,
-    gate_rows,
-    in_head,
-    join_gates,
-    pin,
-    pre_activations,
-    recurrent_dh,
 )
 
 

@@ -8,7 +8,8 @@ those of `resident`.
 import triton
 import triton.language as tl
 
-from fastlstm.backends.triton.memory import (
+from fastlstm.backends.triton.products import block_of, gate_rows, split_gates
+from fastlstm.backends.triton.tile_access import (
     LONGEST,
     as_float32,
     load_all,
@@ -25,7 +26,6 @@ from fastlstm.backends.triton.memory import (
     zero_all,
     zeros,
 )
-from fastlstm.backends.triton.products import block_of, gate_rows, split_gates
 
 
 @triton.jit

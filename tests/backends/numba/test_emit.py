@@ -130,7 +130,7 @@ PATTERNS = [
     "{0} + {1}", "{0} - {1}", "{0} * {1}", "-{0}", "{0} >> 2", "{0} & {1}", "{0} | {1}", "{0} // 7", "{0} % -5",
     "{0} // 8", "{0} % 16", "{0} // -4", "{0} // ({1} & 7 | 1)", "{0} % -({1} & 7 | 1)", "{0} < {1} <= {2}",
     "{0} == {1}", "{0} != {1}", "{0} > {1}", "{0} >= {1} or {2}", "not {0}", "{0} and {1}", "{0} or {1}",
-    "{0} if {1} else {2}", "min({0}, {1})", "max({0}, {1}, {2})", "half({0})",
+    "{0} if {1} else {2}", "min({0}, {1})", "max({0}, {1}, {2})", "half({0})", "half(x={0})",
 ]  # fmt: skip
 EXPRESSIONS = st.recursive(  # of so few factors, none above 110, that no number needs more than 64 bits
     st.sampled_from(LEAVES),
@@ -138,7 +138,8 @@ EXPRESSIONS = st.recursive(  # of so few factors, none above 110, that no number
     max_leaves=8,
 )
 STATEMENTS = [
-    "u = {0} % 101 - 50", "v -= {0} % 50", "v |= {0} & 15", "u, v = ({0}, 3) if {1} else least(a, v, u)", "pass",
+    "u = {0} % 101 - 50", "v -= {0} % 50", "v |= {0} & 15", "u, v = ({0}, 3) if {1} else least(a, v, u)",
+    "u, v = least(a, y={0}, x=v)", "pass",
     "if {0}:\n{body}", "if {0}:\n{body}\nelse:\n{other}", "if {0}:\n return u, {1}\n{body}",
     "for k{d} in range({0} % 5):\n u = k{d}\n{body}", "for k{d} in range({0} % 7, -3, -2):\n{body}",
     "for k{d} in range(x, 9, {0} % 3 + 4):\n{body}", "k{d} = {0} % 6\nwhile k{d} > 0 and {1}:\n k{d} -= 1\n{body}",
@@ -176,7 +177,8 @@ x = [y]; x = y ** 2; x = y / 2; x = y << 1; x = ~y; x = +y; x = 1.5; x = 'text';
 x = unknown; x = a; x = -a; x = a.unknown; x = y.size; a.size = 3; x[0] = 3; x = y = 2; x, y = y; x = y, x; x: int = 2
 x = (y, 2) + 1; x = (y, 2) and 3; x = 3 and (y, 2); x = (1, 2) if y else 3; x = 1 if y in (1, 2) else 3; x = x is y
 x = (z := 2); x = f'{y}'; x = lambda: 1; x = [z for z in (x, y)]; x = least(a, x, y)[0]; x, (y, x) = 1, 2; x += 1.5
-x = half; x = half(y, 2); x = half(x=y); x = half(*y); x = half(a); x = least(a, x, y); x, y = least(x, a, y)
+x = half; x = half(y, 2); x = half(z=y); x = half(y, x=y); x = half(**y); x, y = least(a, y=x)
+x = min(x=y); x = half(*y); x = half(a); x = least(a, x, y); x, y = least(x, a, y)
 x = len(y); x = nothing(y); x = abs(y); x = min(); x = min(y, key=x); x = intrinsics.get_int64(y); x = get_int64()
 x = get_int64(a); x = set_int64(x, y); y; 'text'; del x; assert x; raise; import sys; global SIZE; SIZE += 1; x[0] += 1
 return least(a, x, y), 1; x = late; for k in (x, y): pass; for k in x: pass

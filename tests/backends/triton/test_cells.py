@@ -11,7 +11,7 @@ from fastlstm.backends import dispatch
 from fastlstm.backends.base import Gradients, Layer, held_steps
 from fastlstm.backends.triton import device as gpu
 from fastlstm.layers.functional import run_cell
-from fastlstm.plans import Plans
+from fastlstm.plan_cache import Plans
 from tests.backends.triton.shared import BOUNDS, DEVICE, STEPWISE, backend, check, converted, on_device, results, tiles
 from tests.cells.layers import (
     Case,

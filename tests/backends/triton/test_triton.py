@@ -87,7 +87,7 @@ def test_modules_of_two_layers(name, batch_first, bidirectional):
 
 
 def test_the_last_state_alone_brings_no_gradient_of_every_step(monkeypatch):
-    from fastlstm.backends.triton.gradients import Backward
+    from fastlstm.backends.triton.backward_pass import Backward
 
     given, original = [], Backward.run
 

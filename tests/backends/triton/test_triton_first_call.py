@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="triton is made for Linux on x86-64")
 
 from fastlstm.backends.triton import device as gpu
 from fastlstm.backends.triton import first_call
-from fastlstm.backends.triton.gradients import Backward
+from fastlstm.backends.triton.backward_pass import Backward
 from fastlstm.backends.triton.launch import Forward
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

@@ -17,8 +17,8 @@ from fastlstm.backends.base import Gradients, Layer, Run
 
 pytest.importorskip("triton", reason="triton is made for Linux on x86-64")
 
+from fastlstm.backends.triton import backward_pass, launch, resident, stepwise
 from fastlstm.backends.triton import device as gpu
-from fastlstm.backends.triton import gradients, launch, resident, stepwise
 
 
 def test_the_tensors_device_becomes_the_current_one(monkeypatch):
@@ -56,7 +56,7 @@ def launches(monkeypatch):
         def run(self, *arguments, **options):
             found.append({a.device for a in arguments if isinstance(a, torch.Tensor)} == {*current})
 
-    for module in (launch, gradients):
+    for module in (launch, backward_pass):
         monkeypatch.setattr(module, "on_device", on_device)
     monkeypatch.setattr(gpu, "capability", lambda device: (9, 0))
     monkeypatch.setattr(launch, "pack_kernel", Recorded())

@@ -8,8 +8,8 @@ import torch
 
 from fastlstm import cells
 from fastlstm.backends.base import Gradients, Layer, Run
+from fastlstm.backends.triton import backward_pass, launch, resident, stepwise
 from fastlstm.backends.triton import device as gpu
-from fastlstm.backends.triton import gradients, launch, resident, stepwise
 from tests.backends.triton.shared import DEVICE, backend
 
 LONG = 2**31 + 64
@@ -93,7 +93,7 @@ def test_large_batches(kernels, first_program, monkeypatch):
         run = launch.Forward(layer, True, "native").run(layer)
         needs = Gradients.of(cells.lstm, [True] * 7)
         incoming = Run(widened(dh, 1), (None, None), ())
-        found = gradients.Backward(layer, needs, "native").launch(incoming, layer, run)
+        found = backward_pass.Backward(layer, needs, "native").launch(incoming, layer, run)
         of_steps = (a[:, :rows].clone() for a in (run.h, *run.saved, found.preact))
         results.append([*of_steps, *(a[:rows].clone() for a in found.states)])
     for near, far in zip(*results, strict=True):

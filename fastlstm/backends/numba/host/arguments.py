@@ -10,9 +10,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from fastlstm.backends.numba.host import fields
+from fastlstm.backends.numba import fields
+from fastlstm.backends.numba.fields import TAILS
 from fastlstm.backends.numba.host.cell_counts import Counts
-from fastlstm.backends.numba.host.fields import TAILS
 from fastlstm.backends.numba.llvm import matrix
 from fastlstm.backends.numba.llvm.cells import NAMES as CELL_FUNCTIONS
 from fastlstm.backends.numba.llvm.primitives import NAMES

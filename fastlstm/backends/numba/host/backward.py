@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fastlstm.backends.base import WEIGHTS, Gradients, Layer, Run
 from fastlstm.backends.cpu import LARGE, address, rows_contiguous
-from fastlstm.backends.memory import new_of
 from fastlstm.backends.numba.constants import FEW_IN_PLACE
 from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.addresses import (
@@ -20,6 +19,7 @@ from fastlstm.backends.numba.host.addresses import (
 )
 from fastlstm.backends.numba.host.passes import Pass
 from fastlstm.backends.numba.host.signature import Signature, contiguous
+from fastlstm.backends.pool import new_of
 
 
 class Backward(Pass):

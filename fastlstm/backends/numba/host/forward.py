@@ -9,12 +9,12 @@ from torch import Tensor
 
 from fastlstm.backends.base import WEIGHTS, Layer, Run
 from fastlstm.backends.cpu import LARGE
-from fastlstm.backends.memory import new_of, pooled
 from fastlstm.backends.numba.constants import FEW_TRANSPOSED
 from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.addresses import stack_row_strides, stack_strides
 from fastlstm.backends.numba.host.passes import Pass
 from fastlstm.backends.numba.host.signature import Signature
+from fastlstm.backends.pool import new_of, pooled
 from fastlstm.cells.spec import Cell
 
 

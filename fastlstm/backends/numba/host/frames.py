@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from fastlstm.backends.memory import SCRATCH, SMALL, release_scratch, take, take_scratch
 from fastlstm.backends.numba.constants import LINE, ONE_OFFSET
 from fastlstm.backends.numba.host.cell_counts import counts
 from fastlstm.backends.numba.host.panels import lanes_of
+from fastlstm.backends.pool import SCRATCH, SMALL, release_scratch, take, take_scratch
 from fastlstm.cells.spec import Cell
 
 _Flags = ctypes.c_int64 * 2  # created once: each new ctypes array type is a reference cycle

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from fastlstm.backends.cpu import address
-from fastlstm.backends.memory import PAGE, Pages
 from fastlstm.backends.numba.constants import LINE
+from fastlstm.backends.pool import PAGE, Pages
 
 
 class PackedWeights(NamedTuple):
@@ -47,7 +47,7 @@ class PackedCache:
 @cache
 def digest_bytes(counts: tuple[int, ...], dtype: torch.dtype) -> int:
     """Return the bytes of all digests of weights. `counts`: the elements of each weight."""
-    from fastlstm.backends.numba.kernels.weights import DIGEST
+    from fastlstm.backends.numba.kernels.digests import DIGEST
     from fastlstm.backends.numba.llvm.digest import DIGEST_BYTES
 
     return sum(-(-count * dtype.itemsize // (4 * DIGEST)) for count in counts) * DIGEST_BYTES

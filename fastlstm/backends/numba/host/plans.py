@@ -12,15 +12,16 @@ from torch import Tensor
 
 from fastlstm.backends.base import Gradients, Layer, Run, heads_of
 from fastlstm.backends.cpu import threads_now
-from fastlstm.backends.memory import converted, unpooled
 from fastlstm.backends.numba.host.backward import Backward
 from fastlstm.backends.numba.host.cell_counts import counts
 from fastlstm.backends.numba.host.forward import Forward
 from fastlstm.backends.numba.host.signature import contiguous, readable, signature_of, strides
+from fastlstm.backends.pool import converted, unpooled
 from fastlstm.torch_private import copy_all
 
 Optional = Tensor | None
 WIDE = torch.float32, torch.float64
+STACK_RANK = 5  # of the saved values of a stack, see `Traits`
 SHORT = 1 << 14  # numbers of x and the states up to which a call of 16 bits copies them to memory of `_wide_memory`
 _wide_memory: deque[Tensor] = deque()  # of float32, which all plans share: one for each call at a time
 
@@ -45,7 +46,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, components: i
         flat = layer.x.flatten(1, 2) if layer.x.dim() == 4 else layer.x, *layer.tensors[1:]
         zeros = [torch.zeros_like(a) if need and a is not None else None for a, need in zip(flat, needs.flat)]
         return Gradients.of(layer.cell, zeros)
-    return _backward(signature, needs, run.saved[-1].dim() == 5).run(grads, layer, run)
+    return _backward(signature, needs, run.saved[-1].dim() == STACK_RANK).run(grads, layer, run)
 
 
 def components_for(layer: Layer, components: int) -> int:

@@ -9,8 +9,8 @@ import torch
 
 from fastlstm.backends.base import heads_of, hidden_size, stack_size_of
 from fastlstm.backends.cpu import rows_contiguous, threads_now
-from fastlstm.backends.memory import converted
 from fastlstm.backends.numba.host.cell_counts import Counts, counts
+from fastlstm.backends.pool import converted
 from fastlstm.cells.spec import Cell
 
 Weights = tuple[Any, ...]  # weight_ih, weight_hh, and bias_ih and bias_hh or None; then params

@@ -4,6 +4,6 @@ Python itself runs `forward_with` and `backward_with` alone. Every other functio
 describes, and is compiled into each kernel that calls it.
 
 `products` says what a product has to offer. `forward` and `backward` are the loops of a layer. They take the products
-of `vector_*`, `matrix_*` or `mixed_*`. `layout`, `states`, `row_masks`, `weights` and `threads` serve both passes.
-`heads`, `in_place`, `few_pairs` and `gradients` are parts of one pass.
+of `vector_*`, `matrix_*` or `mixed_*`. `layout`, `states`, `row_masks`, `digests` and `threads` serve both passes.
+`heads`, `in_place`, `few_pairs` and `weight_gradients` are parts of one pass.
 """

@@ -8,8 +8,9 @@ a chunk into gradients once it has the dpreact of the next one, and so waits onl
 from typing import Any
 
 from fastlstm.backends.numba.constants import LINE, ROW_BLOCK
+from fastlstm.backends.numba.fields import BACKWARD_OPERAND, BACKWARD_STATE, names
 from fastlstm.backends.numba.kernels import matrix_backward, mixed_backward, vector_backward
-from fastlstm.backends.numba.kernels.gradients import unpack_weight_gradients
+from fastlstm.backends.numba.kernels.digests import digest_weights
 from fastlstm.backends.numba.kernels.layout import count_vector_groups, first_vector, param_sums_address, saved_address
 from fastlstm.backends.numba.kernels.products import BackwardProducts
 from fastlstm.backends.numba.kernels.row_masks import any_held, any_reset, is_held, rows_to_last_active, zero_reset
@@ -30,11 +31,15 @@ from fastlstm.backends.numba.kernels.states import (
     shared_address,
 )
 from fastlstm.backends.numba.kernels.threads import arrive, share, share_rows, team_rows, wait, wait_for
-from fastlstm.backends.numba.kernels.weights import digest_weights
+from fastlstm.backends.numba.kernels.weight_gradients import unpack_weight_gradients
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
-# numbers of fields in the record of an inner state, see `host.fields.BACKWARD_STATE`
-D_SEQUENCE, D_STEP_STRIDE, D_ROW_STRIDE, D_LAST, D_LAST_ROW_STRIDE, D_INITIAL = range(3, 9)
+# places of fields in the record of an inner state, and in that of an input
+D_SEQUENCE, D_STEP_STRIDE, D_ROW_STRIDE, D_LAST, D_LAST_ROW_STRIDE, D_INITIAL = (
+    names(BACKWARD_STATE).index(f"d_{of}")
+    for of in ("sequence", "sequence_step_stride", "sequence_row_stride", "last", "last_row_stride", "initial")
+)
+D_OPERAND = names(BACKWARD_OPERAND).index("d_operand")
 
 
 def carried_address(a, k, p, b):
@@ -64,7 +69,7 @@ def run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase):
             call(a.add_rows, rows, valid, d, d_row, carried_address(a, k, p, b), VECTOR)
     if valid < L or has_reset or a.is_bfloat16 != 0 or (corrects and a.read_bits & 1 != 0):
         pointers, k = table + a.table_bytes, dh_entry(a)
-        redirect_to_scratch(a, table, pointers, p, t, b, rows, scratch, False, corrects)
+        redirect_to_scratch(a, table, pointers, p, t, b, rows, scratch, writes=False, corrects=corrects)
         dh_row, dh_copy = entry_stride(table, k), scratch_slot(a, scratch, k)
         dh_out = get_int64(table + 16 * k) + b * dh_row + p * L * element_bytes(a)
         read_rows(a, a.is_bfloat16, rows, valid, L, dh_out, dh_row, dh_copy, VECTOR)
@@ -102,7 +107,7 @@ def run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase):
                 call(a.copy_rows, 1, 0, gates * L, a.constants, 0, dpre + r * gates * VECTOR, 0)
                 call(a.copy_rows, 1, 0, a.inputs * L, a.constants, 0, dinputs + r * a.inputs * VECTOR, 0)
     for k in range(a.inputs if is_last else 0):
-        target = get_int64(a.operand_records + 8 * (OPERAND_FIELDS_BACKWARD * k + 3))
+        target = get_int64(a.operand_records + 8 * (OPERAND_FIELDS_BACKWARD * k + D_OPERAND))
         if target != 0:
             target += ((t * a.rows + b) * H + p * L) * a.size
             call(a.copy_rows, rows, valid, valid, dinputs + k * VECTOR, a.inputs * VECTOR, target, H * a.size)
@@ -129,7 +134,8 @@ def backward_with(products: BackwardProducts) -> Any:
         column = p_first * L
         width = min((p_last - p_first) * L, H - column)
         if s < T - 1 and a.h_preacts != 0 and (s >= 0 or a.dh_0 != 0):
-            back_product(a, rows_to_last_active(a, t_next, b, rows), b, s + 1, True, a.packed_hh, panels, q, dh_group)
+            active = rows_to_last_active(a, t_next, b, rows)
+            back_product(a, active, b, s + 1, of_h=True, packed=a.packed_hh, vectors=panels, q=q, scratch=dh_group)
         elif s == T - 1 and a.dh_n != 0:
             dh_n = a.dh_n + b * a.dh_n_row_stride + column * size
             call(a.copy_rows, rows, width, 4 * L, dh_n, a.dh_n_row_stride, dh_group, 4 * VECTOR)
@@ -182,13 +188,15 @@ def backward_with(products: BackwardProducts) -> Any:
         if packs:
             if a.packed_hh != 0:
                 pack_transposed(
-                    a, a.weight_hh, a.hh_row_stride, H, True, a.packed_hh,
-                    share(groups, thread, thread_count), share(groups, thread + 1, thread_count), scratch,
+                    a, a.weight_hh, a.hh_row_stride, N=H, of_h=True, packed=a.packed_hh,
+                    first=share(groups, thread, thread_count), last=share(groups, thread + 1, thread_count),
+                    scratch=scratch,
                 )  # fmt: skip
             if a.packed_ih != 0:
                 pack_transposed_inputs(
-                    a, a.weight_ih, a.ih_row_stride, I, False, a.packed_ih,
-                    share(x_groups, thread, thread_count), share(x_groups, thread + 1, thread_count), scratch,
+                    a, a.weight_ih, a.ih_row_stride, N=I, of_h=False, packed=a.packed_ih,
+                    first=share(x_groups, thread, thread_count), last=share(x_groups, thread + 1, thread_count),
+                    scratch=scratch,
                 )  # fmt: skip
             wait(barrier_address(a, 0), thread_count, 0, a.relax)
         next_barrier = 1 if packs else 0  # of those at which all threads wait
@@ -211,7 +219,9 @@ def backward_with(products: BackwardProducts) -> Any:
                 if s == 0:
                     h_prev, h_prev_row = a.h_0, a.h_0_row_stride
                 h = a.h + t * a.rows * H * size
-                enter_step(a, table, s, t, h_prev, h_prev_row, h, H * size, INNER_FIELDS_BACKWARD, False)
+                enter_step(
+                    a, table, s, t, h_prev, h_prev_row, h, h_row=H * size, count=INNER_FIELDS_BACKWARD, is_one_row=False
+                )
                 set_entry(table, dh_entry(a), a.dh + t * a.dh_step_stride, a.dh_row_stride)
             for g_first in range(b_first, b_last if wanted else b_first, a.rows_together):
                 g_last = min(g_first + a.rows_together, b_last)
@@ -224,7 +234,9 @@ def backward_with(products: BackwardProducts) -> Any:
                         begin, end = 0, groups if r_first < r_last else 0
                     if a.phases > 1 and s >= 0 and computes:
                         active = rows_to_last_active(a, t, r_first, r_last - r_first)
-                        begin_phase(a, a.rows_backward, phase, t, r_first, active, a.gate_rows, scratch, False)
+                        begin_phase(
+                            a, a.rows_backward, phase, t, r_first, active, a.gate_rows, scratch, is_one_row=False
+                        )
                     # in serpentine order, as in the forward pass; a phase fetches the next panel's saved values ahead
                     for j in range(begin, end):
                         q = j if s % 2 == 0 or not multiplies else begin + end - 1 - j

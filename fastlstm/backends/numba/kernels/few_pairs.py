@@ -5,7 +5,6 @@ those of `vector_backward.add_weight_gradients`, in the same order.
 """
 
 from fastlstm.backends.numba.constants import ONE_OFFSET
-from fastlstm.backends.numba.kernels.gradients import write_vectors
 from fastlstm.backends.numba.kernels.layout import (
     block_hh,
     block_ih,
@@ -20,6 +19,7 @@ from fastlstm.backends.numba.kernels.layout import (
     vectors_of,
 )
 from fastlstm.backends.numba.kernels.shared import VECTOR
+from fastlstm.backends.numba.kernels.weight_gradients import write_vectors
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from fastlstm.backends.numba.constants import LINE, ROW_BLOCK
 from fastlstm.backends.numba.kernels import matrix_forward, mixed_forward, vector_forward
+from fastlstm.backends.numba.kernels.digests import digest_weights, pack_biases
 from fastlstm.backends.numba.kernels.in_place import preact_in_place
 from fastlstm.backends.numba.kernels.layout import cell_forward_of, rows_forward_of, saved_address, seen_begin
 from fastlstm.backends.numba.kernels.products import ForwardProducts
@@ -29,7 +30,6 @@ from fastlstm.backends.numba.kernels.states import (
 )
 from fastlstm.backends.numba.kernels.threads import share, team_rows, wait
 from fastlstm.backends.numba.kernels.vector_forward import pack_hh, pack_ih
-from fastlstm.backends.numba.kernels.weights import digest_weights, pack_biases
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
@@ -42,7 +42,7 @@ def run_cell(a, t, p, b, rows, preacts, scratch, table, phase):
     # The cell works on copies if the panel is not full, a row is reset, or a held row needs an overwritten state.
     if valid < L or has_reset or (has_held and a.inner_step_stride == 0):
         pointers = table + a.table_bytes
-        redirect_to_scratch(a, table, pointers, p, t, b, rows, scratch, True, False)
+        redirect_to_scratch(a, table, pointers, p, t, b, rows, scratch, writes=True, corrects=False)
     saved = saved_address(a, a.B, t, p, b)
     if a.phases == 1:
         call(cell_forward_of(a), rows, b, panel_offset, preacts, saved, pointers)
@@ -165,7 +165,7 @@ def forward_with(products: ForwardProducts) -> Any:
             h, x = a.h + t * a.rows * h_row, a.x + t * a.x_step_stride
             if a.h_float32 != 0:
                 h = a.h_float32 + s % 2 * B * h_row
-            enter_step(a, table, s, t, h_prev, h_prev_row, h, h_row, INNER_FIELDS, is_one_row)
+            enter_step(a, table, s, t, h_prev, h_prev_row, h, h_row, count=INNER_FIELDS, is_one_row=is_one_row)
             h_in, h_in_stride = h_prev, h_prev_row
             if reads_h_unpacked and any_reset(a, t, b_first, team_b):
                 h_in, h_in_stride = h_reset - b_first * H * size, H * size
@@ -186,7 +186,9 @@ def forward_with(products: ForwardProducts) -> Any:
                     call(cell_forward_of(a), q_last - q_first, q_first, 0, preacts, saved, table)
                 else:
                     for phase in range(a.phases if q_first < q_last else 0):
-                        begin_phase(a, rows_forward_of(a), phase, t, 0, 1, 1, scratch, True)
+                        begin_phase(
+                            a, rows_forward_of(a), phase, t, b=0, rows=1, gate_rows=1, scratch=scratch, is_one_row=True
+                        )
                         call(
                             cell_forward_of(a), q_last - q_first, q_first, 0, preacts, saved, table, phase,
                             later_address(a, scratch, 0), shared_address(a, scratch), 0, L,
@@ -204,7 +206,10 @@ def forward_with(products: ForwardProducts) -> Any:
                         q_first, q_last = 0, panels if r_first < r_last else 0
                     if computes and a.phases > 1:
                         active = rows_to_last_active(a, t, r_first, r_last - r_first)
-                        begin_phase(a, rows_forward_of(a), phase, t, r_first, active, B, scratch, False)
+                        begin_phase(
+                            a, rows_forward_of(a), phase, t, r_first, active, gate_rows=B, scratch=scratch,
+                            is_one_row=False,
+                        )  # fmt: skip
                         if phase == 0 and a.gates != 0:  # zero for held rows, as `copy_held` zeroes the other panels
                             saved = saved_address(a, B, t, panels, r_first + active)
                             rows, width = r_last - r_first - active if a.gate_panels > panels else 0, a.saved * L

@@ -6,7 +6,6 @@ row) pairs with the transposed [x, 1, h] of the same pairs.
 """
 
 from fastlstm.backends.numba.constants import FOLD, K_BLOCKS_TOGETHER, ONE_OFFSET, ROW_BLOCK
-from fastlstm.backends.numba.kernels.gradients import accumulator_address
 from fastlstm.backends.numba.kernels.layout import count_vector_groups, first_vector
 from fastlstm.backends.numba.kernels.matrix_forward import TILES, copy_square
 from fastlstm.backends.numba.kernels.products import BackwardProducts
@@ -14,6 +13,7 @@ from fastlstm.backends.numba.kernels.row_masks import correct_states, zero_held
 from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, read_rows, write_rows
 from fastlstm.backends.numba.kernels.states import dpreact_slot
 from fastlstm.backends.numba.kernels.threads import share
+from fastlstm.backends.numba.kernels.weight_gradients import accumulator_address
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 

@@ -5,14 +5,15 @@ to copies in scratch.
 """
 
 from fastlstm.backends.numba.constants import ROW_BLOCK
+from fastlstm.backends.numba.fields import BACKWARD_OPERAND, BACKWARD_STATE, FORWARD_OPERAND, FORWARD_STATE, names
 from fastlstm.backends.numba.kernels.layout import saved_address
 from fastlstm.backends.numba.kernels.row_masks import correct_states, zero_reset
 from fastlstm.backends.numba.kernels.shared import VECTOR, inlined
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64, set_int64
 
-# the fields of an inner state's record, and of that of an input or param, see `host.fields`
-INNER_FIELDS, INNER_FIELDS_BACKWARD = 4, 9
-OPERAND_FIELDS, OPERAND_FIELDS_BACKWARD = 3, 4
+# how many fields the record of an inner state has, and that of an input or param
+INNER_FIELDS, INNER_FIELDS_BACKWARD = len(names(FORWARD_STATE)), len(names(BACKWARD_STATE))
+OPERAND_FIELDS, OPERAND_FIELDS_BACKWARD = len(names(FORWARD_OPERAND)), len(names(BACKWARD_OPERAND))
 
 
 def set_entry(table, k, address, row):

@@ -4,7 +4,6 @@ the input; and summed over all (step, row) pairs, for the weight gradients.
 
 from fastlstm.backends.numba.constants import ONE_OFFSET, ROW_BLOCK, STRIP
 from fastlstm.backends.numba.kernels.few_pairs import write_weight_gradients
-from fastlstm.backends.numba.kernels.gradients import accumulator_address, accumulator_row_bytes
 from fastlstm.backends.numba.kernels.heads import back_product_of_heads
 from fastlstm.backends.numba.kernels.in_place import back_product_in_place
 from fastlstm.backends.numba.kernels.layout import (
@@ -33,6 +32,7 @@ from fastlstm.backends.numba.kernels.row_masks import correct_states, rows_to_la
 from fastlstm.backends.numba.kernels.shared import BLOCK_K, VECTOR
 from fastlstm.backends.numba.kernels.states import dpreact_slot
 from fastlstm.backends.numba.kernels.threads import share
+from fastlstm.backends.numba.kernels.weight_gradients import accumulator_address, accumulator_row_bytes
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 BLOCK_ROWS = 128  # rows of dpreact and of a strip that stay in the L1 cache together: 16 + 12 KB at 8 lanes

@@ -13,7 +13,8 @@ The kernels' Python means what it means in Python:
 * There are ``+ - * // % & | >>``, comparisons, `not`, `and`, `or`, conditional expressions, `min` and `max`. What a
   division by zero gives is not defined.
 * There are assignments, also of several numbers, `if`, `while`, `for` over a `range`, `break`, `continue`, `return` and
-  calls: of functions like this one, and of those in `intrinsics`. The step of a `range` is positive, or a constant.
+  calls: of functions like this one, whose arguments may have names, and of those in `intrinsics`. The step of a
+  `range` is positive, or a constant.
 
 Anything else raises NotImplementedError, which names the function, the line and the statement.
 """

@@ -150,18 +150,24 @@ class Expressions:
         return self.either(self.number(node.test), partial(self.numbers, node.body), partial(self.numbers, node.orelse))
 
     def of_Call(self, node: Any) -> Numbers:
-        need(not node.keywords)
         if node.func.id in _EXTREMES:
+            need(not node.keywords)
             order, (number, *others) = _EXTREMES[node.func.id], map(self.number, node.args)
             for other in others:
                 number = self.b.select(self.b.icmp_signed(order, other, number), other, number)
             return [number]
         function = self.constants[node.func.id]
         if function.__module__ == intrinsics.__name__:
+            need(not node.keywords)
             result = function(self.b, *map(self.number, node.args))
             return [] if result is None else [result]
-        callee = self.called(function)
-        arguments = [self.structs.get(getattr(part, "id", "")) or self.number(part) for part in node.args]
-        need(len(arguments) == len(callee.args))
-        results = self.b.call(callee, arguments)
+        code = function.__code__
+        names = [*code.co_varnames[: len(node.args)], *(keyword.arg for keyword in node.keywords)]
+        parts = [*node.args, *(keyword.value for keyword in node.keywords)]
+        arguments = {
+            name: self.structs.get(getattr(part, "id", "")) or self.number(part)
+            for name, part in zip(names, parts, strict=True)
+        }
+        need(sorted(names) == sorted(code.co_varnames[: code.co_argcount]))
+        results = self.b.call(self.called(function), [arguments[name] for name in code.co_varnames[: len(names)]])
         return [self.b.extract_value(results, k) for k in range(len(results.type))]

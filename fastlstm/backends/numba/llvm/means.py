@@ -12,11 +12,11 @@ from typing import Any
 
 from llvmlite import ir
 
-from fastlstm.backends.numba.llvm import functions
-from fastlstm.backends.numba.llvm.functions import ON_VECTORS
+from fastlstm.backends.numba.llvm import vector_functions
 from fastlstm.backends.numba.llvm.loops import Builder, for_loop
 from fastlstm.backends.numba.llvm.pointers import RowPointers
 from fastlstm.backends.numba.llvm.simd import I64, Vector, VectorType, load, store
+from fastlstm.backends.numba.llvm.vector_functions import ON_VECTORS
 from fastlstm.cells.emit import ByName, Function
 from fastlstm.cells.phases import Phases
 
@@ -25,7 +25,7 @@ _LATER, _SHARED, _SAVED = "values of units for later phases", "values of rows, t
 
 def on_vectors(function: Function) -> ByName:
     """Return a derived function that takes and returns vectors by name."""
-    return function.by_name(ON_VECTORS, functions.__name__)
+    return function.by_name(ON_VECTORS, vector_functions.__name__)
 
 
 @contextmanager

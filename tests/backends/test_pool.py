@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm.backends import memory
+from fastlstm.backends import pool
 from tests.helpers.layers import CPU_BACKENDS
 from tests.helpers.threads import at_once
 
@@ -19,31 +19,31 @@ from tests.helpers.threads import at_once
 @pytest.fixture(autouse=True)
 def empty_pool(monkeypatch):
     gc.collect()  # what other tests have left would come back meanwhile
-    monkeypatch.setattr(memory, "_pool", [])
-    monkeypatch.setattr(memory, "_scratch", deque())
+    monkeypatch.setattr(pool, "_pool", [])
+    monkeypatch.setattr(pool, "_scratch", deque())
 
 
 def test_the_smallest_buffer_that_serves_is_lent():
     """Of at most twice the size asked for."""
     like, MB = torch.empty(0, dtype=torch.uint8), 1 << 20
-    buffers = [memory.pooled(like, size * MB) for size in (6, 4, 24)]  # the newest is not what is wanted
+    buffers = [pool.pooled(like, size * MB) for size in (6, 4, 24)]  # the newest is not what is wanted
     six, four, large = (buffer.data_ptr() for buffer in buffers)
     del buffers
-    first, second, third = (memory.pooled(like, 3 * MB) for _ in range(3))
+    first, second, third = (pool.pooled(like, 3 * MB) for _ in range(3))
     assert first.data_ptr() == four
     assert second.data_ptr() == six
     assert third.data_ptr() != large
-    assert memory.pooled(like, 23 * MB).data_ptr() == large
+    assert pool.pooled(like, 23 * MB).data_ptr() == large
 
 
 def test_small_buffers_of_other_sizes_touch_each_their_own_memory():
     """Pages that every size touched in its turn would all become as large as the largest."""
     like, KB = torch.empty(0, dtype=torch.uint8), 1 << 10
-    buffers = [memory.pooled(like, size * KB) for size in (700, 1400)]
+    buffers = [pool.pooled(like, size * KB) for size in (700, 1400)]
     small, large = (buffer.data_ptr() for buffer in buffers)
     del buffers
-    assert memory.pooled(like, 1300 * KB).data_ptr() == large
-    assert memory.pooled(like, 690 * KB).data_ptr() == small
+    assert pool.pooled(like, 1300 * KB).data_ptr() == large
+    assert pool.pooled(like, 690 * KB).data_ptr() == small
 
 
 def test_a_finalizer_may_ask_for_memory_while_the_pool_is_looked_through():
@@ -55,14 +55,14 @@ def test_a_finalizer_may_ask_for_memory_while_the_pool_is_looked_through():
             self.itself = self
 
         def __del__(self):
-            found.append(memory.pooled(torch.empty(0), memory.SMALL).fill_(len(found)))
+            found.append(pool.pooled(torch.empty(0), pool.SMALL).fill_(len(found)))
 
     before = gc.get_threshold()
     gc.set_threshold(1)
     try:
         for k in range(40):
             Cycle()
-            mine = memory.pooled(torch.empty(0), memory.SMALL).fill_(-1 - k)
+            mine = pool.pooled(torch.empty(0), pool.SMALL).fill_(-1 - k)
             others = [other.unique().tolist() for other in found]
             assert mine.unique().tolist() == [-1 - k]
             assert others == [[n] for n in range(len(others))]
@@ -74,8 +74,8 @@ def test_a_finalizer_may_ask_for_memory_while_the_pool_is_looked_through():
 
 def test_nothing_runs_when_a_buffer_dies():
     """A weak reference's callback would swallow what a signal handler raises in it."""
-    buffer = memory.pooled(torch.empty(0), memory.SMALL)
-    (pages,) = memory._pool
+    buffer = pool.pooled(torch.empty(0), pool.SMALL)
+    (pages,) = pool._pool
     view = pages.holder()
     assert weakref.getweakrefs(view) == [pages.holder]
     assert pages.holder.__callback__ is None
@@ -103,7 +103,7 @@ def test_large_buffers_take_each_others_memory():
     """A backward pass sums the weights' gradients where the forward pass had packed the weights."""
 
     def large():
-        return [pages.address for pages in memory._pool if pages.size > 12 << 20]
+        return [pages.address for pages in pool._pool if pages.size > 12 << 20]
 
     loss = fastlstm.LSTM(650, 650, backend="numba")(torch.randn(30, 8, 650))[0].sum()
     packed = large()
@@ -114,20 +114,20 @@ def test_large_buffers_take_each_others_memory():
 
 def test_the_pool_has_no_more_than_so_many_pieces_and_bytes(monkeypatch):
     like = torch.empty(0, dtype=torch.uint8)
-    buffers = [memory.pooled(like, memory.SMALL) for _ in range(memory.MAX_PIECES + 3)]
-    assert len(memory._pool) == memory.MAX_PIECES
+    buffers = [pool.pooled(like, pool.SMALL) for _ in range(pool.MAX_PIECES + 3)]
+    assert len(pool._pool) == pool.MAX_PIECES
     assert len({buffer.data_ptr() for buffer in buffers}) == len(buffers)
     del buffers
-    monkeypatch.setattr(memory, "LIMIT", 4 * memory.PAGE)
-    held = memory.pooled(like, 3 * memory.PAGE)  # for which the oldest went
-    assert sum(pages.size for pages in memory._pool) <= memory.LIMIT
-    larger = memory.pooled(like, 2 * memory.PAGE)
-    assert [pages.size for pages in memory._pool] == [3 * memory.PAGE]
+    monkeypatch.setattr(pool, "LIMIT", 4 * pool.PAGE)
+    held = pool.pooled(like, 3 * pool.PAGE)  # for which the oldest went
+    assert sum(pages.size for pages in pool._pool) <= pool.LIMIT
+    larger = pool.pooled(like, 2 * pool.PAGE)
+    assert [pages.size for pages in pool._pool] == [3 * pool.PAGE]
     address = held.data_ptr()
     del held, larger
-    assert memory.pooled(like, 3 * memory.PAGE).data_ptr() == address
-    memory.forget()
-    assert not memory._pool
+    assert pool.pooled(like, 3 * pool.PAGE).data_ptr() == address
+    pool.forget()
+    assert not pool._pool
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -136,14 +136,14 @@ def test_kept_weights_leave_the_pool_to_others(backend):
     with torch.no_grad():
         for module in modules:
             module(x)
-    assert not any(pages.holder() for pages in memory._pool)
+    assert not any(pages.holder() for pages in pool._pool)
 
 
 def test_a_forked_child_finds_the_pool_open():
-    with memory._lock:
+    with pool._lock:
         child = os.fork()
         if child == 0:
-            taker = threading.Thread(target=memory.pooled, args=(torch.empty(0), memory.SMALL))
+            taker = threading.Thread(target=pool.pooled, args=(torch.empty(0), pool.SMALL))
             taker.start()
             taker.join(30)
             os._exit(taker.is_alive())
@@ -153,19 +153,19 @@ def test_a_forked_child_finds_the_pool_open():
 def test_calls_leave_their_scratch_to_the_next():
     lstm, x = fastlstm.LSTM(20, 60, backend="numba"), torch.randn(3, 2, 20)
     lstm(x), lstm(x)
-    (kept,) = memory._scratch
+    (kept,) = pool._scratch
     fastlstm.LSTM(20, 58, backend="numba")(x)
-    assert list(memory._scratch) == [kept]
+    assert list(pool._scratch) == [kept]
     lstm(x)[0].sum().backward()
-    assert list(memory._scratch) == [kept]
+    assert list(pool._scratch) == [kept]
 
 
 def test_calls_at_once_have_scratch_of_their_own():
-    first, second = memory.take_scratch(), memory.take_scratch()
+    first, second = pool.take_scratch(), pool.take_scratch()
     assert first.address != second.address
-    memory.release_scratch(first)
-    memory.release_scratch(second)
-    assert memory.take_scratch() is second
+    pool.release_scratch(first)
+    pool.release_scratch(second)
+    assert pool.take_scratch() is second
     lstms, x, found = [fastlstm.LSTM(9, 33) for _ in range(4)], torch.randn(30, 1, 9), []
     with torch.no_grad():
         want = [lstm(x)[0] for lstm in lstms]
@@ -177,13 +177,13 @@ def test_calls_at_once_have_scratch_of_their_own():
     at_once(*(partial(calls, k) for k in range(4)))
     assert len(found) == 800
     assert all(found)
-    assert len(memory._scratch) <= 5
+    assert len(pool._scratch) <= 5
 
 
 def test_no_more_scratch_stays_than_pieces():
-    lent = [memory.take_scratch() for _ in range(memory.MAX_PIECES + 2)]
+    lent = [pool.take_scratch() for _ in range(pool.MAX_PIECES + 2)]
     for scratch in lent:
-        memory.release_scratch(scratch)
-    assert len(memory._scratch) == memory.MAX_PIECES
-    memory.forget()
-    assert not memory._scratch
+        pool.release_scratch(scratch)
+    assert len(pool._scratch) == pool.MAX_PIECES
+    pool.forget()
+    assert not pool._scratch

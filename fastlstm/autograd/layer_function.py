@@ -1,6 +1,6 @@
 """The pair of autograd Functions: `LayerFunction` runs a layer in one direction, and `LayerBackward` its backward pass.
 
-Both define ``vmap`` and ``jvp``, and can be differentiated again, by way of `fastlstm.autograd.linearized`.
+Both define ``vmap``. Forward mode and second derivatives are plain PyTorch: `fastlstm.backends.reference`.
 `PlannedFunction` stands in for `LayerFunction` in calls that follow a plan.
 
 The arguments are flat: first the tensors, in the order of `Layer.tensors`, and then the other arguments.
@@ -13,13 +13,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.func import vjp
 
 from fastlstm.autograd import levels, operators
 from fastlstm.autograd.batching import backward_rule, forward_rule
-from fastlstm.autograd.linearized import Linearized, Tangents
-from fastlstm.autograd.modes import differentiated, is_plain, no_autocast, wants_autograd
-from fastlstm.backends.base import Gradients, Layer, Plan, Run, sum_of
-from fastlstm.torch_private import plain_apply, transformed, when_compiling
+from fastlstm.autograd.modes import is_plain, no_autocast, wants_autograd
+from fastlstm.backends import reference
+from fastlstm.backends.base import Gradients, Layer, Plan, Run
+from fastlstm.torch_private import dual_level, plain_apply, transformed, when_compiling
 
 Optional = Tensor | None
 NO_MASKS = (None, None)  # the gradients of lengths and reset
@@ -53,9 +54,9 @@ class LayerBackward(_Function):
     Args:
         args: those of `operators.backward`.
 
-    It is differentiable in all tensors but lengths, reset and gates, a buffer of the backend. A second derivative takes
-    two loops over time: `Linearized.gradient` and `Linearized.tangent`. They treat the states of the run as given. The
-    gradients of these states then go through `LayerFunction`'s own backward pass.
+    It is differentiable in all tensors but lengths, reset and gates, a buffer of the backend. For a second derivative
+    `reference` runs the backward pass again, which autograd differentiates. It takes the states of the run as given.
+    The gradients of these states then go through `LayerFunction`'s own backward pass.
     """
 
     @staticmethod
@@ -68,41 +69,25 @@ class LayerBackward(_Function):
         ctx.arguments = len(inputs)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
-        cell, tensors = ctx.cell, ctx.saved_tensors
-        incoming, layer, run = operators.unflatten(cell, ctx.reverse, tensors)
-        first = 2 * len(cell.states)
-        wanted = Gradients.of(cell, ctx.needs_input_grad[first : first + len(layer.tensors) - 2])
-        with no_autocast(layer.x):
-            operand_tangents, linearized = Tangents.of(cell, grads), Linearized(layer, (run.h, *run.saved[:-1]))
-            preact, states = linearized.tangent(linearized.preact_tangent(operand_tangents, None), operand_tangents)
-            prev = linearized.previous(states, operand_tangents.states)
-            gradients, of_states = linearized.gradient_changes(incoming, preact, prev, operand_tangents, wanted)
-        of_incoming = [None if a is None else g for a, g in zip(tensors, linearized.results(states))]
-        first_states = tuple(None if a is None else g for a, g in zip(layer.states, gradients.states))
-        # autograd passes the gradients of the run's states on to LayerFunction's own backward
-        of_layer = gradients._replace(states=first_states).flat
-        return _for_all(ctx, *of_incoming, *of_layer, *NO_MASKS, *of_states)
+        tensors, needs = [*ctx.saved_tensors], ctx.needs_input_grad
+        wanted = [k for k in range(len(tensors)) if needs[k]]
+        given = [k for k, (g, need) in enumerate(zip(grads, ctx.needs)) if need and g is not None]
+        if not given:
+            return _for_all(ctx)
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Optional, ...]:
-        cell, tensors = ctx.cell, ctx.saved_tensors
-        grads, layer, run = operators.unflatten(cell, ctx.reverse, tensors)
-        grads_t, layer_t, run_t = operators.unflatten(cell, ctx.reverse, tangents[: len(tensors)])
-        states, needs = (run.h, *run.saved[:-1]), Gradients.of(cell, ctx.needs)
-        operand_tangents, linearized = Tangents.of(cell, layer_t.tensors[:-2]), Linearized(layer, states)
-        states_t = [torch.zeros_like(a) if t is None else t for a, t in zip(states, (run_t.h, *run_t.saved[:-1]))]
-        prev = linearized.previous(states_t, operand_tangents.states)
-        preact = linearized.preact_tangent(operand_tangents, prev[0])
-        nonlinear, of_states = linearized.gradient_changes(grads, preact, prev, operand_tangents, needs)
-        # the fused backward is linear in the incoming gradients, so those of the states are added to their tangents
-        incoming = sum_of(of_states[0], grads_t.h), *grads_t.last, *map(sum_of, of_states[1:], grads_t.saved)
-        rest = ctx.reverse, cell, ctx.needs, ctx.backend
-        linear = LayerBackward.apply(*incoming, *tensors[len(incoming) :], *rest)
-        return (*(a if a is None or b is None else a + b for a, b in zip(linear, nonlinear.flat)),)
+        def gradients(*operands: Tensor) -> tuple[Any, ...]:
+            for k, a in zip(wanted, operands):
+                tensors[k] = a
+            results = _plain_gradients(ctx.cell, ctx.reverse, tensors, ctx.needs)
+            return (*(results[k] for k in given),)
+
+        with no_autocast(tensors[2 * len(ctx.cell.states)]):
+            transposed: Any = vjp(gradients, *(tensors[k] for k in wanted))[1]
+            by_index = dict(zip(wanted, transposed((*(grads[k] for k in given),))))
+        return _for_all(ctx, *(by_index.get(k) for k in range(len(tensors))))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -130,27 +115,33 @@ class LayerFunction(_Function):
         ctx.mark_non_differentiable(output[-1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*saved)
-        ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
-        call: Callable[..., Any] = LayerBackward.apply if differentiated() or transformed() else operators.backward
         saved, incoming, needs = ctx.saved_tensors, grads[: 2 * len(ctx.cell.states)], ctx.needs_input_grad
+        rest = ctx.reverse, ctx.cell, [*needs[: ctx.count - 2]], ctx.backend
         with no_autocast(saved[0]):  # backward may run inside the caller's autocast
-            gradients = call(*incoming, *saved, ctx.reverse, ctx.cell, [*needs[: ctx.count - 2]], ctx.backend)
-        return _for_all(ctx, *gradients)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Optional, ...]:
-        cell, tensors = ctx.cell, ctx.saved_tensors
-        layer, states = Layer.of(cell, tensors[: ctx.count], ctx.reverse), tensors[ctx.count : -1]
-        operand_tangents, linearized = Tangents.of(cell, tangents[: ctx.count - 2]), Linearized(layer, states)
-        _, states = linearized.tangent(linearized.preact_tangent(operand_tangents, None), operand_tangents)
-        return *linearized.results(states), None
+            return _for_all(ctx, *_gradients(*incoming, *saved, *rest))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         return forward_rule(args[-2], LayerFunction.apply, LayerFunction.forward, info.batch_size, in_dims, *args)
+
+
+def _gradients(*args: Any) -> tuple[Optional, ...]:
+    """Return the gradients of a layer, from the arguments of `operators.backward`."""
+    if dual_level():  # the incoming gradients may have tangents
+        *tensors, reverse, cell, needs, _ = args
+        return _plain_gradients(cell, reverse, tensors, needs)
+    call: Callable[..., Any] = LayerBackward.apply if torch.is_grad_enabled() or transformed() else operators.backward
+    return cast(tuple[Optional, ...], call(*args))
+
+
+def _plain_gradients(cell: Any, reverse: bool, tensors: Any, needs: Any) -> tuple[Optional, ...]:
+    """Return the gradients of a layer in plain PyTorch, from the tensors of `operators.backward`'s arguments."""
+    incoming, layer, run = operators.unflatten(cell, reverse, tensors)
+    run = reference.run_of(layer, (run.h, *run.saved[:-1]))
+    return reference.backward(incoming, layer, run, Gradients.of(cell, needs)).flat
 
 
 class PlannedFunction(Function):
@@ -180,7 +171,7 @@ class PlannedFunction(Function):
         incoming = Run.of(len(cell.states), grads)
         check_types(plan.types, saved)
         with no_autocast(layer.x):  # backward may run inside the caller's autocast
-            if differentiated() or not is_plain(*grads, *saved):
+            if torch.is_grad_enabled() or dual_level() or not is_plain(*grads, *saved):
                 gradients = _differentiable_gradients(plan, incoming, layer, (h, *saved_values), needs)
             else:
                 run = Run(h, (None,) * len(cell.states), saved_values)
@@ -221,7 +212,7 @@ def _differentiable_gradients(
     if not plan.saves_sequences:  # run again: the buffers that the plan saved have no gradients
         h, *again = LayerFunction.apply(*tensors, layer.reverse, cell, plan.backend)
         saved = h, *again[states:]
-    gradients = LayerBackward.apply(*grads, *tensors, *saved, layer.reverse, cell, [*needs], plan.backend)
+    gradients = _gradients(*grads, *tensors, *saved, layer.reverse, cell, [*needs], plan.backend)
     return (*(_like(g, of) for g, of in zip(gradients, layer.tensors)),)
 
 
@@ -246,7 +237,9 @@ class WithoutGradients:
 
 def differentiable(layer: Layer, inner_states: bool, backend: str) -> Run:
     """Run a layer under any transform. All inner states are saved if `inner_states` or a derivative is wanted."""
-    if wants_autograd(*layer.tensors):
+    if dual_level() and (transformed() or operators.any_tangent(*layer.tensors)):
+        *results, _ = reference.forward(layer, True).flat
+    elif wants_autograd(*layer.tensors):
         *results, _ = LayerFunction.apply(*layer.tensors, layer.reverse, layer.cell, backend)
     else:
         *results, _ = WithoutGradients.apply(*layer.tensors, layer.reverse, layer.cell, inner_states, backend)
