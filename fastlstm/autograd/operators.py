@@ -65,6 +65,7 @@ def schema_of(cell: Cell) -> str:
     optional = ["bias_ih", "bias_hh"], [f"{name}_0" for name in cell.states], ["lengths", "reset"]
     biases, states, masks = ([f"Tensor? {name}" for name in names] for names in optional)
     params, inputs = [f"Tensor param_{name}" for name in cell.params], [f"Tensor input_{name}" for name in cell.inputs]
+    params += [f"Tensor weight_{name}" for name in cell.products]
     return ", ".join(["Tensor x", *weights, *biases, *params, *states, *inputs, *masks])
 
 

@@ -24,9 +24,10 @@ class Layer(NamedTuple):
         x: (T, B, I), any strides. For a stack of G layers it may also be (T, G, B / G, I).
         weights: weight_ih (X H, I) for a cell with X gates that sum x, weight_hh (Y H, H / K) for its Y gates that sum
             h, bias_ih (X H,) and bias_hh (Y H,), and then the cell's params (H,). Blocks of rows are in the order of
-            the cell's gates. A bias may be None, and so may a weight that no gate of the cell sums. K is the number of
-            heads, mostly 1: a unit sees only the H / K units of h of its own head. The weights of a stack of G layers
-            have a leading axis of G, and each layer has an equal share of the batch rows.
+            the cell's gates. After the params come the weights (H, H) of the cell's products. A bias may be None, and
+            so may a weight that no gate of the cell sums. K is the number of heads, mostly 1: a unit sees only the H /
+            K units of h of its own head. The weights of a stack of G layers have a leading axis of G, and each layer
+            has an equal share of the batch rows.
         states: the initial states (B, H) in the cell's order, h_0 first, or only Nones for zeros.
         lengths: int64 (B,), on the device of x, or None. Row b is *held* at step t if t >= lengths[b], in either
             direction: its states are carried through, and its output is zero.
@@ -134,7 +135,7 @@ class Gradients(NamedTuple):
 
 def ranks(cell: Cell) -> tuple[int, ...]:
     """Return how many axes each weight of one layer has: the weights of a stack have one more."""
-    return 2, 2, 1, 1, *[1] * len(cell.params)
+    return 2, 2, 1, 1, *[1] * len(cell.params), *[2] * len(cell.products)
 
 
 def stack_size_of(layer: Layer) -> int:
@@ -147,7 +148,7 @@ def stack_size_of(layer: Layer) -> int:
 
 def count_tensors(cell: Cell) -> int:
     """Return how many tensors a layer of a cell has, lengths and reset among them: see `Layer.tensors`."""
-    return 1 + WEIGHTS + len(cell.params) + len(cell.states) + len(cell.inputs) + 2
+    return 1 + WEIGHTS + len(cell.params) + len(cell.products) + len(cell.states) + len(cell.inputs) + 2
 
 
 def _cut(cell: Cell, flat: Sequence[Any]) -> tuple[Any, tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
@@ -198,6 +199,7 @@ class Traits:
         plans_stacks: `plan` takes stacks of layers of more than 16 bits.
         stack_rank: how many axes the saved values of a stack have, if the first is that of its layers. With 0 they have
             one layer's axes, of which the last but one is that of batch rows.
+        products: it runs cells that multiply values of the step itself.
         cells: the keys of the cells that it runs, or None if it runs any.
     """
 
@@ -209,6 +211,7 @@ class Traits:
     heads: bool = False
     plans_stacks: bool = False
     stack_rank: int = 0
+    products: bool = False
     cells: tuple[str, ...] | None = None
 
 

@@ -22,7 +22,8 @@ def check_layer(layer: Layer) -> None:
         if B % M:
             raise ValueError(f"x must have as many batch rows for each of the {M} stacked modules, got {B} in all")
         layer = layer._replace(weights=tuple([None if a is None else a[0] for a in layer.weights]))
-    x, (weight_ih, weight_hh, bias_ih, bias_hh, *params), states, lengths, reset, _, cell, inputs, *_ = layer
+    x, (weight_ih, weight_hh, bias_ih, bias_hh, *others), states, lengths, reset, _, cell, inputs, *_ = layer
+    params, products = others[: len(cell.params)], others[len(cell.params) :]
     weight_hr = layer.weight_hr
     if x.dim() != 3:
         raise ValueError(f"x must have shape (T, B, I), got {tuple(x.shape)}")
@@ -41,6 +42,7 @@ def check_layer(layer: Layer) -> None:
         ("bias_hh", bias_hh, (of_h,)),
         ("weight_hr", weight_hr, (out, hidden)),
         *((name, a, (hidden,)) for name, a in zip(cell.params, params)),
+        *((f"weight_{name}", a, (hidden, hidden)) for name, a in zip(cell.products, products)),
         *((f"{name}_0", a, (B, width)) for name, a, width in zip(cell.states, states, widths)),
         *((name, a, (T, B, hidden)) for name, a in zip(cell.inputs, inputs)),
     ]
@@ -63,7 +65,8 @@ def check_layer(layer: Layer) -> None:
 
 def _check_presence(layer: Layer) -> None:
     """Raise where a tensor is missing, or is there for nothing."""
-    cell, (weight_ih, weight_hh, bias_ih, bias_hh, *params) = layer.cell, layer.weights
+    cell, (weight_ih, weight_hh, bias_ih, bias_hh, *others) = layer.cell, layer.weights
+    params, products = others[: len(cell.params)], others[len(cell.params) :]
     for of, operand, gates, weight, bias in (
         ("x", "ih", cell.gates_of_x, weight_ih, bias_ih),
         ("h", "hh", cell.gates_of_h, weight_hh, bias_hh),
@@ -73,7 +76,9 @@ def _check_presence(layer: Layer) -> None:
         for name, a in ((f"weight_{operand}", weight), (f"bias_{operand}", bias)):
             if not gates and a is not None:
                 raise ValueError(f"{name} must be None: cell {cell.name} has no gate for it, got {tuple(a.shape)}")
-    for kind, names, tensors in (("params", cell.params, params), ("inputs", cell.inputs, layer.inputs)):
+    for kind, names, tensors in (
+        ("params", cell.params, params), ("inputs", cell.inputs, layer.inputs), ("products", cell.products, products),
+    ):  # fmt: skip
         there = sum(a is not None for a in tensors)
         if there != len(names) or there != len(tensors):
             raise ValueError(f"{kind} must be {', '.join(names) or 'none'}, got {there} tensors")

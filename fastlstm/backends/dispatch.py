@@ -183,6 +183,8 @@ def _reason(name: str, device: torch.device, dtype: torch.dtype, cell: Cell, hea
     reason: str | None = module(name).supports(device, dtype)
     if reason is None and not runs(name, cell):
         reason = f"the {name} backend runs the cells {', '.join(traits(name).cells or ())}, got {cell.name}"
+    if reason is None and cell.products and not traits(name).products:
+        reason = f"the {name} backend has no products inside a step, got the cell {cell.name}"
     if reason is None and heads > 1 and not traits(name).heads:
         reason = f"the {name} backend runs layers of one head, got heads={heads}"
     return reason

@@ -22,11 +22,11 @@ from fastlstm.backends.base import (
     hidden_size,
     reset_steps,
 )
-from fastlstm.backends.sums import Sums, for_rows, linear, vector_gradient
+from fastlstm.backends.sums import Sums, for_rows, linear, vector_gradient, weight_gradient
 from fastlstm.cells.graph import HEADS
 from fastlstm.cells.spec import Cell
 
-TRAITS = Traits(heads=True)  # no 16 bits, since rounding at every operation would lose their digits
+TRAITS = Traits(heads=True, products=True)  # no 16 bits, since rounding at every operation would lose their digits
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -147,7 +147,8 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
     incoming = (grads.h, *(grads.saved or [None] * len(others)))
     d = [torch.zeros_like(a) if da is None else da for a, da in zip(states, grads.last)]
     none = x.new_zeros(B, H)
-    results: list[list[Tensor]] = [[none] * T for _ in range(1 + len(cell.params) + len(cell.inputs))]
+    beside = *cell.params, *cell.products, *cell.inputs
+    results: list[list[Tensor]] = [[none] * T for _ in range(1 + len(beside))]
     for t in reversed(order):
         d = [da if out is None else da + (fill(out[t], None if held is None else held[t]) if k == 0 else out[t])
              for k, (da, out) in enumerate(zip(d, incoming))]  # fmt: skip
@@ -158,7 +159,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
         })  # fmt: skip
         of_gates = [gradients.get(f"d{gate}_pre", none) for gate in layout.preacts]
         dpreact = torch.cat(of_gates, -1) if of_gates else none[:, :0]
-        others_t = [gradients.get(f"d{name}", none) for name in (*cell.params, *cell.inputs)]
+        others_t = [gradients.get(f"d{name}", none) for name in beside]
         for place, a in zip(results, (dpreact, *others_t)):
             place[t] = fill(a, None if held is None else held[t])
         d_prev = [gradients.get(f"d{name}_prev") for name in cell.states]
@@ -171,19 +172,30 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
         d = [fill(a, None if reset is None else reset[t]) for a in new]
     dpreact, *terms = (torch.stack(steps) for steps in results)
     dx = sums.x_gradient(dpreact) if needs.x else None
+    first_product, first_input = len(cell.params), len(cell.params) + len(cell.products)
+    multiplied = [steps[cell.derived().multiplied[name]] for name in cell.products]
+    of_weights, wanted = layer.weights[WEIGHTS:], needs.weights[WEIGHTS:]
     return Gradients(
         torch.zeros_like(x) if needs.x and dx is None else dx,  # a cell may multiply no x
         (
             *sums.weight_gradients(dpreact, x, fill(h_prev, held), needs.weights, layer.weights[2:WEIGHTS]),
             *(
                 vector_gradient(a, param) if want else None
-                for a, param, want in zip(terms, layer.weights[WEIGHTS:], needs.weights[WEIGHTS:])
+                for a, param, want in zip(terms[:first_product], of_weights, wanted)
+            ),
+            *(
+                weight_gradient(a, value, weight) if want else None
+                for a, value, weight, want in zip(
+                    terms[first_product:], multiplied, of_weights[first_product:], wanted[first_product:]
+                )
             ),
         ),
         tuple(da if want else None for da, want in zip(d, needs.states)),
-        tuple(da if want else None for da, want in zip(terms[len(cell.params) :], needs.inputs)),
+        tuple(da if want else None for da, want in zip(terms[first_input:], needs.inputs)),
     )
 
 
 def _params(layer: Layer, B: int) -> dict[str, Tensor]:
-    return {name: for_rows(a, B) for name, a in zip(layer.cell.params, layer.weights[WEIGHTS:])}
+    weights = layer.weights[WEIGHTS:]
+    params = {name: for_rows(a, B) for name, a in zip(layer.cell.params, weights)}
+    return params | dict(zip(layer.cell.products, weights[len(params) :]))

@@ -36,6 +36,8 @@ PARTIALS: dict[str, tuple[Partial | None, ...]] = {
     "exp": (lambda t, y, a: t * y,),
     "mean": (lambda t, y, a: mean(t),),
     "mean_of_head": (lambda t, y, a, heads: mean(t, "head"), None),
+    # the gradient of a weight counts as that of the product: what is multiplied with it is saved, see `Derived`
+    "product": (None, lambda t, y, a, weight: t),
     "sqrt": (lambda t, y, a: t * (0.5 / y),),
     "rsqrt": (lambda t, y, a: t * (-0.5 * (y * y * y)),),
     "log": (lambda t, y, a: t / a,),
@@ -49,7 +51,14 @@ def propagate_gradients(gradients: Mapping[Node, Node], inputs: Iterable[Node]) 
     """Return the gradients of `inputs`, from those of results. Inputs count as independent of each other."""
     inputs, back = list(inputs), dict(gradients)
     leaves = set(inputs)
+    of_products: dict[Node, list[tuple[Node, Node]]] = {}  # gradients and weights of all products of a value
     for node in reversed(in_order(gradients, leaves)):  # each node after all that depend on it
+        if node in of_products:
+            in_order_of_weights = sorted(of_products[node], key=lambda pair: pair[1].number)
+            part = node.graph.make("transposed_product", *itertools.chain(*in_order_of_weights))
+            back[node] = back[node] + part if node in back else part
+        if node.op == "product" and node in back and node not in leaves:
+            of_products.setdefault(node.args[0], []).append((back[node], node.args[1]))
         parts: dict[Node, Node] = {}  # both arguments of a square are the same node
         for arg, partial in zip(node.args, PARTIALS.get(node.op, ())):
             if partial is not None and node in back and node not in leaves and not arg.is_constant():
@@ -74,6 +83,8 @@ class Derived:
         means: the operations of the means over units that forward takes.
         saved: the values that forward saves, beside the states of all steps that backward reads.
         saved_rows: those of `saved` that are the same for all units of a row.
+        multiplied: for each product the name of the saved value that it multiplies. The gradient of a weight is the sum
+            of the outer products of this value with what backward returns for the weight, such as ``dn_h``.
         states_read: the states of all steps that backward reads.
 
     Args:
@@ -89,16 +100,20 @@ class Derived:
         for node, gradient in zip(new.values(), d_new.values()):
             incoming[node] = incoming[node] + gradient if node in incoming else gradient
         gradients = dict(zip((f"d{name}" for name in inputs), propagate_gradients(incoming, inputs.values())))
+        products = [n for n in in_order(new.values()) if n.op == "product"]
+        operands = {n.args[1].value: n.args[0] for n in sorted(products, key=lambda n: n.args[1].number)}
 
         free = {name: inputs[name] for name in trace.free}
+        multiplied = {n: f"{name}_operand" for name, n in reversed(operands.items())}  # several products of one value
         loaded, sequences = choose_saved(
-            gradients.values(), inputs.values(), d_new.values(), new, old, free.values(), costs
+            gradients.values(), inputs.values(), d_new.values(), new, old, free.values(), costs, multiplied
         )
         of_states = {f"{state}_prev": old[state] for state in sequences} | {state: new[state] for state in sequences}
         read = set(loaded)
-        of_states = {name: node for name, node in of_states.items() if node in read and not node.per_row}
-        known = {*of_states.values(), *free.values()}
-        saved = _named((node for node in loaded if node not in known), {*inputs, *new, *d_new})
+        of_states = {name: n for name, n in of_states.items() if n in read and not n.per_row and n not in multiplied}
+        known = {*of_states.values(), *free.values(), *multiplied}
+        saved = {name: node for node, name in sorted(multiplied.items(), key=lambda item: item[0].number)}
+        saved |= _named((node for node in loaded if node not in known), {*inputs, *new, *d_new, *saved})
 
         def function(name: str, arguments: Mapping[str, Node], results: Mapping[str, Node]) -> Function:
             results = {name: node for name, node in results.items() if not node.is_constant(0)}
@@ -106,6 +121,7 @@ class Derived:
             return Function(name, {name: node for name, node in arguments.items() if node in used}, results)
 
         self.name, self.saved, self.states_read = name, tuple(saved), tuple(of_states)
+        self.multiplied = {name: multiplied[n] for name, n in operands.items()}
         self.saved_rows = tuple(name for name, node in saved.items() if node.per_row)
         self.means = {node.op for node in in_order(new.values()) if node.op in MEANS}
         self.forward = function("forward", inputs, {**new, **saved})

@@ -15,6 +15,9 @@ from typing import Any
 Number = float | int
 COMPARISONS = ("greater", "at_least")
 MEANS = ("mean", "mean_of_head")  # over the units of a row, or of each head
+# weight @ value of args (value, weight); the sum of weight.T @ gradient of args (gradient, weight, gradient, weight...)
+PRODUCTS = ("product", "transposed_product")
+ACROSS = MEANS + PRODUCTS  # what sees other units, and is known one phase after its arguments
 HEADS = "heads"  # the input that says how many heads there are: the second argument of `mean_of_head`
 MAX_EXPONENT = 16  # a power is written out as a product
 
@@ -63,7 +66,9 @@ class Node:
     __ge__, __le__ = _operator("at_least"), _operator("at_least", swapped=True)
 
     def __matmul__(self, other: object) -> Node:
-        raise TypeError("a cell writes no matrix products: its gates are the products with x and the first state")
+        raise TypeError(
+            "a cell writes no @: its gates are products with x and the first state, and products=... others"
+        )
 
     __rmatmul__ = __matmul__
 

@@ -45,7 +45,20 @@ def mean_of_head(x: Tensor, heads: int) -> Tensor:
     return mean(parts).reshape(x.shape)
 
 
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """Return ``x @ weight.mT``. With a stack of weights (G, H, H) each has its share of the rows."""
+    if weight.dim() == 2:
+        return x @ weight.mT
+    return (x.unflatten(-2, (weight.shape[0], -1)) @ weight.mT).flatten(-3, -2)
+
+
+def transposed_product(*args: Tensor) -> Tensor:
+    """Return the sum of ``gradient @ weight`` over pairs of a gradient and a weight."""
+    return sum(product(a, weight.mT) for a, weight in zip(args[::2], args[1::2]))  # type: ignore[return-value]
+
+
 _ALL: list[Callable[..., Any]] = [
     sigmoid, tanh, relu, exp, log_sigmoid, maximum, where, stop_gradient, mean, mean_of_head, sqrt, rsqrt, log, fill,
+    product, transposed_product,
 ]  # fmt: skip
 ON_TENSORS = {function.__name__: function for function in _ALL}

@@ -1,4 +1,4 @@
-"""A derived function in phases: what can be computed until the next means over a row's units are known.
+"""A derived function in phases: what can be computed until the next means over a row's units, or products, are known.
 
 Each phase has two functions. `rows` is of what is the same for all units of a row: it gets the means that the phase
 before ended in, and is computed once a row. `units` is elementwise, as a whole derived function is without means. If a
@@ -7,12 +7,12 @@ last on.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
 from fastlstm.cells.emit import Function
-from fastlstm.cells.graph import COMPARISONS, MEANS, Node, in_order
+from fastlstm.cells.graph import ACROSS, COMPARISONS, MEANS, PRODUCTS, Node, in_order
 from fastlstm.cells.saving import Costs, cut
 
 KEEP = 4.0  # to keep a value for a later phase, in additions: a store and a load in the first or second cache
@@ -27,11 +27,13 @@ class Phase:
         units: computes values of each unit.
         of_heads: indices into `Phases.kept`. Before `rows` and `units` run, the mean over each head's units replaces
             the values at these indices.
+        products: the groups of products whose results are known from this phase on.
     """
 
     rows: Function
     units: Function
     of_heads: tuple[int, ...] = ()
+    products: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,21 +47,26 @@ class Phases:
             by the same names.
         kept: the names of what `units` computes for later phases, and after them of that whose means over heads later
             phases take. Two values may share a name, if the second is computed when nothing reads the first any more.
+        operands: the names of what `units` computes to be multiplied, one for each group of products. Backward has
+            none: the gradients of products are among its results.
+        products: the names of the results of products: one for each product, or, in backward, for each group.
     """
 
     phases: tuple[Phase, ...]
     of_rows: tuple[str, ...] = ()
     sums: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    operands: tuple[str, ...] = ()
+    products: tuple[str, ...] = ()
 
 
 def set_depth(node: Node, depth: dict[Node, int]) -> int:
-    """Store the phase in which a node is known, and those of all nodes that it is made from. A mean is known from the
-    beginning of its phase. Return the phase of the node.
+    """Store the phase in which a node is known, and those of all nodes that it is made from. A mean or product is known
+    from the beginning of its phase. Return the phase of the node.
     """
     for n in in_order([node], depth):
         if n not in depth:
-            depth[n] = max((depth[a] for a in n.args), default=0) + (n.op in MEANS)
+            depth[n] = max((depth[a] for a in n.args), default=0) + (n.op in ACROSS)
     return depth[node]
 
 
@@ -114,7 +121,7 @@ def with_early_means(results: Iterable[Node], arguments: Mapping[Node, Node]) ->
 
 def in_phases(
     function: Function, results: Iterable[str], rows: Iterable[str] = (), early: Iterable[str] = (),
-    unread: Iterable[str] = (),
+    unread: Iterable[str] = (), groups: Sequence[tuple[str, ...]] = (),
 ) -> Phases:  # fmt: skip
     """Split a derived function.
 
@@ -123,18 +130,29 @@ def in_phases(
         rows: the arguments and results that are one number for each row. The functions `rows` take and give these.
         early: the results that may be given as soon as they are known, and be read back by later phases.
         unread: the results that are given as soon as they are known, and that no phase reads back.
+        groups: the names of the products of each value that is multiplied.
     """
     inputs = {n: n.graph.stand_in(n) for n in function.arguments.values()}
     arguments = {name: inputs[n] for name, n in function.arguments.items()}
     results, rows, early, leaves = list(results), set(rows), set(early), set(inputs.values())
     wanted = dict(zip(results, with_early_means([function.results[name] for name in results], inputs)))
     mark = ""  # it stands before the names that are made here, so that they differ from all of the cell's
-    while any(re.fullmatch(rf"{mark}(row|sum|head|kept)\d+", name) for name in (*arguments, *wanted)):
+    while any(re.fullmatch(rf"{mark}(row|sum|head|kept|operand|product)\d+", name) for name in (*arguments, *wanted)):
         mark += "_"
     nodes, depth = in_order(wanted.values()), dict[Node, int]()
     for n in nodes:
         set_depth(n, depth)
     means, of_heads = ([n for n in nodes if n.op == op] for op in MEANS)
+    operands, multiplied, depths = dict[str, Node](), dict[str, Node](), dict[int, int]()
+    all_products = [name for group in groups for name in group]
+    for n in (n for n in nodes if n.op in PRODUCTS):
+        g = next(k for k, group in enumerate(groups) if n.args[1].value in group)
+        number, depths[g] = g, depth[n]
+        if n.op == "product":
+            number, operands[f"{mark}operand{g}"] = all_products.index(n.args[1].value), n.args[0]
+        elif tuple(weight.value for weight in n.args[1::2]) != groups[g]:
+            raise NotImplementedError(f"of the products {groups[g]} some have no gradient")
+        multiplied[f"{mark}product{number}"] = n
     shared = {n for n in nodes if n.per_row and not n.is_constant()}
     of_units = {name: n for name, n in wanted.items() if name not in rows}
     read_by_units = {a for n in nodes if n not in shared and n not in leaves for a in n.args}
@@ -148,17 +166,22 @@ def in_phases(
 
     # what a phase gives that is not the same for all units, and what it can read from an earlier one
     roots = [[n.args[0] for n in (*means, *of_heads) if depth[n] == k + 1] for k in range(last + 1)]
+    for n in operands.values():
+        roots[depth[n]].append(n)
     roots[last] += [n for name, n in of_units.items() if name not in soon]
     for n in soon.values():
         roots[depth[n]].append(n)
-    there, stored = {*leaves, *row_values, *of_heads}, {n: name for name, n in soon.items() if name in early}
+    results_of_products = set(multiplied.values())
+    there = {*leaves, *row_values, *of_heads, *multiplied.values()}
+    stored = {n: name for name, n in soon.items() if name in early}
     until: dict[Node, int] = {}  # the last phase that reads a value which is kept
     for k in range(last, 0, -1):
         inside = in_order(roots[k], there)
         before = [n for n in inside if depth[n] < k and not n.is_constant()]
         needed = {n for n in roots[k] if depth[n] < k}
         needed |= {a for n in inside if depth[n] == k and n not in there for a in n.args}
-        load = {n: 1.0 if n in leaves or n in stored or n in until else KEEP for n in before}
+        near = {*leaves, *stored, *until, *results_of_products}
+        load = {n: 1.0 if n in near else KEEP for n in before}
         load |= {n: 0.0 for n in before if n in row_values} | {n: inf for n in before if n.op in COMPARISONS}
         compute = {n: inf if n in there else Costs().of(n) for n in before}
         for n in cut(before, needed.intersection(before), load, compute)[1]:
@@ -186,12 +209,16 @@ def in_phases(
         known = {name: n for name, n in arguments.items() if name not in rows} | of_earlier | now
         known |= {name: n for n, name in stored.items() if depth[n] < k}
         known |= {name: n for n, name in kept.items() if depth[n] < k <= until[n]}
-        known |= {name: n for name, n in head_means.items() if depth[n] <= k}
-        to = {name: n.args[0] for name, n in (sums | head_means).items() if depth[n] == k + 1}
+        known |= {name: n for name, n in (head_means | multiplied).items() if depth[n] <= k}
+        to = known_in(k, operands) | {name: n.args[0] for name, n in (sums | head_means).items() if depth[n] == k + 1}
         to |= {name: n for n, name in kept.items() if depth[n] == k} | known_in(k, soon)
         to |= {name: n for name, n in of_units.items() if k == last and name not in soon}
         means_at = tuple(len(ends) + j for j, n in enumerate(of_heads) if depth[n] == k)
         row_function = function_of("rows", of_row, now | known_in(k, row_results))
-        phases.append(Phase(row_function, function_of("units", known, to), means_at))
+        groups_now = tuple(g for g in range(len(groups)) if depths.get(g) == k)
+        phases.append(Phase(row_function, function_of("units", known, to), means_at, groups_now))
         of_earlier |= now
-    return Phases((*phases,), (*of_rows,), (*sums,), (*dict.fromkeys(kept.values()), *head_means))
+    count = len(all_products) if operands else len(groups)
+    names = tuple(f"{mark}{kind}{k}" for kind, n in (("operand", len(groups)), ("product", count)) for k in range(n))
+    kept_names = *dict.fromkeys(kept.values()), *head_means
+    return Phases((*phases,), (*of_rows,), (*sums,), kept_names, names[: len(groups)], names[len(groups) :])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain, combinations
 from math import inf
 
-from fastlstm.cells.graph import COMPARISONS, MEANS, Node, in_order
+from fastlstm.cells.graph import ACROSS, COMPARISONS, Node, in_order
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def choose_saved(
     old: Mapping[str, Node],
     operands: Iterable[Node],
     costs: Costs,
+    multiplied: Iterable[Node] = (),
 ) -> tuple[list[Node], list[str]]:
     """Return the nodes that the backward pass loads to compute `results`, and the states whose sequences it reads.
 
@@ -57,9 +58,11 @@ def choose_saved(
     Args:
         results: the gradients of `inputs`, from those of the new states, which are `gradients`.
         new, old: each state after the step and before it, by its name.
-        operands: the params and inputs, which are in memory anyway.
+        operands: the params, inputs and weights, which are in memory anyway.
+        multiplied: the values that products multiply, which are saved anyway: weight gradients are made of them.
     """
     nodes, inputs_set, operands, gradient_nodes = in_order(results), set(inputs), set(operands), set(gradients)
+    multiplied = set(multiplied)
     for node in nodes:
         if any(a in gradient_nodes for a in node.args):  # arguments come first
             gradient_nodes.add(node)
@@ -76,8 +79,9 @@ def choose_saved(
         load = {n: 0.0 if n in operands else costs.load if n in near else costs.saving(n) for n in forward_nodes}
         load |= {n: inf for n in old.values() if n not in near}
         load |= {n: inf for n in forward_nodes if n.op in COMPARISONS}  # which are no numbers
+        load |= {n: costs.load for n in forward_nodes if n in multiplied}
         # a mean is never computed again: the backward pass would go over the units once more to add them up
-        compute = {n: inf if n in inputs_set or n.op in MEANS else costs.of(n) for n in forward_nodes}
+        compute = {n: inf if n in inputs_set or n.op in ACROSS else costs.of(n) for n in forward_nodes}
         cost, loaded = cut(forward_nodes, set(needed), load, compute)
         cost += costs.keep * len(more)
         if cost < best[0]:

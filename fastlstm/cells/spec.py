@@ -34,6 +34,7 @@ class Cell:
         params: the names of vectors (H,).
         initial: the numbers that params start from, by name. Modules draw all other params at random.
         inputs: the names of values (T, B, H), which are one more elementwise value a step.
+        products: the names of products with values that the step computes, each with a weight (H, H).
         gates_of_x: how many gates sum "x", alone or in "xh".
         gates_of_h: how many gates sum "h", alone or in "xh".
         states_read: the states whose values before the step the arithmetic reads, as an LSTM's reads c, but not h.
@@ -49,12 +50,13 @@ class Cell:
         states: Sequence[str],
         params: Params,
         inputs: Sequence[str],
+        products: Sequence[str] = (),
     ) -> None:
         if not inspect.isfunction(function):
             raise TypeError(f"a cell is declared by a Python function, got {function!r}")
         if not isinstance(gates, Mapping):
             raise TypeError(f'cell {function.__name__}: gates must map names to "x", "h" or "xh", got {gates!r}')
-        for kind, names in (("states", states), ("params", params), ("inputs", inputs)):
+        for kind, names in (("states", states), ("params", params), ("inputs", inputs), ("products", products)):
             may_map = kind == "params"
             if isinstance(names, str) or not isinstance(names, (Sequence, Mapping) if may_map else Sequence):
                 wanted = f"a sequence of names{' or a mapping from them' * may_map}, since their order counts"
@@ -62,12 +64,14 @@ class Cell:
         functools.update_wrapper(self, function)
         self.name, self.function, self.gates = function.__name__, function, dict(gates)
         self.states, self.params, self.inputs = tuple(states), tuple(params), tuple(inputs)
+        self.products = tuple(products)
         starts: Mapping[str, Any] = params if isinstance(params, Mapping) else {}
         self.initial: dict[str, float] = {name: start for name, start in starts.items() if start is not None}
         _check(self)
         self.gates_of_x, self.gates_of_h = (sum(operand in sums for sums in self.gates.values()) for operand in "xh")
         # once: numbers that the function takes from elsewhere are those of its declaration
-        self._traced = Trace(self.name, function, self.arguments, self.states, (*self.params, *self.inputs))
+        free = *self.params, *self.inputs, *self.products
+        self._traced = Trace(self.name, function, self.arguments, self.states, free, self.products)
         used = set(in_order(self._traced.results.values()))
         self.states_read = tuple(state for state in self.states if self._traced.inputs[f"{state}_prev"] in used)
         with _declaring:
@@ -79,7 +83,8 @@ class Cell:
         return self.function(*args, **kwargs)
 
     def __repr__(self) -> str:
-        others = "".join([f", {kind} {getattr(self, kind)}" for kind in ("params", "inputs") if getattr(self, kind)])
+        kinds = "params", "inputs", "products"
+        others = "".join([f", {kind} {getattr(self, kind)}" for kind in kinds if getattr(self, kind)])
         return f"<cell {self.name}: gates {self.gates}, states {self.states}{others}>"
 
     def __reduce__(self) -> str:
@@ -91,7 +96,7 @@ class Cell:
         return {
             **{gate: f"{gate}_pre" for gate in self.gates},
             **{state: f"{state}_prev" for state in self.states},
-            **{name: name for name in (*self.params, *self.inputs)},
+            **{name: name for name in (*self.params, *self.inputs, *self.products)},
         }
 
     def derived(self, costs: Costs | None = None) -> Derived:
@@ -124,7 +129,12 @@ def _check_keywords(*function: Any, **_: Any) -> None:
 
 @checked_by(_check_keywords)
 def cell(
-    *, gates: Mapping[str, str], states: Sequence[str], params: Params = (), inputs: Sequence[str] = ()
+    *,
+    gates: Mapping[str, str],
+    states: Sequence[str],
+    params: Params = (),
+    inputs: Sequence[str] = (),
+    products: Sequence[str] = (),
 ) -> Callable[[Callable[..., Any]], Cell]:
     """Declare a recurrent cell by the arithmetic of one step:
 
@@ -145,13 +155,15 @@ def cell(
         params: names of vectors (H,), such as peepholes. A mapping says by name what number all elements of one start
             from: ``{"scale": 1.0}``. None, as a sequence of names alone, leaves it to be drawn as weights are.
         inputs: names of values (T, B, H), one more elementwise value a step, such as a mask or a time gap.
+        products: names of products with values that the step itself computes. The function calls each of them once:
+            ``n_h(r * h)`` is weight_n_h (H, H) times this value, without a bias.
 
     Raises:
         TypeError: the function takes an argument that is not declared, returns other than one value a state, or does
             anything but such arithmetic, where the message names the line; a param starts from anything but a number.
         ValueError: a gate sums anything else, or a name is used twice or cannot be one.
     """
-    return functools.partial(Cell, gates=gates, states=states, params=params, inputs=inputs)
+    return functools.partial(Cell, gates=gates, states=states, params=params, inputs=inputs, products=products)
 
 
 when_declared: list[Callable[[Cell], Any]] = []  # called with each cell that is declared from then on
@@ -177,7 +189,7 @@ def _register(cell: Cell) -> str:
         base = name
     else:  # caches of compilers, and exports, must not take a cell for an edited one
         functions = [python(function) for function in (cell.derived().forward, cell.derived().backward)]
-        declared = repr((list(cell.gates.items()), cell.states, cell.params, cell.inputs))
+        declared = repr((list(cell.gates.items()), cell.states, cell.params, cell.inputs, *cell.products))
         digest = hashlib.sha256("".join([declared, *functions]).encode()).hexdigest()[:8]
         word = re.sub(r"\W", "_", f"{module}_{name}", flags=re.ASCII).lstrip("_")  # Python mangles a leading __
         base = f"{word}_{digest}"
@@ -193,7 +205,7 @@ def _check(cell: Cell) -> None:
     """Raise unless names and gates are such as can be derived from."""
     if not cell.states:
         raise ValueError(f"cell {cell.name} must have a state: the first is its output")
-    for kind in ("gates", "states", "params", "inputs"):
+    for kind in ("gates", "states", "params", "inputs", "products"):
         for name in getattr(cell, kind):
             if not isinstance(name, str):
                 raise TypeError(f"cell {cell.name}: {kind} must be names, got {name!r}")
@@ -204,11 +216,11 @@ def _check(cell: Cell) -> None:
     for name, start in cell.initial.items():
         if not isinstance(start, int | float) or not math.isfinite(start):
             raise TypeError(f"cell {cell.name}: param {name} must start from a finite number or None, got {start!r}")
-    declared = (*cell.gates, *cell.states, *cell.params, *cell.inputs)
+    declared = (*cell.gates, *cell.states, *cell.params, *cell.inputs, *cell.products)
     odd = next((n for n in declared if not (n.isidentifier() and n.isascii()) or n in ON_TENSORS), None)
     if odd is not None:
         raise ValueError(f"cell {cell.name}: {odd!r} must be a name of ASCII characters, and not a function's")
-    labels = [*cell.arguments.values(), *cell.states]
+    labels = [*cell.arguments.values(), *cell.states, *(f"{name}_operand" for name in cell.products)]
     labels += [f"d{name}" for name in labels]  # derived functions have gradients d...
     twice = next((name for k, name in enumerate(declared) if name in declared[:k]), None) or next(
         (name for k, name in enumerate(labels) if name in labels[:k] or name in RESERVED), None

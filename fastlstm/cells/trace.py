@@ -13,6 +13,24 @@ from fastlstm.cells.graph import HEADS, Graph, NoAttribute, Node, in_order
 from fastlstm.cells.hints import did_you_mean, instead
 
 
+class Product:
+    """The product of a weight (H, H) with a value, which the author of a cell calls as a function."""
+
+    def __init__(self, weight: Node) -> None:
+        self.weight, self.is_used = weight, False
+
+    def __call__(self, x: Any) -> Node:
+        name = self.weight.value
+        if not isinstance(x, Node) or x.per_row:
+            raise TypeError(
+                f"{name} multiplies a value of each unit, got {x if isinstance(x, Node) else type(x).__name__}"
+            )
+        if self.is_used:
+            raise TypeError(f"{name} is used twice: declare a product for each value that is multiplied")
+        self.is_used = True
+        return x.graph.make("product", x, self.weight)
+
+
 class Trace:
     """What the function of the cell `name` computes: its inputs by their names in what is derived, and its new states
     by theirs.
@@ -20,8 +38,9 @@ class Trace:
     Args:
         names: for each argument that the function may take its name in what is derived.
         states: what the results are called.
-        free: the names of the inputs that are there anyway: the cell's params and inputs. The number of heads joins
-            them if a mean is of a head.
+        free: the names of the inputs that are there anyway: the cell's params, inputs and weights of products. The
+            number of heads joins them if a mean is of a head.
+        products: the names of the products, which the function gets as functions.
 
     Raises:
         TypeError: the function does anything but arithmetic, or returns other than one value a state.
@@ -34,11 +53,13 @@ class Trace:
         names: Mapping[str, str],
         states: Sequence[str],
         free: Sequence[str],
+        products: Sequence[str] = (),
     ) -> None:
         graph = self.graph = Graph()
         nodes = {argument: graph.input(label) for argument, label in names.items()}
         local: dict[str, Any] = {}
-        result = _run(name, function, {taken: nodes[taken] for taken in inspect.signature(function).parameters}, local)
+        given: dict[str, Node | Product] = nodes | {product: Product(nodes[product]) for product in products}
+        result = _run(name, function, {taken: given[taken] for taken in inspect.signature(function).parameters}, local)
         values = list(result) if isinstance(result, tuple | list) else [result]
         if len(values) != len(states):
             raise TypeError(
@@ -59,11 +80,16 @@ class Trace:
                 value.hint = variable
         self.inputs = {names[argument]: node for argument, node in nodes.items()}
         self.results, self.free = dict(zip(states, values)), tuple(free)
+        used = {node.args[1].value for node in in_order(values) if node.op == "product"}
+        if unused := [product for product in products if product not in used]:
+            raise TypeError(f"cell {name}: no new state depends on the product {unused[0]}")
         if any(node.op == "mean_of_head" for node in in_order(values)):
             self.inputs[HEADS], self.free = graph.input(HEADS), (*self.free, HEADS)
 
 
-def _run(name: str, function: Callable[..., Any], arguments: dict[str, Node], local: dict[str, Any]) -> Any:
+def _run(
+    name: str, function: Callable[..., Any], arguments: Mapping[str, Node | Product], local: dict[str, Any]
+) -> Any:
     """Return the function's result, and put its last local variables into `local`, so that values keep their names."""
     code = function.__code__
     failed: tuple[Any, str | None] = None, None  # the place and the name of the last call of a C function that raised

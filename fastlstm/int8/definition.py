@@ -73,7 +73,7 @@ def check(layer: Layer) -> None:
     over units, for which int8 kernels have no second look at a row.
     """
     x, weights = layer.x, layer.weights
-    if layer.cell.derived().means:
+    if layer.cell.derived().means or layer.cell.products:
         raise ValueError(f"an int8 layer must be of a cell without means over units, got {layer.cell.name}")
     if x.dtype is not torch.float32:
         raise ValueError(f"x must have the dtype torch.float32, got {x.dtype}")

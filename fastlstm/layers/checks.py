@@ -105,6 +105,8 @@ def check_heads(heads: Any, hidden_size: int, cell: Cell) -> None:
         raise TypeError(f"heads should be of type int, got: {type(heads).__name__}")
     if heads < 1 or hidden_size % heads:
         raise ValueError(f"heads must be 1 or more and divide hidden_size, which is {hidden_size}, got {heads}")
+    if heads > 1 and cell.products:
+        raise ValueError(f"heads must be 1 for the cell {cell.name}, which has products, got {heads}")
     if heads > 1 and not cell.gates_of_h:
         raise ValueError(f"heads must be 1 for the cell {cell.name}, which has no gate that sums h, got {heads}")
 
@@ -150,7 +152,7 @@ def check_cell_of(module: Any, cell: Any = None, *_: Any, **__: Any) -> None:
         raise TypeError(f"{_instead_of_cell(cell)}: cell must be a fastlstm.Cell, got {type(cell).__name__}")
     if not cell.gates_of_x and not cell.inputs:
         raise ValueError(f"cell must have a gate that sums x, or inputs, got {cell.name} with the gates {cell.gates}")
-    if not cell.gates and not cell.params:
+    if not cell.gates and not cell.params and not cell.products:
         raise ValueError(f"cell must have gates or params, got {cell.name} without any")
     taken = next((name for name in cell.params if name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")), None)
     if taken is not None:

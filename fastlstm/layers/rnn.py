@@ -47,7 +47,8 @@ class RNN(Recurrent):
 
     Parameters of layer k, for a cell with X gates that sum x and Y gates that sum h:
         ``weight_ih_l{k}`` (X*H, I) or (X*H, D*H) for k > 0, ``weight_hh_l{k}`` (Y*H, H/K), ``bias_ih_l{k}`` (X*H,),
-        ``bias_hh_l{k}`` (Y*H,), and ``{name}_l{k}`` (H,) for each of the cell's params. Row blocks are in the order in
+        ``bias_hh_l{k}`` (Y*H,), ``{name}_l{k}`` (H,) for each of the cell's params, and ``weight_{name}_l{k}`` (H, H)
+        for each of its products. Row blocks are in the order in
         which the cell declares its gates. Without gates that sum h, ``weight_hh_l{k}`` and ``bias_hh_l{k}`` do not
         exist, and without gates that sum x neither do ``weight_ih_l{k}`` and ``bias_ih_l{k}``. A bidirectional layer
         has each of them again, with ``_reverse`` at the end of the name. All are drawn from uniform(-1/sqrt(H),
@@ -115,7 +116,9 @@ class RNN(Recurrent):
         shapes: dict[str, tuple[int, ...]] = {"weight_ih": (of_x, inputs), "weight_hh": (of_h, H // self.heads)}
         if self.bias:
             shapes |= {"bias_ih": (of_x,), "bias_hh": (of_h,)}
-        return {name: shape for name, shape in shapes.items() if shape[0]} | dict.fromkeys(self.cell.params, (H,))
+        products = {f"weight_{name}": (H, H) for name in self.cell.products}
+        shapes = {name: shape for name, shape in shapes.items() if shape[0]}
+        return shapes | dict.fromkeys(self.cell.params, (H,)) | products
 
     def reset_parameters(self) -> None:
         """Set all parameters to initial values, as a new module has them: see the class."""
@@ -135,7 +138,7 @@ class RNN(Recurrent):
 
     def _layer_weights(self, index: int) -> list[Any]:
         weights = [getattr(self, name) for name in self._all_weights[index]]
-        if len(weights) < WEIGHTS + len(self.cell.params):
+        if len(weights) < WEIGHTS + len(self.cell.params) + len(self.cell.products):
             of_x, of_h = self.cell.gates_of_x, self.cell.gates_of_h
             for k, there in enumerate((of_x, of_h, self.bias and of_x, self.bias and of_h)):
                 if not there:

@@ -41,7 +41,7 @@ def test_a_decorator_without_parentheses():
     for options in ({}, {"gates": {"a": "xh"}, "states": ("h",)}):
         with pytest.raises(TypeError, match=re.escape("write @cell(gates=..., states=...) above it, with parentheses")):
             cell(lambda a: tanh(a), **options)
-    assert list(inspect.signature(cell).parameters) == ["gates", "states", "params", "inputs"]
+    assert list(inspect.signature(cell).parameters) == ["gates", "states", "params", "inputs", "products"]
 
 
 REFUSED = [

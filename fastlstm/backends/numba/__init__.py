@@ -36,8 +36,9 @@ from fastlstm.backends.numba.host.forward import saved_shape
 from fastlstm.torch_private import constant
 
 _ALWAYS = Traits(
-    plans=True, plans_sixteen_bits=True, sorts_lengths=True, heads=True, plans_stacks=True, stack_rank=plans.STACK_RANK
-)
+    plans=True, plans_sixteen_bits=True, sorts_lengths=True, heads=True, plans_stacks=True,
+    stack_rank=plans.STACK_RANK, products=True,
+)  # fmt: skip
 TRAITS = replace(_ALWAYS, prepares_steps=True)
 _INSTALLED = importlib.util.find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

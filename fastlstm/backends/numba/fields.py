@@ -48,6 +48,11 @@ inner_states            states but the first
 carries_h               1 if the gradient of h goes to the step before also beside its product
 read_bits               bits of the pointer table's entries that the cell reads
 phases                  phases of a step, more than 1 if the cell takes means
+terms                   S and the number of products: vectors of dpreact and of the gradients of products
+products                products of values of the step
+product_groups          values of the step that are multiplied
+product_records         (product_groups, 4) int64: phase before which it is due or -1, first product, count, saved
+group_size              most products of a value
 later_values            values of a unit that later phases read
 shared_values           values that a row's units share, and sums of means
 """
@@ -55,6 +60,8 @@ shared_values           values that a row's units share, and sums of means
 SCRATCH = """
 table_bytes             bytes of a pointer table; a thread's scratch begins with two
 product_vectors         vectors of a scratch row that hold products: of one panel or, with several phases, of all
+operand_slot            first scratch slot of operands of products, which their results follow
+slots                   scratch slots
 later_slot              first scratch slot of the values that later phases read; the values that units share follow
 panel_bytes             stride from one panel's products to the next one's, 0 with one phase
 rows_together           batch rows that go through all phases before the next rows do
@@ -79,7 +86,7 @@ scratch                 each thread's scratch
 overflow_flag           int64 that becomes 1 if the bf16 unit cannot take a number
 inner_records           record of each inner state
 operand_records         record of each input, then of each param
-dparam_addresses        address of each param's gradient, or 0
+dparam_addresses        address of the gradient of each param, then of each product's weight, or 0
 """
 TAILS = "inner_records", "operand_records", "dparam_addresses"
 
@@ -93,10 +100,12 @@ weight_ih               (X H, I)
 weight_hh               (Y H, H / K)
 bias                    (X H,) or 0
 bias_hh                 (Y H,) or 0
+weight_products         (products H, H) or 0
 original_ih             weight_ih before it is cast, contiguous, which digests are computed from
 original_hh             weight_hh before it is cast
 original_bias           bias before it is cast
 original_bias_hh        bias_hh before it is cast
+original_products       weight_products before it is cast
 """
 
 LAYER = """
@@ -123,7 +132,7 @@ input_preact            (panels, input_steps, B or, if x_k_block is 0, 2, S, L) 
 """
 
 FORWARD_KEPT = """
-packed                  (packed_panels, span, Y, L) weight_hh, then (.., I, X, L) weight_ih; or column operands
+packed                  (.., span, Y, L) weight_hh, (.., I, X, L) weight_ih, (.., H, N, L) of values; or column operands
 biases                  (panels, S, L)
 """
 
@@ -154,6 +163,7 @@ strip                   columns of a strip of [x, h, 1]
 split_k                 sets of accumulators of the weight gradients, each over a share of the batch rows: 1 or 2
 accumulator_rows        accumulator rows: one for each column of [x, h, 1], with padding
 first_h_row             first accumulator row of h
+first_value_row         first accumulator row of the values that products multiply, strips of H rows each
 ones_row                accumulator row of the ones
 dpreact_steps           steps that `dpreact` has room for
 dpreact_row_steps       steps that `dpreact_rows` has room for
@@ -175,6 +185,7 @@ dpreact_columns         dpreact as a column operand, for the weight gradients
 BACKWARD_KEPT = """
 packed_hh               (vector groups of H, reach, Y L, 4 L) transposed weight_hh, or 0 if it is not read
 packed_ih               (vector groups of I, panels, X L, 4 L) transposed weight_ih, or 0 if it is not read
+packed_products         (vector groups of H, panels, N L, 4 L) transposed weights of each value that N products multiply
 """
 
 BACKWARD_CALL = """

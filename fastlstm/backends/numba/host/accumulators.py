@@ -12,13 +12,15 @@ if TYPE_CHECKING:
 
 
 class AccumulatorLayout(NamedTuple):
-    """Which accumulator rows have the weight gradients of h and the bias gradients, and how many rows there are.
+    """Which accumulator rows have the weight gradients of h, the bias gradients, and the weight gradients of values
+    that products multiply, and how many rows there are.
 
     Those of x begin at row 0. With several heads, the first two count all columns of h, and `rows` those seen alone.
     """
 
     first_h_row: int
     ones_row: int
+    first_value_row: int
     rows: int
 
 
@@ -33,17 +35,23 @@ def accumulator_layout(s: Signature, sum_components: int) -> AccumulatorLayout:
     * ``x || h || ones`` otherwise, in strips of STRIP. A row has room for the pre-activations of x or those of h,
       whichever are more, so the ones, which all pre-activations have, may take several rows.
 
+    After them come the values that products multiply, each in strips of STRIP.
+
     Args:
         sum_components: the bfloat16 components of a number in the weight gradients, 0 without the bf16 unit.
     """
     counts, I, H = s.counts, s.I, s.H if s.counts.h_preacts else 0
     if sum_components:
         first_h_row = -(-(I + 1) // 16) * 16
-        return AccumulatorLayout(first_h_row, I, first_h_row + panels_of(H, lanes_of(s.dtype)) * 16)
+        rows = first_h_row + panels_of(H, lanes_of(s.dtype)) * 16
+        return AccumulatorLayout(first_h_row, I, rows, rows)
     unseen = H - span_of(s.H, s.heads, lanes_of(s.dtype)) if H else 0
-    if counts.joint:
-        return AccumulatorLayout(I, I + H, I + H + 1 - unseen)
-    first_h_row = panels_of(I, STRIP) * STRIP
-    ones_row = first_h_row + panels_of(H, STRIP) * STRIP
-    rows_of_ones = panels_of(counts.preacts, max(counts.x_preacts, counts.h_preacts, 1))
-    return AccumulatorLayout(first_h_row, ones_row, ones_row - unseen + rows_of_ones)
+    first_h_row = I if counts.joint else panels_of(I, STRIP) * STRIP
+    ones_row = I + H if counts.joint else first_h_row + panels_of(H, STRIP) * STRIP
+    rows_of_ones = panels_of(counts.preacts, max(counts.x_preacts, counts.h_preacts, counts.group_size, 1))
+    rows = ones_row - unseen + (1 if counts.joint else rows_of_ones)
+    if not counts.products:
+        return AccumulatorLayout(first_h_row, ones_row, rows, rows)
+    first_value_row = panels_of(ones_row + max(rows_of_ones, 1), STRIP) * STRIP  # a column of the strips too
+    rows = first_value_row + counts.product_groups * panels_of(s.H, STRIP) * STRIP
+    return AccumulatorLayout(first_h_row, ones_row, first_value_row, rows)

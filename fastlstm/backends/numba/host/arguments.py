@@ -52,7 +52,7 @@ def _record_fields(kind: str, counts: Counts) -> list[list[str]]:
     return [
         [f"{field}{k}" for k in range(counts.inner_states) for field in state_fields],
         [f"{field}{k}" for k in range(counts.operands) for field in operand_fields],
-        [f"dparam{k}" for k in range(counts.params if kind == "Backward" else 0)],
+        [f"dparam{k}" for k in range(counts.params + counts.products if kind == "Backward" else 0)],
     ]
 
 

@@ -17,7 +17,7 @@ from fastlstm.backends.numba.host.addresses import (
     stack_row_strides,
     stack_strides,
 )
-from fastlstm.backends.numba.host.passes import Pass
+from fastlstm.backends.numba.host.passes import NO_PRODUCTS, Pass
 from fastlstm.backends.numba.host.signature import Signature, contiguous
 from fastlstm.backends.pool import new_of
 
@@ -46,17 +46,17 @@ class Backward(Pass):
         is_full = H % self.lanes == 0 and (I % self.lanes == 0 or not wants_dx)
         is_few = R == 1 or (R <= FEW_IN_PLACE and H * s.multiply_adds_per_unit * dtype.itemsize > LARGE)
         uses_bf16_unit = s.components or dx_components or sum_components
-        in_place = (
-            T == 1 and is_few and is_full and not (s.stack_size or uses_bf16_unit or self.needs_cast or s.heads > 1)
-        )
+        is_special = s.stack_size or uses_bf16_unit or self.needs_cast or s.heads > 1 or counts.products
+        in_place = T == 1 and is_few and is_full and not is_special
         reads = {"packed_hh": multiplies_hh and not in_place, "packed_ih": wants_dx and not in_place}
+        reads["packed_products"] = counts.products > 0
         packs = any(reads.values())
         fields["gate_rows"] = B if stacked_gates else R
         x_components = s.components or dx_components  # the cache holds weight_ih even if this call does not read it
         transposed = sizes.transposed_sizes(s, self.panels, self.lanes, x_components)
         caches_weights = caches is not None and s.stack_size is None and packs
         packed = {name: transposed[name] for name, is_read in reads.items() if caches_weights or is_read}
-        digested = counts.x_preacts * H * I, counts.h_preacts * H * (H // s.heads)
+        digested = counts.x_preacts * H * I, counts.h_preacts * H * (H // s.heads), counts.products * H * H
         self.prepare(
             components=dx_components or sum_components, x_components=x_components, fields=fields, buffers=buffers,
             packed=packed, caches_weights=caches_weights, digested=digested, in_place=in_place,
@@ -66,11 +66,15 @@ class Backward(Pass):
         x_rows, h_rows = counts.x_preacts * H, counts.h_preacts * H
         shapes: Any = (
             (R, I) if s.is_single_step else (T, R, I), (*stack, x_rows, I), (*stack, h_rows, H // s.heads),
-            (*stack, x_rows), (*stack, h_rows), *[(*stack, H)] * counts.params,
+            (*stack, x_rows), (*stack, h_rows), *[(*stack, H)] * counts.params, *[(*stack, H, H)] * counts.products,
             *[self.state_shape] * (counts.inner_states + 1), *[(T, R, H)] * counts.inputs,
         )  # fmt: skip
         self.inner_states = range(1, counts.inner_states + 1)
-        self.first_state = WEIGHTS + 1 + counts.params  # index of dh_0 among the gradients
+        self.first_state = WEIGHTS + 1 + counts.params + counts.products  # index of dh_0 among the gradients
+        order = [s.cell.products.index(name) for name in s.cell.layout.products]
+        first_product = WEIGHTS + 1 + counts.params
+        # of params, then of products as kernels have them
+        self.vectors = *range(WEIGHTS + 1, first_product), *(first_product + k for k in order)
         wanted = wants_dx, *needs.weights, *needs.states, *needs.inputs
         self.allocations = [
             # the first three are dx, dweight_ih and dweight_hh
@@ -122,17 +126,20 @@ class Backward(Pass):
             d_sequences.append(d_sequence)
             d_last.append(d_state)
         operands: list[Tensor] = []
+        products = self.product_weights(layer) if self.has_products else NO_PRODUCTS
         if self.has_operands:
             field_values, operands = self.operand_fields(layer, 0)
             inputs = len(layer.inputs)
             # an input has four fields: its address, two strides, and the address of its gradient
             field_values[3 : 4 * inputs : 4] = addresses[len(addresses) - inputs :]
-            call += *field_values, *addresses[WEIGHTS + 1 : first_state]
+            call += field_values
+        call += [addresses[k] for k in self.vectors]
         strides = None
         if self.stack_size > 1:
             states = (h, *sequences), gates, (dh, *d_sequences), d_last
             strides = self._stack_strides(operands, initial, *states, gradients)
-        overflow = self.launch((*weights[:2], None, None), call, strides)
+            strides |= stack_strides(weight_products=products[0])
+        overflow = self.launch((*weights[:2], None, None, *products), call, strides)
         if overflow:
             without_unit: Gradients = self.without_bf16_unit.run(grads, layer, run)
             return without_unit
@@ -151,8 +158,8 @@ class Backward(Pass):
     ) -> dict[str, int]:  # fmt: skip
         """Return the stride of each address field from one stacked layer to the next."""
         s, counts, first_state = self.signature, self.signature.counts, self.first_state
-        params = (f"dparam{k}" for k in range(counts.params))
-        weights = dict(zip(("dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh", *params), gradients[1:first_state]))
+        weights = dict(zip(("dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh"), gradients[1:]))
+        weights |= {f"dparam{k}": gradients[index] for k, index in enumerate(self.vectors)}
         rows = {"dx": gradients[0], "h": sequences[0], "h_0": initial[0]}
         rows |= {"dh": d_sequences[0], "dh_n": d_last[0], "dh_0": gradients[first_state]}
         for k in range(counts.inner_states):

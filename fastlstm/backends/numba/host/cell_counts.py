@@ -18,7 +18,8 @@ class Counts(NamedTuple):
         fits_bf16_unit: whether the kernels of the bf16 unit can run the cell.
         carries_h: whether the gradient of h goes to the step before also beside its product.
         reads_new: whether the backward pass reads states after the step.
-        means: whether the cell takes means over units, and so runs in phases.
+        means: whether the cell takes means over units or has products, and so runs in phases.
+        products, product_groups, group_size: the products of values of the step, the values, and the most of one value.
     """
 
     preacts: int
@@ -32,6 +33,9 @@ class Counts(NamedTuple):
     carries_h: bool
     reads_new: bool
     means: bool
+    products: int
+    product_groups: int
+    group_size: int
 
     @property
     def operands(self) -> int:
@@ -45,12 +49,13 @@ def counts(cell: Cell) -> Counts:
     layout, read = cell.layout, set(cell.derived().states_read)
     first, *inner = layout.states
     numbers = len(layout.preacts), len(layout.x_preacts), len(layout.h_preacts)
-    joint, means = layout.x_preacts == layout.h_preacts, bool(cell.derived().means)
+    joint, means = layout.x_preacts == layout.h_preacts, bool(cell.derived().means or cell.products)
     # h may be bfloat16, and a single step saves none: so the backward pass must not read it
     plain = not (means or layout.params or layout.inputs) and read <= {f"{state}_prev" for state in inner}
     return Counts(
         *numbers, len(layout.params), len(layout.inputs), len(inner), joint, joint and numbers[0] == 4 and plain,
         first in layout.carried, bool(read & set(layout.states)), means,
+        len(layout.products), len(layout.product_groups), max(map(len, layout.product_groups), default=0),
     )  # fmt: skip
 
 
@@ -59,6 +64,20 @@ def gate_blocks(cell: Cell) -> Any:
     """Return an array of the gate blocks of weight_ih, then of weight_hh, as the kernels read them."""
     blocks = *cell.layout.blocks_ih, *cell.layout.blocks_hh
     return (ctypes.c_int64 * len(blocks))(*blocks)
+
+
+@cache
+def product_records(cell: Cell, backward: bool) -> Any:
+    """Return an array of the records of the values that products multiply, as the kernels read them."""
+    from fastlstm.backends.numba.llvm.cells import functions_of
+
+    functions, layout, numbers, first = functions_of(cell), cell.layout, list[int](), 0
+    phases = functions.backward if backward else functions.forward
+    of_group = {g: k for k, each in enumerate(phases.phases) for g in each.products}
+    for g, group in enumerate(layout.product_groups):
+        numbers += of_group.get(g, -1), first, len(group), layout.multiplied[g]
+        first += len(group)
+    return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
 @cache
@@ -79,6 +98,8 @@ def cell_fields(cell: Cell, kind: str) -> dict[str, int]:
         "shared_values": max(len(each.of_rows) + len(each.sums) for each in passes),
         "operands": of_cell.operands, "gate_blocks": ctypes.addressof(gate_blocks(cell)), "table_bytes": table_bytes,
         "read_bits": sum(1 << k for k, name in enumerate(names) if name in read),
+        "terms": of_cell.preacts + of_cell.products,
+        "product_records": ctypes.addressof(product_records(cell, backward)),
     }  # fmt: skip
 
 
@@ -88,4 +109,4 @@ def count_copy_vectors(cell: Cell, kind: str) -> int:
     entries = 2 * of_cell.inner_states + 2 + of_cell.operands
     if kind == "Forward":  # the pre-activations of a compact panel lie there before they are expanded
         return max(entries, of_cell.preacts)
-    return entries + 1 + of_cell.inputs + of_cell.preacts
+    return max(4, entries + 1 + of_cell.inputs + of_cell.preacts + of_cell.products)  # 4: a product of dx

@@ -12,7 +12,7 @@ from fastlstm.backends.cpu import LARGE
 from fastlstm.backends.numba.constants import FEW_TRANSPOSED
 from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.addresses import stack_row_strides, stack_strides
-from fastlstm.backends.numba.host.passes import Pass
+from fastlstm.backends.numba.host.passes import NO_PRODUCTS, Pass
 from fastlstm.backends.numba.host.signature import Signature
 from fastlstm.backends.pool import new_of, pooled
 from fastlstm.cells.spec import Cell
@@ -54,7 +54,7 @@ class Forward(Pass):
         # weights larger than the caches this takes a third of the time. Teams share the packed weights instead. For few
         # rows no panel is packed, if every panel is full and x has at least a vector's columns.
         L = self.lanes
-        is_read_once = T == 1 and self.team_count == 1 and not (s.components or x_components)
+        is_read_once = T == 1 and self.team_count == 1 and not (s.components or x_components or counts.products)
         can_skip_packing = s.stack_size is None and R <= FEW_TRANSPOSED and H // s.heads % L == 0 and L <= I
         is_in_place = is_read_once and can_skip_packing
         is_large = H * s.multiply_adds_per_unit * size > LARGE and not self.needs_cast
@@ -69,7 +69,13 @@ class Forward(Pass):
         count = sizes.packed_size(s, L, x_components, packed_panels)
         packed = {"packed": count, "biases": self.panels * counts.preacts * L}
         hh_size = counts.h_preacts * H * (H // s.heads)
-        digested = counts.x_preacts * H * I, counts.x_preacts * H, counts.h_preacts * H, hh_size
+        digested = (
+            counts.x_preacts * H * I,
+            counts.x_preacts * H,
+            counts.h_preacts * H,
+            hh_size,
+            counts.products * H * H,
+        )
         self.prepare(
             components=x_components, x_components=x_components, fields=fields, buffers=buffers, packed=packed,
             caches_weights=caches_weights, digested=digested, in_place=packed_panels == 0,
@@ -130,8 +136,8 @@ class Forward(Pass):
         operands: list[Tensor] = []
         if self.has_operands:
             field_values, operands = self.operand_fields(layer)
-            weights = weights[:WEIGHTS]
             call += field_values
+        weights = weights[:WEIGHTS] + (self.product_weights(layer) if self.has_products else NO_PRODUCTS)
         strides = None
         if self.stack_size > 1:
             output = h_n if h is None else h
@@ -153,4 +159,5 @@ class Forward(Pass):
             rows |= {} if initial[0] is None else {f"initial{k}": initial[k + 1]}
         strides = s.input_stack_strides | stack_row_strides(s.B, **rows) | self.operand_stack_strides(operands)
         gates = saved[-1] if saved else None
-        return strides | stack_strides(bias=weights[2], bias_hh=weights[3], gates=gates)
+        more = {"bias": weights[2], "bias_hh": weights[3], "weight_products": weights[4]}
+        return strides | stack_strides(**more, gates=gates)

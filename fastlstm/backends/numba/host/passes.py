@@ -18,6 +18,8 @@ from fastlstm.backends.numba.host.frames import Frame, Kernel, zeros
 from fastlstm.backends.numba.host.packed_weights import PackedCache, addresses, digest_bytes
 from fastlstm.backends.numba.host.signature import Signature, Weights, contiguous
 
+NO_PRODUCTS = (None,)  # the weights of the products of a cell without any
+
 
 class Pass:
     """Runs one kernel for calls of one signature.
@@ -37,7 +39,7 @@ class Pass:
         self.cache: PackedCache | None = None
         self.panels = sizes.panels_of(s.H, self.lanes)
         self.prototype = torch.empty(0, dtype=s.dtype, device="cpu")
-        self.has_operands = s.counts.operands > 0
+        self.has_operands, self.has_products = s.counts.operands > 0, s.counts.products > 0
         self.needs_cast = not (s.weight_dtype is s.rounded_dtype is s.dtype)
         self.state_shape, self.state_row_bytes = (*s.state_axes, s.rows, s.H), s.H * size
         self.zero_row = zeros(self.state_row_bytes)
@@ -95,10 +97,18 @@ class Pass:
         they point to. The caller keeps these tensors until the kernel has run.
         """
         inputs = [*map(rows_contiguous, layer.inputs)]
-        params = [*map(contiguous, self.signature.cast((*(None,) * WEIGHTS, *layer.weights[WEIGHTS:]))[WEIGHTS:])]
+        last = WEIGHTS + self.signature.counts.params
+        params = [*map(contiguous, self.signature.cast((*(None,) * WEIGHTS, *layer.weights[WEIGHTS:last]))[WEIGHTS:])]
         field_values = [n for a in inputs for n in (*address_and_strides(a), *more)]
         field_values += [n for a in params for n in (a.data_ptr(), 0, 0, *more)]
         return field_values, [*inputs, *params]
+
+    def product_weights(self, layer: Layer) -> tuple[Tensor | None]:
+        """Return the weights of all products as one, (products H, H) in the order of `Layout.products`, or None."""
+        cell = self.signature.cell
+        of_products = dict(zip(cell.products, layer.weights[WEIGHTS + len(cell.params) :]))
+        weights = [of_products[name] for name in cell.layout.products]
+        return (weights[0].contiguous() if len(weights) == 1 else torch.cat(weights, -2),)
 
     def operand_stack_strides(self, operands: list[Tensor]) -> dict[str, int]:
         """Return the strides of inputs and params from one stacked layer to the next."""
@@ -107,7 +117,7 @@ class Pass:
         return stack_row_strides(s.B, **inputs) | stack_strides(**params)
 
     def launch(self, weights: Weights, call: Sequence[int], strides: dict[str, int] | None = None) -> int:
-        """Run the kernel on (weight_ih, weight_hh, bias_ih, bias_hh), in a stack once for each layer.
+        """Run the kernel on (weight_ih, weight_hh, bias_ih, bias_hh, product weights), in a stack once for each layer.
 
         Args:
             call: the values of the call's fields after the weights.
@@ -121,8 +131,8 @@ class Pass:
         if cache is None:
             if self.needs_cast:
                 weights = self.signature.cast(weights)
-            # the four zeros: no digests are computed, so no originals are read
-            self.write_call(frame.arguments, self.call_offset, *addresses(weights), 0, 0, 0, 0, *call)
+            # the five zeros: no digests are computed, so no originals are read
+            self.write_call(frame.arguments, self.call_offset, *addresses(weights), 0, 0, 0, 0, 0, *call)
             if strides is None:
                 frame.run()
             else:
@@ -133,11 +143,12 @@ class Pass:
         else:
             packed, mismatches = cache.packed, 1
             if packed is not None:
-                ih, hh, b_ih, b_hh = weights  # the originals; the four zeros below: no weights are packed
+                ih, hh, b_ih, b_hh, products = weights  # the originals; the five zeros below: no weights are packed
                 self.write_cached_call(
-                    frame.arguments, self.cached_call_offset, *packed.addresses, frame.mismatches, 0, 0, 0, 0,
+                    frame.arguments, self.cached_call_offset, *packed.addresses, frame.mismatches, 0, 0, 0, 0, 0,
                     0 if ih is None else ih.data_ptr(), 0 if hh is None else hh.data_ptr(),
-                    0 if b_ih is None else b_ih.data_ptr(), 0 if b_hh is None else b_hh.data_ptr(), *call,
+                    0 if b_ih is None else b_ih.data_ptr(), 0 if b_hh is None else b_hh.data_ptr(),
+                    0 if products is None else products.data_ptr(), *call,
                 )  # fmt: skip
                 frame.run()
                 overflow, mismatches = frame.take_flags()

@@ -73,7 +73,8 @@ class Signature(NamedTuple):
     @property
     def multiply_adds_per_unit(self) -> int:
         """The multiply-adds of a step for each unit of a row."""
-        return self.counts.x_preacts * self.I + self.counts.h_preacts * self.H // self.heads
+        counts = self.counts
+        return counts.x_preacts * self.I + counts.h_preacts * self.H // self.heads + counts.products * self.H
 
     @property
     def rows(self) -> int:

@@ -102,7 +102,9 @@ def transposed_sizes(s: Signature, panels: int, lanes: int, x_components: int) -
     ih, hh = (panels * 2 * n * 1024 if n else panels * count * lanes * 4 * lanes for n, count in zip(components, gates))
     if s.heads > 1:
         hh = hh // panels * reach_of(s.H, s.heads, lanes)
-    return {"packed_ih": panels_of(I, 4 * lanes) * ih, "packed_hh": panels_of(H, 4 * lanes) * hh}
+    groups = panels_of(H, 4 * lanes)
+    products = s.counts.products * groups * panels * lanes * 4 * lanes
+    return {"packed_ih": panels_of(I, 4 * lanes) * ih, "packed_hh": groups * hh, "packed_products": products}
 
 
 def k_block_lengths(I: int, H: int, joint: bool) -> tuple[int, int]:
@@ -189,7 +191,8 @@ def packed_size(s: Signature, lanes: int, x_components: int, packed_panels: int)
     if s.components:
         return packed_panels * operand_k_blocks(s.I, s.H) * s.components * 1024
     ih = panels_of(s.I, 32) * x_components * 1024 if x_components else s.I * s.counts.x_preacts * lanes
-    return packed_panels * (span_of(s.H, s.heads, lanes) * s.counts.h_preacts * lanes + ih)
+    of_h = span_of(s.H, s.heads, lanes) * s.counts.h_preacts + s.H * s.counts.products
+    return packed_panels * (of_h * lanes + ih)
 
 
 def row_group(s: Signature) -> int:
@@ -213,7 +216,9 @@ def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dic
     lanes, size, means = lanes_of(s.dtype), s.dtype.itemsize, s.counts.means
     panels = panels_of(s.H, lanes)
     product_vectors = vectors * count if means else vectors
-    slots = copy_slots + panels * of_cell["later_values"] + of_cell["shared_values"]
+    operand_slot = copy_slots + panels * of_cell["later_values"] + of_cell["shared_values"]
+    groups = s.counts.product_groups
+    slots = operand_slot + (panels * (groups + s.counts.products) if kind == "Forward" else 4 * count * groups)
     fields = {
         "T": s.T, "B": s.B, "I": s.I, "H": s.H, "panels": panels, "inner_step_stride": s.rows * s.H * size,
         "has_compact": has_compact_panel(s), "group_rows": row_group(s), "heads": s.heads, "head": s.H // s.heads,
@@ -221,7 +226,7 @@ def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dic
         "gate_panels": saved_panels(s.cell, s.H, lanes),
         "panel_bytes": ROW_BLOCK * vectors * lanes * size if means else 0,
         "rows_together": ROWS_TOGETHER if means else max(s.B, 1), "later_slot": copy_slots,
-        "product_vectors": product_vectors,
+        "product_vectors": product_vectors, "operand_slot": operand_slot, "slots": slots,
     }  # fmt: skip
     return of_cell | fields, 2 * of_cell["table_bytes"] // size + ROW_BLOCK * (product_vectors + slots) * lanes
 
@@ -248,15 +253,16 @@ def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> Backwar
     lanes, size, counts = lanes_of(dtype), dtype.itemsize, s.counts
     panels, wide = panels_of(H, lanes), 4 * lanes
     columns = (panels_of(I, wide) + panels_of(H, wide)) * wide  # of x and h, each padded to strips of four vectors
-    is_few = not components and T * B * columns <= FEW_PAIRS * (I + H)
+    is_few = not (components or counts.products) and T * B * columns <= FEW_PAIRS * (I + H)
     x_components = input_components(s)
     dx_components = x_components if wants_dx else 0
     # If dx takes the unit, the weight gradients do too, and without dx as well: their bits must not depend on it.
     is_long = dtype == torch.float32 and (x_components or B * H * s.multiply_adds_per_unit >= MIN_UNIT_STEP)
     on_unit = s.allows_bf16_unit and wants_weights and is_long and not is_few and max_components() >= UNIT_COMPONENTS
     sum_components = components or (UNIT_COMPONENTS if on_unit else 0)
-    first_h_row, ones_row, accumulator_rows = accumulator_layout(s, sum_components)
-    set_bytes = panels * accumulator_rows * max(counts.x_preacts, counts.h_preacts, 1) * lanes * size
+    first_h_row, ones_row, first_value_row, accumulator_rows = accumulator_layout(s, sum_components)
+    widest = max(counts.x_preacts, counts.h_preacts, counts.group_size, 1)
+    set_bytes = panels * accumulator_rows * widest * lanes * size
     pairs = CHUNK_PAIRS
     if is_few:  # x || h in strips of four vectors: the biases need no ones
         first_h_row = panels_of(I, wide) * wide
@@ -277,10 +283,11 @@ def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> Backwar
     fields |= {"dpreact_steps": dpreact_steps, "strip": wide if is_few else STRIP}
     fields["group_stride"] = group * size // fields["group_rows"]  # for one row: kernels multiply it by a group's first
     fields |= {"accumulator_rows": accumulator_rows, "first_h_row": first_h_row, "ones_row": ones_row}
+    fields["first_value_row"] = first_value_row
     carried = counts.inner_states + counts.carries_h + s.has_lengths  # gradients that go from step to step
     buffers = {"scratch": scratch, "carried": panels * B * lanes * carried}
     if not components:
-        buffers["dpreact"] = panels * dpreact_steps * B * counts.preacts * lanes
+        buffers["dpreact"] = panels * dpreact_steps * B * (counts.preacts + counts.products) * lanes
         buffers["param_sums"] = panels_of(B, fields["group_rows"]) * group
     if components or dx_components:
         steps = ring * chunk if wants_dx else 2
@@ -292,7 +299,8 @@ def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> Backwar
         fields["strips_bytes"] = sum_components * k_blocks * accumulator_rows * 64
         buffers["dpreact_columns"] = ring * fields["columns_bytes"] // size if wants_weights else 0
     else:
-        columns = columns if is_few else panels_of(ones_row + 1, STRIP) * STRIP
+        last = accumulator_rows if counts.products else ones_row + 1
+        columns = columns if is_few else panels_of(last, STRIP) * STRIP
         fields["strips_bytes"] = chunk * B * columns * size
     levels = 2 if sum_components and -(-T // chunk) > FOLD else 1  # sums of all chunks, and of the last FOLD chunks
     buffers["dweights"] = levels * split_k * set_bytes // size if wants_weights and not is_few else 0

@@ -72,9 +72,9 @@ def steps(layer: Layer, caches: dict[Any, Any]) -> StepRunner:
             field_values, operands = forward.operand_fields(layer)
             call += field_values
             runner.keep_alive = *runner.keep_alive, operands
-        no_digests, no_weights = 0, (0, 0, 0, 0)  # packed weights are neither compared nor packed again
+        no_digests, no_weights = 0, (0, 0, 0, 0, 0)  # packed weights are neither compared nor packed again
         forward.write_cached_call(
             runner.frame.arguments, forward.cached_call_offset, *packed_addresses, no_digests,
-            runner.frame.mismatches, *no_weights, *addresses(layer.weights[:WEIGHTS]), *call,
+            runner.frame.mismatches, *no_weights, *addresses((*layer.weights[:WEIGHTS], None)), *call,
         )  # fmt: skip
     return runner

@@ -53,7 +53,10 @@ def region(a, thread, threads):
 
 # The known fields of cells that take no means in layers of one head: each has a value, or that of another field. With
 # them the loops over phases and heads are compiled away.
-PLAIN: dict[str, int | str] = {"phases": 1, "heads": 1, "head": "H", "span": "H"}
+PLAIN: dict[str, int | str] = {
+    "phases": 1, "heads": 1, "head": "H", "span": "H", "terms": "preacts", "products": 0, "product_groups": 0,
+    "group_size": 0,
+}  # fmt: skip
 _PLAIN_BACKWARD = PLAIN | {"reach": "panels"}
 KERNELS: dict[str, tuple[Any, Any, dict[str, int | str]]] = {
     "forward": (forward, ForwardArguments, PLAIN),

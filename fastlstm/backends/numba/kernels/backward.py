@@ -31,6 +31,13 @@ from fastlstm.backends.numba.kernels.states import (
     shared_address,
 )
 from fastlstm.backends.numba.kernels.threads import arrive, share, share_rows, team_rows, wait, wait_for
+from fastlstm.backends.numba.kernels.values import (
+    back_results_address,
+    has_products,
+    multiply_back,
+    pack_back_products,
+    unpack_product_gradients,
+)
 from fastlstm.backends.numba.kernels.weight_gradients import unpack_weight_gradients
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
@@ -55,9 +62,9 @@ def inner_field(a, k, n):
 
 
 @inlined
-def run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase):
+def run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase, values):
     """Run one phase of the cell's backward pass for panel p and `rows` rows from `b` on. `dh`: the gradient of h from
-    the step after; `dpre`: where dpreact is stored.
+    the step after; `dpre`: where dpreact is stored; `values`: the transposed products of the first value.
     """
     L, H, panel_offset, pointers, panels = a.lanes, a.H, p * VECTOR, table, a.panels
     valid, is_last, corrects = min(L, H - p * L), phase == a.phases - 1, a.reverse != 0 and a.lengths != 0
@@ -78,7 +85,7 @@ def run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase):
     if has_held and is_last:
         held_dh = carried_address(a, a.inner_states + a.carries_h, p, b)
         call(a.copy_rows, rows, valid, L, dh, 4 * VECTOR, held_dh, VECTOR)
-    dinputs, state_bytes, gates = dinputs_address(a, scratch), panels * a.B * VECTOR, a.preacts
+    dinputs, state_bytes, gates = dinputs_address(a, scratch), panels * a.B * VECTOR, a.terms
     active = rows_to_last_active(a, t, b, rows)
     # one by one, if there is a held row among them: its padding may be NaN, and must add nothing
     together = 1 if any_held(a, t, b, active) else max(active, 1)
@@ -99,7 +106,8 @@ def run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase):
                 a.cell_backward, together, b + r, panel_offset, valid, dh + r * 4 * VECTOR, saved,
                 dpre + r * gates * VECTOR, param_sums_address(a, p, b + r), -a.group_rows, a.group_stride,
                 dinputs + r * a.inputs * VECTOR, carried, state_bytes, pointers, phase,
-                later, shared, shared_row, saved_panel,
+                later, shared, shared_row, saved_panel, values + r * 4 * VECTOR,
+                ROW_BLOCK * count_vector_groups(panels) * 4 * VECTOR,
             )  # fmt: skip
     if has_held and is_last:
         for r in range(rows):
@@ -184,7 +192,7 @@ def backward_with(products: BackwardProducts) -> Any:
             digest_weights(a, thread, thread_count, T > 1 or a.mismatches == 0 or a.dh_0 != 0)
             if thread_count == 1 and a.mismatches != 0 and get_int64(a.mismatches) != 0:
                 return
-        packs = (a.packed_hh != 0 or a.packed_ih != 0) and a.mismatches == 0
+        packs = (a.packed_hh != 0 or a.packed_ih != 0 or a.products != 0) and a.mismatches == 0
         if packs:
             if a.packed_hh != 0:
                 pack_transposed(
@@ -198,6 +206,7 @@ def backward_with(products: BackwardProducts) -> Any:
                     first=share(x_groups, thread, thread_count), last=share(x_groups, thread + 1, thread_count),
                     scratch=scratch,
                 )  # fmt: skip
+            pack_back_products(a, share(groups, thread, thread_count), share(groups, thread + 1, thread_count))
             wait(barrier_address(a, 0), thread_count, 0, a.relax)
         next_barrier = 1 if packs else 0  # of those at which all threads wait
         barrier, barriers_passed = a.barrier + (2 + team_index) * LINE, 0
@@ -228,6 +237,11 @@ def backward_with(products: BackwardProducts) -> Any:
                 for phase in range(-1 if a.phases > 1 else 0, a.phases if s >= 0 else 1):
                     multiplies, computes = phase < 0 or a.phases == 1, phase >= 0
                     r_first, r_last, begin, end = g_first, g_last, q_first, q_last
+                    if a.phases > 1 and phase > 0 and has_products(a, phase):
+                        barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
+                        active = rows_to_last_active(a, t, g_first, g_last - g_first)
+                        multiply_back(a, team_scratch, phase, s, g_first, active, q_first, q_last)
+                        barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
                     if not multiplies:
                         r_first = g_first + share_rows(g_last - g_first, a.group_rows, team_thread, team_size)
                         r_last = g_first + share_rows(g_last - g_first, a.group_rows, team_thread + 1, team_size)
@@ -250,7 +264,9 @@ def backward_with(products: BackwardProducts) -> Any:
                                 dh, valid = dh_group + (p - p_first) * VECTOR, min(L, H - p * L)
                                 if s >= 0:
                                     dpre = dpreact_target(a, p, s, b, scratch)
-                                    run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase)
+                                    values = back_results_address(a, team_scratch, 0, q)
+                                    values += ((b - g_first) * 4 + p - p_first) * VECTOR
+                                    run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase, values)
                                     if phase == a.phases - 1:
                                         store_dpreact(a, p, s, b, rows, dpre)
                                     continue
@@ -278,16 +294,18 @@ def backward_with(products: BackwardProducts) -> Any:
                     due_chunk = chunk + 1
                 if due_chunk * a.chunk < T:  # one call, since each is compiled into the kernel
                     wait_for(barrier_address(a, due_barrier), thread_count, due_barrier // 2 + 1, a.relax)
-                    add_gradients(a, scratch, due_chunk, b_last - b_first, thread, thread_count)
+                    # not where the team's products are: other threads may have begun the next step
+                    own_scratch = scratch_slot(a, scratch, 0) if a.phases > 1 else scratch
+                    add_gradients(a, own_scratch, due_chunk, b_last - b_first, thread, thread_count)
 
         if is_on_bf16_unit:
             call(a.release)
         if a.dweights != 0:
             if a.split_k == 2:  # the other set, which other threads have written, is added
                 wait(barrier_address(a, next_barrier), thread_count, next_barrier // 2, a.relax)
-            unpack_weight_gradients(
-                a, scratch, share(panels, thread, thread_count), share(panels, thread + 1, thread_count)
-            )
+            first, last = share(panels, thread, thread_count), share(panels, thread + 1, thread_count)
+            unpack_weight_gradients(a, scratch, first, last)
+            unpack_product_gradients(a, scratch, first, last)
 
     return backward
 

@@ -26,16 +26,27 @@ from fastlstm.backends.numba.kernels.states import (
     later_address,
     panel_products,
     redirect_to_scratch,
+    scratch_slot,
     shared_address,
 )
 from fastlstm.backends.numba.kernels.threads import share, team_rows, wait
+from fastlstm.backends.numba.kernels.values import (
+    has_products,
+    multiply_values,
+    multiply_values_of_only_row,
+    operand_address,
+    pack_products,
+    results_address,
+)
 from fastlstm.backends.numba.kernels.vector_forward import pack_hh, pack_ih
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
 @inlined
-def run_cell(a, t, p, b, rows, preacts, scratch, table, phase):
-    """Run one phase of the cell for panel p and `rows` rows from `b` on, from the pre-activations at `preacts`."""
+def run_cell(a, t, p, b, rows, preacts, scratch, table, phase, values, row):
+    """Run one phase of the cell for panel p and `rows` rows from `b` on, from the pre-activations at `preacts`. In the
+    operands and results of products, in the scratch at `values`, these rows begin at `row`.
+    """
     L, H, panel_offset, states = a.lanes, a.H, p * VECTOR, 2 * a.inner_states + 2
     valid, pointers, is_last = min(L, H - p * L), table, phase == a.phases - 1
     has_reset, has_held = any_reset(a, t, b, rows), any_held(a, t, b, rows)
@@ -50,6 +61,8 @@ def run_cell(a, t, p, b, rows, preacts, scratch, table, phase):
         call(
             cell_forward_of(a), rows, b, panel_offset, preacts, saved, pointers, phase, later_address(a, scratch, p),
             shared_address(a, scratch), a.shared_values * VECTOR, valid,
+            operand_address(a, values, 0) + (row * a.panels + p) * VECTOR, ROW_BLOCK * a.panels * VECTOR,
+            a.panels * VECTOR, results_address(a, values, p) + row * a.products * VECTOR,
         )  # fmt: skip
     if valid < L and is_last:  # whole vectors would reach into the next row
         for k in range(1, states, 2):
@@ -134,6 +147,7 @@ def forward_with(products: ForwardProducts) -> Any:
                 pack_biases(a, p, a.biases + p * a.preacts * VECTOR)
                 if not packs_as_used:
                     pack_weights(a, p, p, scratch)
+                    pack_products(a, p)
             if team_count > 1:  # otherwise each thread has packed the panels that it will use
                 wait(a.barrier, team_count * team_size, 0, a.relax)
         barrier, barriers_passed = a.barrier + (1 + team_index) * LINE, 0
@@ -143,7 +157,7 @@ def forward_with(products: ForwardProducts) -> Any:
         team_b = b_last - b_first
         x_first = b_first + share(team_b, team_thread, team_size)
         x_last = b_first + share(team_b, team_thread + 1, team_size)
-        h_reset = shared_address(a, scratch) + ROW_BLOCK * a.shared_values * VECTOR  # (rows, H), after all slots
+        h_reset = scratch_slot(a, scratch, a.slots)  # (rows, H), after all slots
         h_prev, h_prev_row, h_row = a.h_0, a.h_0_row_stride, H * size
         is_plain = a.rows == 1 and a.reset == 0 and a.lengths == 0 and H % L == 0 and p_last - p_first <= ROW_BLOCK
         # with means one thread computes the cells of all panels
@@ -185,14 +199,22 @@ def forward_with(products: ForwardProducts) -> Any:
                 if a.phases == 1:
                     call(cell_forward_of(a), q_last - q_first, q_first, 0, preacts, saved, table)
                 else:
-                    for phase in range(a.phases if q_first < q_last else 0):
-                        begin_phase(
-                            a, rows_forward_of(a), phase, t, b=0, rows=1, gate_rows=1, scratch=scratch, is_one_row=True
-                        )
-                        call(
-                            cell_forward_of(a), q_last - q_first, q_first, 0, preacts, saved, table, phase,
-                            later_address(a, scratch, 0), shared_address(a, scratch), 0, L,
-                        )  # fmt: skip
+                    for phase in range(a.phases):
+                        if has_products(a, phase):
+                            barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
+                            multiply_values_of_only_row(a, team_scratch, phase, p_first, p_last)
+                            barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
+                        if q_first < q_last:
+                            begin_phase(
+                                a, rows_forward_of(a), phase, t, b=0, rows=1, gate_rows=1, scratch=scratch,
+                                is_one_row=True,
+                            )  # fmt: skip
+                            call(
+                                cell_forward_of(a), q_last - q_first, q_first, 0, preacts, saved, table, phase,
+                                later_address(a, scratch, 0), shared_address(a, scratch), 0, L,
+                                operand_address(a, team_scratch, 0), ROW_BLOCK * panels * VECTOR, VECTOR,
+                                results_address(a, team_scratch, 0),
+                            )  # fmt: skip
             for g_first in range(b_last if is_one_row else b_first, b_last, a.rows_together):
                 g_last = min(g_first + a.rows_together, b_last)
                 # A cell that takes means needs the products of all units first, and sums over these in one order: so
@@ -200,6 +222,11 @@ def forward_with(products: ForwardProducts) -> Any:
                 for phase in range(-1 if a.phases > 1 else 0, a.phases):
                     multiplies, computes = phase < 0 or a.phases == 1, phase >= 0
                     r_first, r_last, q_first, q_last = g_first, g_last, p_first, p_last
+                    if a.phases > 1 and phase > 0 and has_products(a, phase):
+                        barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
+                        active = rows_to_last_active(a, t, g_first, g_last - g_first)
+                        multiply_values(a, team_scratch, phase, p_first, p_last, active)
+                        barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
                     if not multiplies:
                         r_first = g_first + share(g_last - g_first, team_thread, team_size)
                         r_last = g_first + share(g_last - g_first, team_thread + 1, team_size)
@@ -241,7 +268,7 @@ def forward_with(products: ForwardProducts) -> Any:
                             if active < rows and phase == a.phases - 1:
                                 copy_held(a, t, p, b + active, rows - active, table)
                             if computes:
-                                run_cell(a, t, p, b, active, preacts, scratch, table, phase)
+                                run_cell(a, t, p, b, active, preacts, scratch, table, phase, team_scratch, b - g_first)
                             if not reads_h_unpacked:
                                 if a.h_float32 != 0:
                                     store_output(a, t, p, b, rows, h)

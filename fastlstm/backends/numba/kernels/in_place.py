@@ -76,7 +76,7 @@ def back_product_in_place(a, rows, b, s, of_h, vectors, q, scratch):
     L, H, size, gates, panels, stride = a.lanes, a.H, a.size, a.h_preacts if of_h else a.x_preacts, a.panels, 4 * VECTOR
     first, block_sums = first_h_preact(a) if of_h else 0, scratch + FEW_IN_PLACE * 4 * VECTOR
     weight, w_row = (a.weight_hh, a.hh_row_stride) if of_h else (a.weight_ih, a.ih_row_stride)
-    n, dpre_row = first_vector(vectors, q + 1) - first_vector(vectors, q), a.preacts * VECTOR
+    n, dpre_row = first_vector(vectors, q + 1) - first_vector(vectors, q), a.terms * VECTOR
     kernel = a.accumulate4 if n == 4 else a.accumulate3 if n == 3 else a.accumulate2 if n == 2 else a.accumulate1
     blocks = (panels * gates * L + BLOCK_K - 1) // BLOCK_K
     block = (panels + blocks - 1) // blocks

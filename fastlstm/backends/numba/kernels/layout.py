@@ -128,7 +128,7 @@ def compact(a, p, rows, source, target):
 
 def dpreact_address(a, p, s, b):
     """Return the address of dpreact of panel p, step s and row b. A panel's rows follow each other."""
-    row, gates = s % a.dpreact_steps * a.B + b, a.preacts
+    row, gates = s % a.dpreact_steps * a.B + b, a.terms
     return a.dpreact + p * a.dpreact_steps * a.B * gates * VECTOR + row * vectors_of(a, p, gates) * VECTOR
 
 

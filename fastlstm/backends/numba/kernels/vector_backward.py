@@ -32,6 +32,7 @@ from fastlstm.backends.numba.kernels.row_masks import correct_states, rows_to_la
 from fastlstm.backends.numba.kernels.shared import BLOCK_K, VECTOR
 from fastlstm.backends.numba.kernels.states import dpreact_slot
 from fastlstm.backends.numba.kernels.threads import share
+from fastlstm.backends.numba.kernels.values import first_value_column, pack_values, record_count, record_first
 from fastlstm.backends.numba.kernels.weight_gradients import accumulator_address, accumulator_row_bytes
 from fastlstm.backends.numba.llvm.intrinsics import call
 
@@ -96,7 +97,7 @@ def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
         back_product_of_heads(a, rows, b, s, packed, vectors, q, scratch)
         return
     L, gates, first_gate = a.lanes, a.h_preacts if of_h else a.x_preacts, first_h_preact(a) if of_h else 0
-    panels, terms = (a.H + L - 1) // L, a.preacts
+    panels, terms = (a.H + L - 1) // L, a.terms
     n = 4 if first_vector(vectors, q + 1) - first_vector(vectors, q) == 4 else 3
     kernel, w_row = a.gemm4 if n == 4 else a.gemm3, n * VECTOR
     blocks = (panels * gates * L + BLOCK_K - 1) // BLOCK_K
@@ -214,7 +215,7 @@ def add_products(a, strips, s_first, s_last, k_set, p_first, p_last, column, col
         for p in range(p_first, p_last):
             out = accumulator_address(a, k_set, p) + (k - missing) * accumulator_row_bytes(a)
             dpre = dpreact_address(a, p, s_first, first) + gate_offset(a, p, gate)
-            vectors, dpre_row = vectors_of(a, p, gates), vectors_of(a, p, a.preacts) * VECTOR
+            vectors, dpre_row = vectors_of(a, p, gates), vectors_of(a, p, a.terms) * VECTOR
             for q in range(count_vector_groups(vectors)):
                 v = first_vector(vectors, q)
                 kernel, target = gemm_of(a, first_vector(vectors, q + 1) - v), out + v * VECTOR
@@ -231,6 +232,10 @@ def add_products(a, strips, s_first, s_last, k_set, p_first, p_last, column, col
 def add_weight_gradients(a, strips, s_first, s_last, k_set, p_first, p_last):
     """Add a time chunk to the accumulators: all at once if `host.accumulators` lets them follow each other."""
     h_row, ones_row, columns = a.first_h_row, a.ones_row, columns_of_h(a)
+    for g in range(a.product_groups):
+        column, gate = first_value_column(a, g), a.preacts + record_first(a, g)
+        last, gates = column + a.H, record_count(a, g)
+        add_products(a, strips, s_first, s_last, k_set, p_first, p_last, column, last, 0, gate, gates)
     if a.joint != 0 and a.heads == 1:
         add_products(a, strips, s_first, s_last, k_set, p_first, p_last, 0, ones_row + 1, 0, 0, a.preacts)
         return
@@ -250,6 +255,7 @@ def pack_activations(a, chunk, thread, threads, scratch):
     b_first, b_last = share(a.B, thread, threads), share(a.B, thread + 1, threads)
     if a.strips != 0:
         pack_strips(a, strips, s, min(s + a.chunk, a.T), b_first, b_last)
+        pack_values(a, strips, s, min(s + a.chunk, a.T), b_first, b_last)
 
 
 def add_gradients(a, scratch, chunk, rows, thread, threads):

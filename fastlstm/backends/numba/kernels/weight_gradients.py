@@ -17,10 +17,10 @@ from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
 def accumulator_row_bytes(a):
-    """Return the bytes of an accumulator row: one vector for each pre-activation of x or of h, whichever are more. The
-    sums of the ones have terms for all pre-activations, and may take several rows.
+    """Return the bytes of an accumulator row: one vector for each term of x, of h or of a value, whichever are more.
+    The sums of the ones have terms for all pre-activations, and may take several rows.
     """
-    return max(a.x_preacts, a.h_preacts, 1) * VECTOR
+    return max(a.x_preacts, a.h_preacts, a.group_size, 1) * VECTOR
 
 
 def accumulator_address(a, k_set, p):

@@ -48,15 +48,20 @@ def functions_of(cell: Cell) -> Functions:
     """Return a cell's functions on vectors."""
     derived, layout = cell.derived(), cell.layout
     forward, backward = derived.forward, derived.backward
-    preacts, params = [f"d{gate}_pre" for gate in layout.preacts], [f"d{name}" for name in layout.params]
+    params, groups = [f"d{name}" for name in layout.params], layout.product_groups
     passes = (
-        in_phases(forward, cell.states),
-        in_phases(forward, [*cell.states, *layout.saved], layout.saved_rows, unread=layout.saved_units),
-        in_phases(backward, backward.results, layout.saved_rows, early=preacts, unread=params),
+        in_phases(forward, cell.states, groups=groups),
+        in_phases(forward, [*cell.states, *layout.saved], layout.saved_rows, unread=layout.saved_units, groups=groups),
+        in_phases(backward, backward.results, layout.saved_rows, early=terms_of(layout), unread=params, groups=groups),
     )
     source = "\n".join([python(forward), python(backward), repr(vars(cell.layout))])
     takes = tuple(forward.arguments), tuple(backward.arguments)
     return Functions(layout, source, *passes, takes)
+
+
+def terms_of(layout: Layout) -> list[str]:
+    """Return the names of what is summed over steps and rows with products: dpreact, then the gradients of products."""
+    return [f"d{gate}_pre" for gate in layout.preacts] + [f"d{name}" for name in layout.products]
 
 
 def forward_table(layout: Layout) -> list[str]:
@@ -73,13 +78,17 @@ def backward_table(layout: Layout) -> list[str]:
 def forward(vtype: VectorType, cell: Functions, save: bool, streams: bool = False) -> Builder:
     """Return the builder of one phase of the forward pass, see `cells.phases`. It stores the new states and, if `save`,
     the saved values (rows, G, lanes), which go past the caches if it `streams`.
+
+    It stores the operands of products in rows `operand_row` bytes apart, those of the groups `operand_bytes` apart, and
+    reads the results of products (rows, products, lanes).
     """
     layout, vector, phases = cell.layout, vtype.size * vtype.count, cell.saving if save else cell.forward
     saved_units, preacts = layout.saved_units if save else (), [f"{gate}_pre" for gate in layout.preacts]
 
     def build(
-        b, rows, row, unit, preact, saved, table, phase=None, later=None, shared=None, row_stride=None, valid=None
-    ):
+        b, rows, row, unit, preact, saved, table, phase=None, later=None, shared=None, row_stride=None, valid=None,
+        operands=None, operand_bytes=None, operand_row=None, products=None,
+    ):  # fmt: skip
         for k, each in enumerate(phases.phases):
             with in_phase(b, phase, k):
                 arrays = RowPointers(b, vtype)
@@ -89,13 +98,22 @@ def forward(vtype: VectorType, cell: Functions, save: bool, streams: bool = Fals
                 if saved_units:
                     arrays.add("saved values", saved, layout.saved_vectors(vtype.count) * vector)
                 phased = AcrossPhases(arrays, phases, later, shared, row_stride)
+                for g, name in enumerate(phases.operands):
+                    if name in each.units.results:
+                        arrays.add(name, b.add(operands, b.mul(operand_bytes, I64(g))), operand_row)
+                if phases.products:
+                    arrays.add("all products", products, len(phases.products) * vector)
                 arrays.loop(rows, partial(body, arrays, phased, each.units, inside))
 
     def body(arrays, phased, function, inside):
         taken = set(function.arguments)
         arguments = {name: arrays.load("all preacts", k) for k, name in enumerate(preacts) if name in taken}
         arguments |= {name: arrays.load(name) for name in arrays.current if name in taken} | phased.load(taken)
+        arguments |= {n: arrays.load("all products", k) for k, n in enumerate(phases.products) if n in taken}
         results = on_vectors(function)(arguments)
+        for name in phases.operands:
+            if name in results:
+                arrays.store(results[name], name)
         for state in reversed(layout.states):
             if state in results:
                 arrays.store(results[state], state)
@@ -111,7 +129,8 @@ def backward(vtype: VectorType, cell: Functions) -> Builder:
     """Return the builder of one phase of the backward pass. dh (rows, 4, lanes) is the gradient of the first state
     without the part from outside. It stores:
 
-        dpreact (rows, S, lanes). Lanes from `valid` on get zeros, since a product sums over them.
+        dpreact (rows, S, lanes), with the gradients of products behind. Lanes from `valid` on get zeros, since a
+            product sums over them.
         dinputs (rows, Q, lanes), the gradients of the inputs.
         the carried gradients (rows, lanes) of a state, in place and `carried_state` bytes apart: those of the inner
             states, then that of the first state if there is one.
@@ -119,10 +138,13 @@ def backward(vtype: VectorType, cell: Functions) -> Builder:
     The gradients of the params are added to `param_sums` (P, lanes) of the row's group. Row r, counted from the first,
     has them at ``(r & group_mask) * group_stride``. In its first phase a cell that takes means fetches the saved values
     that lie `saved_ahead` bytes later, since it has too many to wait for.
+
+    It reads the transposed products (rows, 4, lanes) of gradients of products, those of the groups `product_bytes`
+    apart.
     """
     layout, vector = cell.layout, vtype.size * vtype.count
     first, *inner = layout.states
-    preacts = [f"d{gate}_pre" for gate in layout.preacts]
+    terms = terms_of(layout)
     carried = [*inner, *(state for state in layout.carried if state == first)]
 
     phases, saved_units = cell.backward, layout.saved_units
@@ -130,6 +152,7 @@ def backward(vtype: VectorType, cell: Functions) -> Builder:
     def build(
         b, rows, row, unit, valid, dh, saved, dpreact, param_sums, group_mask, group_stride, dinputs,
         first_carried, carried_state, table, phase=None, later=None, shared=None, row_stride=None, saved_ahead=None,
+        products=None, product_bytes=None,
     ):  # fmt: skip
         inside = vtype.first_lanes(b, valid)
         for k, each in enumerate(phases.phases):
@@ -140,7 +163,10 @@ def backward(vtype: VectorType, cell: Functions) -> Builder:
                     backward_table(layout), {*each.units.arguments, OUTSIDE}, table, row, unit, alike=layout.params
                 )
                 arrays.add("saved values", saved, layout.saved_vectors(vtype.count) * vector)
-                arrays.add("all dpreact", dpreact, len(preacts) * vector)
+                arrays.add("all dpreact", dpreact, len(terms) * vector)
+                for g, name in enumerate(phases.products):
+                    if name in each.units.arguments:
+                        arrays.add(name, b.add(products, b.mul(product_bytes, I64(g))), 4 * vector)
                 arrays.add("number of the row", I64(0), 1)
                 arrays.add("all dinputs", dinputs, len(layout.inputs) * vector)
                 for n, state in enumerate(carried):
@@ -165,7 +191,7 @@ def backward(vtype: VectorType, cell: Functions) -> Builder:
             if name in taken and ahead is not None:
                 arrays.prefetch("saved values", k, ahead)
         arguments = {name: arrays.load("saved values", k) for k, name in enumerate(saved_units) if name in taken}
-        arguments |= {name: arrays.load("all dpreact", k) for k, name in enumerate(preacts) if name in taken}
+        arguments |= {name: arrays.load("all dpreact", k) for k, name in enumerate(terms) if name in taken}
         arguments |= {name: arrays.load(name) for name in arrays.current if name in taken} | phased.load(taken)
         arguments |= {f"d{state}": arrays.load(f"carried {state}") for state in inner if f"d{state}" in taken}
         if f"d{first}" in taken:
@@ -174,7 +200,7 @@ def backward(vtype: VectorType, cell: Functions) -> Builder:
         phased.store(gradients, inside)
         for state in carried if is_last else ():
             arrays.store(gradients.get(f"d{state}_prev"), f"carried {state}")
-        for k, name in enumerate(preacts):
+        for k, name in enumerate(terms):
             if name in gradients or (is_last and name not in results):
                 arrays.store(gradients.get(name), "all dpreact", k, inside)
         add(gradients)
@@ -189,7 +215,7 @@ def builders(vtype: VectorType, cell: Functions) -> Builders:
     """Return the builders of a cell's primitives for an element type."""
     rows, saved = cell.layout.saved_rows, cell.layout.saved_vectors(vtype.count)
     forward_phases, backward_phases = cell.phases
-    takes, takes_backward = 11 if forward_phases > 1 else 6, 19 if backward_phases > 1 else 14
+    takes, takes_backward = 15 if forward_phases > 1 else 6, 21 if backward_phases > 1 else 14
     builders: Builders = {
         "cell_forward": (takes, forward(vtype, cell, False)),
         "cell_forward_saving": (takes, forward(vtype, cell, True)),
