@@ -6,7 +6,7 @@ PyTorch. The layer around the cell multiplies x, so that values of x come to the
 
 import sys
 import warnings
-from functools import partial
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -66,12 +66,12 @@ def accelerate(model: Model) -> Model:
         ImportError: for cells of a release that is older than xlstm 2.0 or tirex-ts 1.4.
         TypeError: for a model without sLSTM cells of these packages.
     """
-    for module in _cells_of(model):
-        package, _, name, options = PLACES[type(module).__module__]
+    for module, theirs, ours in _cells_of(model):
         kind, backend = getattr(module.config, "function", "slstm"), getattr(module, "backend", "torch")
-        if (type(module).__name__, kind, backend) == (name, "slstm", "torch"):
-            vars(module)["forward"] = partial(forward, module)
-        else:
+        if (type(module), kind, backend) == (theirs, "slstm", "torch"):
+            module.__class__ = ours
+        elif type(module) is not ours:
+            package, *_, options = PLACES[theirs.__module__]
             warnings.warn(f"a cell of {package} stays as it is: fastlstm runs those with {options}", stacklevel=2)
     return model
 
@@ -81,21 +81,37 @@ def restore(model: Model) -> Model:
 
     Raises what `accelerate` raises.
     """
-    for module in _cells_of(model):
-        vars(module).pop("forward", None)
+    for module, theirs, ours in _cells_of(model):
+        if type(module) is ours:
+            module.__class__ = theirs
     return model
 
 
-def forward(module: Any, input: Tensor, state: Tensor | None = None, lengths: Any = None) -> tuple[Tensor, Tensor]:  # noqa: A002
+@cache
+def _class_for(theirs: Any) -> type:
+    """Return the class that takes the place of one of the packages'."""
+
+    def forward(self: Any, input: Tensor, state: Tensor | None = None, lengths: Any = None) -> Any:  # noqa: A002
+        return _run(self, input, state) if _takes(self, input, state) else theirs.forward(self, input, state)
+
+    return type(theirs.__name__, (theirs,), {"forward": forward, "__module__": __name__, "__doc__": theirs.__doc__})
+
+
+def __getattr__(name: str) -> Any:
+    """Return one of the classes above, by whose names pickles find them."""
+    for place, (package, oldest, theirs, _) in PLACES.items():
+        if name == theirs:
+            return _class_for(getattr(import_library(place, package, oldest), name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _run(module: Any, input: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:  # noqa: A002
     """Do what `forward` of a cell of xlstm or tirex-ts does: return its output, (B, K, T, D) or as its `output_shape`
     says, and the last states h, c, n and m, (4, B, K D). The first ones are `state`, or zeros. `input` contains the
-    values of x, (B, T, 4 K D) or as `input_shape` says. `lengths` are not read, as in xlstm.
+    values of x, (B, T, 4 K D) or as `input_shape` says.
     """
-    if not _takes(module, input, state):
-        own: tuple[Tensor, Tensor] = type(module).forward(module, input, state)
-        return own
     R, b, K = module._recurrent_kernel_, module._bias_, module.config.num_heads
-    if type(module).__module__.startswith("xlstm."):
+    if hasattr(module, "_permute_input"):  # a cell of xlstm
         module._check_input(input)
         x, kind = module._permute_input(input), of_xlstm
         R, b = module._recurrent_kernel_int2ext(R), module._bias_int2ext(b)
@@ -118,15 +134,16 @@ def _takes(module: Any, x: Tensor, state: Tensor | None) -> bool:
     return state is None or bool((state[2] > 0).all() or (state[2] == 0).all())
 
 
-def _cells_of(model: Any) -> list[Any]:
+def _cells_of(model: Any) -> list[tuple[Any, type, type]]:
+    """Return the sLSTM cells of a model, each with its package's class that fastlstm runs and the one in its place."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     cells: list[Any] = []
-    for place, (package, oldest, *_) in PLACES.items():
-        theirs = vars(sys.modules.get(place, sys))  # a model with cells of a package has imported it
-        kinds = tuple(theirs[name] for name in ("sLSTMCellBase", "sLSTMCell") if name in theirs)
+    for place, (package, oldest, name, _) in PLACES.items():
+        there = vars(sys.modules.get(place, sys))  # a model with cells of a package has imported it
+        kinds = tuple(there[each] for each in ("sLSTMCellBase", "sLSTMCell") if each in there)
         if any(isinstance(module, kinds) for module in modules):
-            import_library(place, package, oldest)
-            cells += [module for module in modules if isinstance(module, kinds)]
+            theirs = getattr(import_library(place, package, oldest), name)
+            cells += [(module, theirs, _class_for(theirs)) for module in modules if isinstance(module, kinds)]
     if not cells:
         raise TypeError(f"model must have sLSTM cells of xlstm or tirex-ts, got {type(model).__name__} without any")
     return cells
