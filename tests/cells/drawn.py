@@ -1,5 +1,7 @@
 """Cells drawn at random from all that an author may write, as hypothesis strategies."""
 
+import re
+
 from hypothesis import strategies as st
 
 from fastlstm import cells
@@ -58,10 +60,10 @@ RESULTS = (
 
 
 @st.composite
-def sources(draw):
-    """The declaration of a cell, and the body of its function."""
+def sources(draw, least_products=0):
+    """The declaration of a cell, and the body of its function. Its states come in any order."""
     gates = {f"gate_{k}": draw(st.sampled_from(("x", "h", "xh"))) for k in range(draw(st.integers(1, 4)))}
-    states = ["h", "c", "n"][: draw(st.integers(1, 3))]
+    states = draw(st.permutations(["h", "c", "n"][: draw(st.integers(1, 3))]))
     params = ["p", "q"][: draw(st.integers(0, 2))]
     inputs = ["u"][: draw(st.integers(0, 1))]
     known, lines = [*gates, *states, *params, *inputs], []
@@ -71,12 +73,23 @@ def sources(draw):
         chosen = {name: draw(st.sampled_from(known)) for name in "abc" if f"{{{name}}}" in form}
         return form.format(**chosen, **others)
 
-    for k in range(draw(st.integers(1, 9))):
-        lines.append(f"    v{k} = {filled(draw(st.sampled_from(FORMS)))}")
+    count, multiplied = draw(st.integers(1, 9)), []
+    multiplying = draw(st.permutations(range(count)))[: draw(st.integers(least_products, 4))]
+    for k in range(count):
+        value = filled(draw(st.sampled_from(FORMS)))
+        if k in multiplying:  # a value of each unit, whatever is drawn, or one that a product multiplies already
+            multiplied.append(f"{value} + {draw(st.sampled_from([*gates, *states]))}")
+            value = f"0.5 * w{k}({draw(st.sampled_from(multiplied))})"
+        lines.append(f"    v{k} = {value}")
         known += [f"v{k}"] * 3  # what was computed is used
-    results = ", ".join(filled(draw(st.sampled_from(RESULTS)), old=state) for state in states)
-    text = "\n".join([f"def drawn({taken}):", *lines, f"    return {results}"])
-    return {"gates": gates, "states": states, "params": params, "inputs": inputs}, text
+    body = f"    return {', '.join(filled(draw(st.sampled_from(RESULTS)), old=state) for state in states)}"
+    for k in reversed(range(count)):  # a cell may not declare a product that it does not need
+        needed = re.search(rf"\bv{k}\b", body)
+        if needed or k in multiplying:
+            body = f"{lines[k]}\n{body}" + f" + 0.1 * tanh(v{k})" * (not needed)
+    products = [f"w{k}" for k in draw(st.permutations(multiplying))]
+    text = f"def drawn({', '.join([taken, *products])}):\n{body}"
+    return {"gates": gates, "states": states, "params": params, "inputs": inputs, "products": products}, text
 
 
 def declared(source):

@@ -12,6 +12,7 @@ from fastlstm.backends.base import WEIGHTS, Gradients, Layer, Run
 from fastlstm.cells import CELLS, Cell, exp, relu, sigmoid, tanh
 from fastlstm.cells import cell as declare
 from fastlstm.cells.functions import layer_norm, mean, rms_norm, rsqrt
+from tests.helpers.rnn import gru_before, of_products
 
 
 @declare(gates={"r": "xh", "z": "xh", "n_x": "x", "n_h": "h"}, states=("h",), params=("w", "b"), inputs=("gap",))
@@ -80,7 +81,7 @@ def of_both(n, h):
 
 OUTPUTS, GRADIENTS = 1e-12, 1e-11  # of sums of a few dozen terms in float64
 ONE = (torch.ones((), dtype=torch.double),)
-EVERY = (*CELLS, gru_decay, without_x)
+EVERY = (*CELLS, gru_decay, without_x, gru_before, of_products)
 every_cell = pytest.mark.parametrize("cell", EVERY, ids=lambda cell: cell.name)
 directions = pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
 masks = pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
@@ -117,6 +118,7 @@ class Case:
         if not self.bias:
             weights[2:] = None, None
         weights += [random(H) for _ in self.cell.params]
+        weights += [random(H, H // self.heads) * scale for _ in self.cell.products]
         states = [None if self.zeros else 0.5 * random(B, H) for _ in self.cell.states]
         if not self.zeros and "n" in self.cell.states:  # a normalizer is positive
             states[self.cell.states.index("n")] = random(B, H).abs() + 0.5
@@ -202,6 +204,8 @@ def _row(cell: Cell, layer: Layer, b: int, length: int) -> list[Tensor]:
                     preact[gate] = preact[gate] + weight[block] @ value + (0 if bias is None else bias[block])
             given = {**preact, **dict(zip(cell.states, states)), **dict(zip(cell.params, weights[WEIGHTS:]))}
             given |= {name: a[t, b] for name, a in zip(cell.inputs, layer.inputs)}
+            of_products = zip(cell.products, weights[WEIGHTS + len(cell.params) :])
+            given |= {name: weight.__matmul__ for name, weight in of_products}
             new = cell(*(given[name] for name in taken))
             states = [a.expand(H) for a in (new if isinstance(new, tuple) else (new,))]
         for place, a in zip(after, states):

@@ -44,6 +44,29 @@ def of_heads_and_rows(a, b, c, p, u):
     return cells.tanh(c * m - cells.mean(m * c)), c
 
 
+@cells.cell(gates={"z": "xh", "r": "xh", "n": "x"}, states=("h",), products=("n_h",))
+def gru_before(z, r, n, h, n_h):
+    """The GRU whose reset gate comes before the product. Cho et al., 2014."""
+    z, r = cells.sigmoid(z), cells.sigmoid(r)
+    n = cells.tanh(n + n_h(r * h))
+    return n + z * (h - n)
+
+
+@cells.cell(
+    gates={"a": "x", "b": "h", "d": "xh"},
+    states=("y", "z"),
+    params=("gain",),
+    inputs=("u",),
+    products=("d_m", "y_z", "z_m"),
+)
+def of_products(a, b, d, y, z, gain, u, d_m, y_z, z_m):
+    """Two products of one value, a norm over one of them, and a product of the second state, after the step."""
+    m = cells.tanh(a + u) * b
+    d = cells.sigmoid(d + d_m(m))
+    z = z + d * (cells.layer_norm(z_m(m), weight=gain, eps=0.1) - z)
+    return y + d * (cells.tanh(y_z(z)) - y), z
+
+
 RNN = partial(fastlstm.RNN, dtype=torch.float64)
 
 
@@ -75,6 +98,11 @@ def by_heads(h: Tensor, weight: Tensor) -> Tensor:
     return products.view(H // D, B, -1, D).permute(1, 2, 0, 3).reshape(B, -1)
 
 
+def product_of(weight: Tensor, views: bool, value: Tensor) -> Tensor:
+    """The product of a value of the step, (B, H) or with `views` (B, K, H / K), with a product's weight."""
+    return by_heads(value.flatten(-2), weight).view_as(value) if views else by_heads(value, weight)
+
+
 def loop(rnn, x, states, inputs, lengths=None, reset=None, views=False):
     """All states after each step of the last layer, and the last states of all: one layer and direction after the
     other, by the cell's own function, time first. x is None for a cell that has no gate for it. With `views` the
@@ -92,6 +120,8 @@ def loop(rnn, x, states, inputs, lengths=None, reset=None, views=False):
                 getattr(rnn, name + suffix, None) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             )
             params = {name: getattr(rnn, name + suffix) for name in cell.params}
+            weights = {name: getattr(rnn, f"weight_{name}{suffix}") for name in cell.products}
+            params |= {name: partial(product_of, weight, views) for name, weight in weights.items()}
             state, after = [a[layer * D + direction] for a in states], [[] for _ in states]
             for t in range(T) if direction == 0 else reversed(range(T)):
                 held = torch.zeros(B, 1, dtype=torch.bool) if lengths is None else (t >= lengths).unsqueeze(1)
@@ -110,7 +140,9 @@ def loop(rnn, x, states, inputs, lengths=None, reset=None, views=False):
                 wanted = cell.function.__code__.co_varnames[: cell.function.__code__.co_argcount]
                 taken = {name: values[name] for name in wanted}
                 if views:
-                    taken = {name: a.unflatten(-1, (rnn.heads, -1)) for name, a in taken.items()}
+                    taken |= {
+                        name: a.unflatten(-1, (rnn.heads, -1)) for name, a in taken.items() if name not in weights
+                    }
                 new = cell(**taken)
                 new = new if isinstance(new, tuple) else (new,)
                 new = [a.flatten(-2) for a in new] if views else new
