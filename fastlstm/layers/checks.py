@@ -145,15 +145,13 @@ def _instead_of_cell(argument: Any) -> str:
 
 
 def check_cell_of(module: Any, cell: Any = None, *_: Any, **__: Any) -> None:
-    """Raise unless an `RNN` can have `cell`: TypeError if it is no cell, ValueError if it reads neither x nor inputs,
-    has no weights, or has a param of a weight's name.
+    """Raise unless an `RNN` can have `cell`: TypeError if it is no cell, ValueError if it reads neither x nor inputs
+    or has a param of a weight's name.
     """
     if not isinstance(cell, Cell):
         raise TypeError(f"{_instead_of_cell(cell)}: cell must be a fastlstm.Cell, got {type(cell).__name__}")
     if not cell.gates_of_x and not cell.inputs:
         raise ValueError(f"cell must have a gate that sums x, or inputs, got {cell.name} with the gates {cell.gates}")
-    if not cell.gates and not cell.params and not cell.products:
-        raise ValueError(f"cell must have gates or params, got {cell.name} without any")
     taken = next((name for name in cell.params if name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")), None)
     if taken is not None:
         raise ValueError(f"cell must have params of other names than the weights, got {cell.name} with {taken}")

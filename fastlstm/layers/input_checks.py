@@ -209,6 +209,15 @@ def check_states(x: Tensor, states: States, name: str = "hidden") -> None:
             raise RuntimeError(dtypes(name, x, state))
 
 
+def with_only_input(cell: Any, x: Any, inputs: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return x and the tensors for the cell's inputs. A tensor x is that of the only input of a cell without gates that
+    sum x, unless `inputs` are given too. Raises what `inputs_by_name` raises.
+    """
+    if inputs is None and not cell.gates_of_x and len(cell.inputs) == 1 and isinstance(x, Tensor):
+        return None, (x,)
+    return x, inputs_by_name(inputs, cell.inputs)
+
+
 def inputs_by_name(inputs: Any, names: Sequence[str]) -> tuple[Any, ...]:
     """Return the values of the mapping `inputs` in the order of `names`. Raise unless it maps just these to tensors."""
     if inputs is None and not names:

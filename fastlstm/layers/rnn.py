@@ -31,7 +31,7 @@ class RNN(Recurrent):
     Args:
         cell: what a step computes: one of `fastlstm.cells`, or what `fastlstm.cell` declares.
         input_size: I, the number of input features; 0 for a cell without gates that sum x, whose values of x come as
-            `inputs` of a call. Such a module has one layer.
+            `inputs` of a call. Such a module has one layer. It may be without any parameter, as spiking neurons are.
         hidden_size: H, the number of hidden units.
         num_layers: L, layers stacked on each other.
         bias: with False there are no ``bias_ih_l*`` and ``bias_hh_l*``. The cell's params stay.
@@ -104,6 +104,9 @@ class RNN(Recurrent):
                     setattr(self, name, Parameter(torch.empty(shape, device=device, dtype=dtype)))
                 self._flat_weights_names += names
                 self._all_weights.append(names)
+        if not self._flat_weights_names:  # a scan without weights, whose inputs must have a dtype and a device as well
+            self.register_buffer("_like", torch.empty(0, device=device, dtype=dtype), persistent=False)
+            self._flat_weights_names.append("_like")
         self._init_flat_weights()
         self.reset_parameters()
         self._set_backend(backend)
@@ -119,6 +122,13 @@ class RNN(Recurrent):
         products = {f"weight_{name}": (H, H) for name in self.cell.products}
         shapes = {name: shape for name, shape in shapes.items() if shape[0]}
         return shapes | dict.fromkeys(self.cell.params, (H,)) | products
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if any(state["_all_weights"]):
+            super().__setstate__(state)
+        else:  # torch's method looks at the name of the first weight, and there is none
+            torch.nn.Module.__setstate__(self, state)
+            self._init_flat_weights()
 
     def reset_parameters(self) -> None:
         """Set all parameters to initial values, as a new module has them: see the class."""
@@ -146,7 +156,8 @@ class RNN(Recurrent):
         return weights
 
     def _example(self, weights: list[Any]) -> Any:
-        return next(a for a in weights if a is not None)
+        given = [a for a in weights if a is not None]
+        return given[0] if given else self._like
 
     def extra_repr(self) -> str:
         heads = f", heads={self.heads}" if self.heads > 1 else ""
@@ -210,7 +221,8 @@ class RNN(Recurrent):
 
         Args:
             input: (T, B, I); (B, T, I) with batch_first; (T, I) for one sequence alone; or a PackedSequence. None for a
-                cell without gates that sum x: the `inputs` then say what T and B are.
+                cell without gates that sum x: the `inputs` then say what T and B are. If such a cell has one input
+                alone, that may be `input`, in the shape that it has in `inputs`, which is then None.
             states: a tuple in the cell's order, each (D*L, B, H), without B for one sequence alone; None for zeros. A
                 tensor by itself is the state of a cell that has one.
             inputs: maps each name of the cell's inputs to a tensor (T, B, H), (B, T, H) with batch_first, (T, H) for
@@ -233,8 +245,8 @@ class RNN(Recurrent):
                 for by name that cannot run.
             TypeError: for any argument of the wrong type.
         """
-        cell_inputs = input_checks.inputs_by_name(inputs, self.cell.inputs)
-        output, last, *others = self._forward(input, states, reset, lengths, return_states, cell_inputs)
+        x, cell_inputs = input_checks.with_only_input(self.cell, input, inputs)
+        output, last, *others = self._forward(x, states, reset, lengths, return_states, cell_inputs)
         return (output, last, (output, *others)) if return_states else (output, last)
 
     if TYPE_CHECKING:  # torch.nn.Module leaves it untyped
@@ -248,7 +260,7 @@ class RNN(Recurrent):
         """Run one time step through all layers, for streaming. Modules of one direction only.
 
         Args:
-            x_t: (B, I), or (I,) for one sequence alone. None for a cell without gates that sum x.
+            x_t: (B, I), or (I,) for one sequence alone. None for a cell without gates that sum x, or its only input.
             state: a tuple in the cell's order, each (L, B, H), without B for one sequence alone; None for zeros. A
                 tensor by itself is the state of a cell that has one.
             inputs: maps each name of the cell's inputs to a tensor (B, H), or (H,) for one sequence alone. Any size may
@@ -267,4 +279,5 @@ class RNN(Recurrent):
         `forward` itself. The exceptions are hooks of `torch.nn.utils` that compute weights: those of `prune`,
         `weight_norm` and `spectral_norm` run first.
         """
-        return self._step(x_t, state, input_checks.inputs_by_name(inputs, self.cell.inputs))
+        x_t, cell_inputs = input_checks.with_only_input(self.cell, x_t, inputs)
+        return self._step(x_t, state, cell_inputs)

@@ -81,7 +81,8 @@ class Stream:
         """Run one time step.
 
         Args:
-            x_t: (B, I), of the dtype and on the device that the weights had. None for a cell without gates that sum x.
+            x_t: (B, I), of the dtype and on the device that the weights had. None for a cell without gates that sum x,
+                or its only input (B, H).
             inputs: for a `fastlstm.RNN` whose cell has inputs, a dictionary as for its `step`; None for all others.
 
         Returns:
@@ -92,10 +93,11 @@ class Stream:
             ValueError: for another shape, dtype or device, and for `inputs` that the cell has not.
             RuntimeError: if `x_t` requires a gradient while gradients are enabled; under a transform of torch.func.
         """
+        if self._last is None and not self._module._cell.gates_of_x:
+            with self._lock:
+                return self._by_module(x_t, inputs)
         like = self._like
         x: Any = x_t
-        if x is None and not self._module._cell.gates_of_x:
-            x = like.new_empty(self._shape)
         if (
             not is_untransformed(x)
             or getattr(x, "shape", None) != self._shape  # of None, which counts as untransformed
@@ -122,7 +124,7 @@ class Stream:
 
     def _by_module(self, x_t: Tensor, inputs: Any) -> Tensor:
         module, state = self._module, self._own[0] if self._has_bare_state else tuple(self._own)
-        with torch.no_grad(), no_autocast(x_t):
+        with torch.no_grad(), no_autocast(self._like):
             if self._layers is None:
                 result = type(module).forward(module, x_t, state)
                 h = (result if self._has_bare_state else result[0]).clone()

@@ -136,7 +136,6 @@ def test_heads_are_of_rnn(kind):
     ("arguments", "error", "message"),
     [
         ((no_x, 0, 5), ValueError, "cell must have a gate that sums x, or inputs, got no_x with the gates {'a': 'h'}"),
-        ((bare, 0, 5), ValueError, "cell must have gates or params, got bare without any"),
         ((without_x, 3, 5), ValueError, "input_size must be 0 for the cell without_x, which has no gate that sums x"),
         ((without_x, None, 5), ValueError, "which has no gate that sums x, got None"),
         ((without_x, 0, 5, 2), ValueError, "num_layers must be 1 for the cell without_x, which has no gate"),

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, vmap
 
 import fastlstm
 from fastlstm import cells
-from tests.helpers.modules import assert_same_gradients, randn
+from tests.helpers.modules import assert_same_gradients, copies_of, randn
 from tests.helpers.rnn import RNN, given, loop, without_x
 from tests.helpers.tolerances import close
 
@@ -18,6 +20,13 @@ def diagonal(h, u, x):
     return cells.tanh(x + u * h)
 
 
+@cells.cell(gates={}, states=("h", "v"), inputs=("x",))
+def scan(h, v, x):
+    """No weight at all."""
+    v = 0.9 * v + cells.sigmoid(x + h)
+    return cells.tanh(v) * x, v
+
+
 def values(*size):
     """Two inputs that are views of one tensor, as a product with several blocks of rows gives them."""
     return dict(zip(without_x.inputs, randn(*size[:-1], 2 * size[-1], grad=False).chunk(2, -1)))
@@ -25,7 +34,7 @@ def values(*size):
 
 @of_both
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"bias": False, "heads": 3}], ids=str)
-@pytest.mark.parametrize("cell", [without_x, diagonal], ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", [without_x, diagonal, scan], ids=lambda cell: cell.name)
 def test_equals_a_loop(poisoned, cell, options, backend):
     options = options if cell is without_x else {**options, "heads": 1}
     rnn = RNN(cell, 0, 6, backend=backend, **options)
@@ -72,3 +81,63 @@ def test_inputs_of_any_strides_are_not_copied():
         got, _ = rnn(None, inputs=inputs)
     assert torch.equal(got, want)
     assert not {"aten::copy_", "aten::clone"} & {event.key for event in profile.key_averages()}
+
+
+@of_both
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "batch_first": True}], ids=str)
+def test_the_only_input_may_be_the_input(options, backend):
+    rnn = RNN(scan, 0, 6, backend=backend, **options)
+    _, states, inputs = given(rnn)
+    masks = {"lengths": torch.tensor([6, 0, 3, 5])}
+    x = inputs["x"].transpose(0, 1).detach().requires_grad_() if rnn.batch_first else inputs["x"]
+    for x_or_row, given_states, chosen in ((x, states, {}), (x, None, masks), (x[0], None, {})):
+        want = rnn(None, given_states, {"x": x_or_row}, **chosen, return_states=True)
+        got = rnn(x_or_row, given_states, **chosen, return_states=True)
+        assert all(torch.equal(a, b) for each, other in zip(got[1:], want[1:]) for a, b in zip(each, other))
+    with pytest.raises(TypeError, match="^inputs must map x_a, x_b to tensors, got NoneType"):
+        RNN(without_x, 0, 6)(x)
+
+
+@of_both
+def test_a_layer_without_weights(backend):
+    rnn = RNN(scan, 0, 6, backend=backend)
+    assert not list(rnn.parameters())
+    assert not rnn.state_dict()
+    assert repr(rnn) == f"fastlstm.RNN(scan, 0, 6, backend={backend})"
+    x = randn(5, 4, 6)
+    output, (h_n, v_n) = rnn(x)
+    for copy in copies_of(rnn):
+        close(copy(x)[0], output, "values")
+    steps, states, stream = [], None, rnn.stream(4)
+    for x_t in x.detach():
+        h, states = rnn.step(x_t, states)
+        steps.append(h)
+        close(stream(x_t), h, "values")
+    close((torch.stack(steps), states), (output, (h_n, v_n)), "sums")
+    assert rnn(x[:, :0])[0].shape == (5, 0, 6)
+    assert rnn(x[:0])[0].shape == (0, 4, 6)
+    for dtype in (torch.float32, torch.bfloat16):  # `to` says what the inputs must be, as with weights
+        assert rnn.to(dtype)(x.to(dtype))[0].dtype == dtype
+        with pytest.raises(
+            RuntimeError, match=rf"not the same dtype, .* {dtype} and inputs\['x'\] tensor with torch.f"
+        ):
+            rnn(x)
+    with pytest.raises(RuntimeError, match=r"Expected states\[0\] size \(1, 4, 6\), got \[1, 3, 6\]"):
+        rnn.double()(x, tuple(a[:, :3] for a in (h_n, v_n)))
+
+
+@of_both
+def test_transforms_of_a_layer_without_weights(backend):
+    rnn = RNN(scan, 0, 3, backend=backend)
+    x, states = randn(4, 2, 3), (randn(1, 2, 3), randn(1, 2, 3))
+    masks = {"lengths": torch.tensor([4, 2]), "reset": torch.rand(4, 2) < 0.3}
+    for chosen in ({}, masks):
+        assert gradcheck(lambda x, *states: rnn(x, states, **chosen)[1], (x, *states), check_forward_ad=True)
+        assert gradgradcheck(lambda x, *states: rnn(x, states, **chosen)[0], (x, *states))
+    many = randn(5, 4, 2, 3)
+    want = torch.stack([rnn(a)[0] for a in many])
+    close(vmap(lambda a: rnn(a)[0])(many), want, "values")
+    gradients = vmap(grad(lambda a: rnn(a)[0].square().sum()))(many.detach())
+    close(gradients, torch.autograd.grad(want.square().sum(), many)[0], "sums")
+    compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
+    close(compiled(x)[0], rnn(x)[0], "values")
