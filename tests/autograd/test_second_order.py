@@ -6,6 +6,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, hessian, jacfwd, jacrev, jvp, vmap
 
 import fastlstm
+from fastlstm import cells
 from tests.helpers.calls import Calls
 from tests.helpers.layers import Layer, needs_native
 from tests.helpers.modules import REFERENCE, pair
@@ -196,3 +197,42 @@ def test_the_first_backward_pays_nothing_for_a_second(backend, monkeypatch):
     gradient.sum().backward()
     # of what h and c got, and the pass that is differentiated, which is the reference's
     assert calls == ["backward"] * (1 + (backend == "reference"))
+
+
+@cells.cell(gates={}, states=("h",), params=("u",), inputs=("a",))
+def stateless(h, u, a):
+    return cells.tanh(u * a)
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+def test_a_cell_that_reads_no_state(backend):
+    """It has no gate either, so that a step reads its inputs and params alone."""
+    rnn = fastlstm.RNN(stateless, 0, 5, dtype=torch.double, backend=backend)
+    a, tangent = torch.randn(2, 4, 3, 5, dtype=torch.double).unbind()
+    ours, truth = lambda a: rnn(None, None, {"a": a})[0], lambda a: torch.tanh(rnn.u_l0 * a)
+    results = []
+    for f in (ours, truth):
+        along = jvp(f, (a,), (tangent,))
+        inputs = [a.clone().requires_grad_(), rnn.u_l0]
+        gradients = torch.autograd.grad(f(inputs[0]).pow(3).sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(g.pow(2).sum() for g in gradients), inputs)
+        results.append([*along, *gradients, *second])
+    close(*results, "derivatives")
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+@pytest.mark.parametrize(
+    "cell", [cells.lstm, cells.gru, cells.layer_norm_lstm, cells.slstm], ids=lambda cell: cell.name
+)
+@pytest.mark.parametrize("heads", [1, 2])
+def test_no_rows(backend, cell, heads):
+    """A batch that a filter has emptied has derivatives of every order: zeros of the parameters."""
+    rnn = fastlstm.RNN(cell, 3, 4, dtype=torch.double, backend=backend, heads=heads)
+    x = torch.randn(5, 0, 3, dtype=torch.double, requires_grad=True)
+    inputs = [x, *rnn.parameters()]
+    gradients = torch.autograd.grad(rnn(x)[0].pow(3).sum(), inputs, create_graph=True)
+    second = torch.autograd.grad(sum(g.pow(2).sum() for g in gradients), inputs)
+    output, tangent = jvp(lambda x: rnn(x)[0], (x.detach(),), (x.detach(),))
+    assert output.shape == tangent.shape == (5, 0, 4)
+    for results in (gradients, second):
+        assert all(g.shape == a.shape and not g.any() for g, a in zip(results, inputs))
