@@ -1,5 +1,6 @@
 """`Ensemble`: recurrent modules of one kind and size, which run in one call."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import partial
@@ -34,10 +35,11 @@ class Ensemble(nn.Module):
             `torch.func.stack_module_state` stacks them. An optimizer over them trains all models.
 
     Raises:
-        TypeError: for anything but such modules, and for parametrized ones.
+        TypeError: for anything but such modules, and for those that are parametrized, that have a weight which is no
+            `torch.nn.Parameter`, or that an ensemble has already stacked.
         ValueError: without modules, and for modules that differ, or that have a projection, `recompute`,
-            `recurrent_dropout` or `zoneout`, or that have hooks, buffers, modules, parameters or a `forward` of their
-            own.
+            `recurrent_dropout`, `zoneout` or a cell with inputs, or that have hooks, buffers, modules, parameters or a
+            `forward` of their own.
 
     Equivalent to ``torch.func.vmap`` over the modules' stacked parameters, whose Python takes longer.
     """
@@ -53,9 +55,7 @@ class Ensemble(nn.Module):
             raise ValueError("modules must be at least one, got none")
         first = modules[0]
         for k, module in enumerate(modules):
-            if not isinstance(module, Recurrent) or parametrize.is_parametrized(module):
-                what = "a parametrized " * isinstance(module, Recurrent) + type(module).__name__
-                raise TypeError(f"modules must be fastlstm.LSTM, GRU, Elman or RNN modules, got {what}")
+            _check_type(module, k)
             for (what, a), (_, b) in zip(_kind(first), _kind(module)):
                 if a != b:
                     raise ValueError(f"modules must be of one kind, got {what} {a} and, at {k}, {b}")
@@ -66,6 +66,9 @@ class Ensemble(nn.Module):
         if first.proj_size or first._regularizers or first.recompute:
             options = "proj_size, recompute, recurrent_dropout and zoneout"
             raise ValueError(f"modules must be without {options}, got {first}")
+        if inputs := first._cell.inputs:
+            got = f"{first._cell.name} with {', '.join(inputs)}"
+            raise ValueError(f"modules must have a cell without inputs, which a call cannot give, got {got}")
         self.stacked = deepcopy(first)
         self.stacked._stacked = True
         _set_parameters(self.stacked, lambda name: torch.stack([module.get_parameter(name) for module in modules]))
@@ -139,6 +142,19 @@ def _set_parameters(module: Recurrent, value: Callable[[str], Tensor]) -> None:
         if a not in parameters:
             parameters[a] = Parameter(value(name).detach(), a.requires_grad)
         setattr(module, name, parameters[a])
+
+
+def _check_type(module: Any, k: int) -> None:
+    """Raise TypeError unless the k-th module is a single module of fastlstm, and its weights are its parameters."""
+    is_ours = isinstance(module, Recurrent)
+    is_parametrized, is_stacked = is_ours and parametrize.is_parametrized(module), is_ours and module._stacked
+    if is_parametrized or is_stacked or not is_ours:
+        kind = "a parametrized " * is_parametrized + "a stacked " * is_stacked + type(module).__name__
+        raise TypeError(f"modules must be fastlstm.LSTM, GRU, Elman or RNN modules, got {kind}")
+    for name in itertools.chain(*module._all_weights):
+        if name not in module._parameters:
+            kind = type(getattr(module, name, None)).__name__
+            raise TypeError(f"modules must have torch.nn.Parameter as {name}, got {kind} at {k}")
 
 
 def _own(module: Recurrent) -> list[str]:

@@ -186,6 +186,42 @@ def test_modules_that_make_no_ensemble(modules, error, message):
         fastlstm.Ensemble(modules)
 
 
+@fastlstm.cell(gates={"i": "xh"}, states=("h",), inputs=("a", "b"))
+def with_inputs(i, h, a, b):
+    return fastlstm.cells.tanh(i * a + b)
+
+
+@fastlstm.cell(gates={}, states=("h",), params=("u",), inputs=("a",))
+def without_x(h, u, a):
+    return fastlstm.cells.tanh(u * h + a)
+
+
+@pytest.mark.parametrize(("cell", "size", "got"), [(with_inputs, I, "with a, b$"), (without_x, 0, "with a$")])
+def test_cells_whose_inputs_a_call_cannot_give(cell, size, got):
+    message = f"^modules must have a cell without inputs, which a call cannot give, got {cell.name} {got}"
+    with pytest.raises(ValueError, match=message):
+        fastlstm.Ensemble(fastlstm.RNN(cell, size, H) for _ in range(M))
+
+
+@pytest.mark.parametrize(("kind", "got"), [("tensor", "Tensor"), ("buffer", "Tensor"), ("absent", "NoneType")])
+def test_weights_that_are_no_parameters(kind, got):
+    modules = [fastlstm.LSTM(I, H) for _ in range(M)]
+    weight = modules[1].weight_hh_l0.detach()
+    del modules[1].weight_hh_l0
+    if kind == "tensor":
+        modules[1].weight_hh_l0 = weight
+    elif kind == "buffer":
+        modules[1].register_buffer("weight_hh_l0", weight)
+    with pytest.raises(TypeError, match=rf"^modules must have torch.nn.Parameter as weight_hh_l0, got {got} at 1$"):
+        fastlstm.Ensemble(modules)
+
+
+def test_no_ensemble_of_what_is_stacked():
+    ensemble = fastlstm.Ensemble(fastlstm.LSTM(I, H) for _ in range(M))
+    with pytest.raises(TypeError, match=r"LSTM, GRU, Elman or RNN modules, got a stacked LSTM$"):
+        fastlstm.Ensemble([ensemble.stacked])
+
+
 @pytest.mark.parametrize(("option", "value"), [("recompute", True), ("zoneout", 0.1), ("recurrent_dropout", 0.1)])
 def test_options_stay_refused(option, value):
     ensemble = fastlstm.Ensemble(fastlstm.LSTM(I, H) for _ in range(M))
