@@ -16,12 +16,12 @@ def kernel(body: str, *parameters: str, threads: int = 32) -> str:
 
 
 def executed(
-    body: str, *, threads: int = 32, shared_bytes: int = 0, grid: int = 1, chip: int = 90, **tensors: torch.Tensor,
+    body: str, *, threads: int = 32, shared_bytes: int = 0, grid: int = 1, **tensors: torch.Tensor,
 ) -> Device:  # fmt: skip
     """The device after it ran a body. There %rd90 and on are the tensors' addresses, and %r90 is the thread."""
     loads = [f"\tld.param.b64 %rd{90 + n}, [{name}];" for n, name in enumerate(tensors)]
     text = kernel("\n".join(["\tmov.u32 %r90, %tid.x;", *loads, body]), *tensors, threads=threads)
-    device = Device(chip)
+    device = Device()
     arguments: dict[str, Any] = dict(tensors)
     device.run(text, arguments, (grid,), shared_bytes)
     return device

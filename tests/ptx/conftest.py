@@ -1,3 +1,3 @@
-from tests.ptx.processes import EMULATED, INTERPRETS, TRIED
+from tests.ptx.test_emulated import EMULATED, INTERPRETS, TRIED
 
 collect_ignore = EMULATED if INTERPRETS or not TRIED else []

@@ -1,36 +1,21 @@
 """The emulator in the place of a GPU: within `emulated` the Triton backend runs on CPU tensors."""
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 
-from tests.ptx.emulator import machine
 from tests.ptx.emulator.findings import Findings
 from tests.ptx.emulator.global_memory import Global
+from tests.ptx.emulator.machine import Machine
 from tests.ptx.emulator.parse import Kernel, parse
 from tests.ptx.emulator.program import Operation, prepare, without
-
-
-@dataclass
-class Launched:
-    """One launch.
-
-    Attributes:
-        counts: how many warps ran instructions of each class, and the ``traffic`` of memory: "ld.global sectors",
-            "st.global sectors", each also with " at best", and of "ld.shared" and "st.shared" the "wavefronts" and
-            "conflicts". A conflict is a wavefront that banks cost beyond the fewest.
-    """
-
-    kernel: str
-    warps: int
-    ctas: int
-    counts: Counter[str]
 
 
 @dataclass
@@ -38,29 +23,17 @@ class Device:
     """An emulated GPU.
 
     Attributes:
-        chip: compute capability as 10 * major + minor.
-        findings: what was wrong, so far. It is false while nothing was.
-        launches: all launches so far.
-        kernels: the PTX of each kernel that was launched, by the kernel's name, in order.
-        change: applied to PTX before it runs, to see whether a fault is found.
         left_out: of a kernel, by its name, the lines of PTX whose instructions do nothing. The first line is 1.
+        findings: what was wrong, so far. It is false while nothing was.
+        kernels: the PTX of each kernel that was launched, by the kernel's name, in order.
     """
 
-    chip: int
-    change: Callable[[str], str] | None = None
     left_out: Mapping[str, Collection[int]] = field(default_factory=dict)
     findings: Findings = field(default_factory=Findings)
-    launches: list[Launched] = field(default_factory=list)
     kernels: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
-    @property
-    def counts(self) -> Counter[str]:
-        """The counts of all launches together: see `Launched`."""
-        return sum((launched.counts for launched in self.launches), Counter())
-
     def run(self, ptx: str, arguments: dict[str, Any], grid: tuple[int, ...], shared_bytes: int = 0) -> None:
-        """Run a kernel. Arguments are tensors and numbers in the order of its parameters."""
-        ptx = self.change(ptx) if self.change else ptx
+        """Run a kernel, one CTA after the other. Arguments are tensors and numbers in the order of its parameters."""
         kernel, code = _prepared(ptx)
         if lines := self.left_out.get(kernel.name):
             code = without(code, lines)
@@ -68,14 +41,11 @@ class Device:
         values = [memory.addresses.get(name, value) for name, value in arguments.items()]
         scratch = [0] * (len(kernel.parameters) - len(values))  # Triton's own parameters, which kernels here do not use
         parameters = {name: int(value) for name, value in zip(kernel.parameters, values + scratch, strict=True)}
-        launch = machine.run(
-            kernel, code, shared_bytes, memory, parameters, (*grid, 1, 1)[:3], self.chip, self.findings
-        )  # fmt: skip
-        counts: Counter[str] = Counter(launch.traffic)
-        for op, count in zip(code, launch.counts):
-            counts[op.kind] += int(count)
-        x, y, z = launch.grid
-        self.launches.append(Launched(kernel.name, kernel.threads // 32, x * y * z, counts))
+        x, y, z = (*grid, 1, 1)[:3]
+        self.findings.kernel = kernel.name
+        with np.errstate(all="ignore"):
+            for number in range(x * y * z):
+                Machine(kernel, code, shared_bytes, memory, parameters, (x, y, z), self.findings, number).run()
 
 
 @lru_cache(64)
@@ -86,13 +56,16 @@ def _prepared(ptx: str) -> tuple[Kernel, list[Operation]]:
 
 @contextmanager
 def emulated(
-    chip: int, *, change: Callable[[str], str] | None = None, multiprocessors: int = 132,
-    left_out: Mapping[str, Collection[int]] | None = None, stops: bool = False,
-) -> Iterator[Device]:  # fmt: skip
+    chip: int, *, multiprocessors: int = 132, left_out: Mapping[str, Collection[int]] | None = None, stops: bool = False
+) -> Iterator[Device]:
     """Within this block Triton's launches take CPU tensors and run as PTX for compute capability 10 * major + minor.
 
-    The backend's functions, and modules with backend="triton", then run on the CPU. See `Device` for the arguments.
-    stops: raise `Fault` at the first error.
+    The backend's functions, and modules with backend="triton", then run on the CPU.
+
+    Args:
+        multiprocessors: of the chip. Of few, programs take 16 rows.
+        left_out: see `Device`.
+        stops: raise `Fault` at the first error.
 
     Raises:
         RuntimeError: Triton was imported under TRITON_INTERPRET=1, so there is nothing to compile.
@@ -106,16 +79,15 @@ def emulated(
 
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET must be 0 where kernels are emulated, got 1")
-    device, compiled_for = Device(chip, change, left_out or {}, Findings(stops)), compiler(chip)
+    device, compiled_for = Device(left_out or {}, Findings(stops)), compiler(chip)
 
     def run(function: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         if warmup:  # a first call that only loads
             return
         compiled, bound = compiled_for(function, arguments, options)
-        named = compiled.taken(bound)
         if compiled.ptx not in device.kernels[function.__name__]:
             device.kernels[function.__name__].append(compiled.ptx)
-        device.run(compiled.ptx, named, grid(bound) if callable(grid) else grid, compiled.shared_bytes)
+        device.run(compiled.ptx, compiled.taken(bound), grid(bound) if callable(grid) else grid, compiled.shared_bytes)
 
     with (
         mock.patch.object(jit.JITFunction, "run", run),

@@ -1,4 +1,4 @@
-"""What the emulator notices of accesses to memory, and what they cost."""
+"""What the emulator notices of accesses to memory."""
 
 import pytest
 import torch
@@ -22,13 +22,6 @@ def floats(n):
         ("ld.global.b32 %r1, [%rd2 + 0x10000000];", "out of bounds"),
         ("ld.global.b32 %r1, [%rd90 + 2];", "misaligned"),
         ("ld.global.v4.b32 {%r1, %r2, %r3, %r4}, [%rd90 + 8];", "misaligned"),
-        ("st.global.b32 [%rd2], %r7;", "uninitialised"),
-        ("add.s32 %r1, %r7, 1; st.global.b32 [%rd2], %r1;", "uninitialised"),
-        ("add.s32 %r1, %r7, 1;", None),
-        ("prmt.b32 %r1, %r90, %r7, 0x7740; prmt.b32 %r2, %r1, 0, 0x7770; st.global.b32 [%rd2], %r2;", None),
-        ("prmt.b32 %r1, %r90, %r7, 0x7740; prmt.b32 %r2, %r1, 0, 0x7771; st.global.b32 [%rd2], %r2;", "uninitialised"),
-        ("selp.b32 %r1, %r90, %r7, 1; st.global.b32 [%rd2], %r1;", None),
-        ("setp.lt.s32 %p1, %r7, 3; @%p1 bra $end; $end:\n", "uninitialised"),
         ("st.global.b32 [%rd90], %r90;", "race"),
         ("st.global.b32 [%rd90], 5;", None),  # the same bits
     ],
@@ -107,34 +100,6 @@ def test_a_barrier_that_some_threads_do_not_reach():
     body = "setp.lt.u32 %p1, %r90, 7;\n@%p1 bra $end;\nbar.sync 0;\n$end:\n"
     assert executed(body).findings.kinds == {"divergence"}
     assert executed("setp.lt.u32 %p1, %r90, 7; @%p1 bar.warp.sync -1;").findings.kinds == {"divergence"}
-
-
-@pytest.mark.parametrize(
-    ("address", "sectors"),
-    [("%r90, 4", 4), ("%r90, 8", 8), ("%r90, 32", 32), ("%r90, 0", 1)],
-)
-def test_sectors_of_a_warp(address, sectors):
-    body = f"mul.wide.u32 %rd1, {address}; add.s64 %rd2, %rd1, %rd90; ld.global.b32 %r1, [%rd2];"
-    x = torch.zeros(288)
-    x = x[-x.data_ptr() % 32 // 4 :]
-    counts = executed(body, x=x).counts
-    assert (counts["ld.global sectors"], counts["ld.global sectors at best"]) == (sectors, 4)
-    assert counts["ld.global"] == 1
-
-
-@pytest.mark.parametrize(("stride", "wavefronts"), [(4, 1), (8, 2), (128, 32), (132, 1), (0, 1)])
-def test_bank_conflicts(stride, wavefronts):
-    body = f"""mov.b32 %r30, global_smem; mul.lo.s32 %r31, %r90, {stride}; add.s32 %r32, %r30, %r31;
-        st.shared.b32 [%r32], 0;"""
-    counts = executed(body, shared_bytes=8192).counts
-    assert (counts["st.shared wavefronts"], counts["st.shared conflicts"]) == (wavefronts, wavefronts - 1)
-
-
-def test_a_wide_access_takes_a_wavefront_for_each_quarter_of_a_warp():
-    body = """mov.b32 %r30, global_smem; shl.b32 %r31, %r90, 4; add.s32 %r32, %r30, %r31;
-        st.shared.v4.b32 [%r32], {0, 0, 0, 0};"""
-    counts = executed(body, shared_bytes=512).counts
-    assert (counts["st.shared wavefronts"], counts["st.shared conflicts"]) == (4, 0)
 
 
 def test_ctas_race_where_nothing_orders_them():

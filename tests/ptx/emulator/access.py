@@ -89,7 +89,7 @@ def _load(ins: Instruction, n: int, shared: bool) -> Run:
 def _store(ins: Instruction, n: int, shared: bool) -> Run:
     values, width = _shape(ins)
     where = addresses(ins.operands[0], n)
-    gets = [source(value, BITS[8 * max(width, 2)], n) for value in values]
+    gets = [source(value, f"b{8 * max(width, 2)}", n) for value in values]
 
     def run(m: Any, active: Active) -> None:
         address, thread = where(m), m.threads
@@ -116,7 +116,7 @@ def _copy(ins: Instruction, n: int) -> Run:
         raise Unsupported(ins.text)
     to, origin, size, *given = ins.operands
     width, to, origin = int(size.text, 0), addresses(to, n), addresses(origin, n)
-    used = source(given[0], np.uint32, n) if given else (lambda m: np.full(n, width, np.uint32))
+    used = source(given[0], "u32", n) if given else (lambda m: np.full(n, width, np.uint32))
 
     def run(m: Any, active: Active) -> None:
         chosen = np.arange(n) if active is None else np.flatnonzero(active)

@@ -1,67 +1,35 @@
-"""Instructions on one thread's registers.
+"""Instructions on one thread's registers. Integers are exact; floats are rounded as numpy does it.
 
 PTX ISA, "Integer Arithmetic", "Floating Point", "Comparison and Selection", "Half Precision Comparison", "Logic and
-Shift" and "Data Movement: mov".
+Shift" and "Data Movement: mov, cvt".
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from tests.ptx.emulator import numerics
-from tests.ptx.emulator.operands import BITS, Active, Run, Unsupported, pure, source
+from tests.ptx.emulator.operands import Active, Function, Run, Unsupported, pure, source
 from tests.ptx.emulator.parse import Instruction, Operand, Register
 
 WIDER = {"s32": np.int64, "u32": np.uint64, "s16": np.int32, "u16": np.uint32}
 SAME = ""  # an operand of the instruction's own type
+MODES = {"rn", "ftz", "approx", "full", "lo"}  # a float's rounding, which is numpy's here
 
 
 def build(ins: Instruction, n: int) -> Run:
-    base, kind = ins.parts[0], ins.parts[-1]
-    maker = {"mov": _mov, "setp": _setp, "selp": _selp, "mad": _mad, "mul": _mul}.get(base)
+    base, *modes, kind = ins.parts
+    maker = {"mov": _mov, "setp": _setp, "mad": _mad, "mul": _mul, "cvt": _cvt}.get(base)
     if maker:
         return maker(ins, n)
-    if ins.opcode in ("fma.rn.ftz.f32", "rsqrt.approx.ftz.f32"):
-        kinds, function = OPERATIONS[base]
-        return pure(ins, n, kind, [kind] * len(kinds), _flushed(function))
-    if base not in OPERATIONS or any(part in ("ftz", "sat", "cc") for part in ins.parts):
+    if base not in OPERATIONS or set(modes) - MODES:
         raise Unsupported(ins.text)
     kinds, function = OPERATIONS[base]
-    if ins.parts[1:3] == ["rn", "f32"] and kind in ("bf16", "f16"):  # the last operand is of float32
-        widen = numerics.from_bf16 if kind == "bf16" else np.float32
-        if base == "fma":  # the product of two of 16 bits is exact
-            return pure(ins, n, "f32", [kind, kind, "f32"], lambda a, b, c: numerics.fma(widen(a), widen(b), c))
-        if base in ("add", "sub"):
-            return pure(ins, n, "f32", [kind, "f32"], lambda a, b: function(widen(a), b))
-        raise Unsupported(ins.text)
-    if base == "fma" and kind in ("bf16", "bf16x2"):
-        return pure(ins, n, kind, [kind] * 3, _of_halves(numerics.fma_bf16))
-    if kind in ("bf16", "bf16x2", "f16x2") or (base == "fma" and kind == "f64"):
-        raise Unsupported(ins.text)
-    if kind == "f32x2":
-        function = _of_pairs(function)
     if base in ("min", "max") and len(ins.operands) == 4:
         kinds, function = (SAME,) * 3, lambda a, b, c, two=function: two(two(a, b), c)
     return pure(ins, n, kind, [name or kind for name in kinds], function)
 
 
-def _flushed(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """With .ftz subnormal inputs and results are zeros of the same sign."""
-    return lambda *operands: numerics.flush(function(*map(numerics.flush, operands)))
-
-
-def _of_pairs(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """Of two float32 in 64 bits each."""
-    return lambda *operands: function(*(a.view(np.float32) for a in operands)).view(np.uint64)
-
-
-def _of_halves(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """Of one or two numbers of 16 bits each."""
-    return lambda *operands: function(*(a.view(np.uint16) for a in operands)).view(operands[0].dtype)
-
-
-def _shift(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+def _shift(function: Function) -> Function:
     """By more than the width, as by the width: numpy leaves that undefined."""
 
     def shifted(a: np.ndarray, count: np.ndarray) -> np.ndarray:
@@ -72,29 +40,22 @@ def _shift(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     return shifted
 
 
-def _divide_integers(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Towards zero; by zero the result is unspecified, here all ones."""
+def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of integers towards zero; by zero the result is unspecified, here all ones."""
+    if a.dtype.kind == "f":
+        return a / b
     wide = np.int64 if a.dtype.kind == "i" or a.dtype.itemsize < 8 else np.uint64
     x, y = a.astype(wide), b.astype(wide)
     quotient = np.abs(x) // np.where(y == 0, wide(1), np.abs(y))
     return np.where(b == 0, ~a.dtype.type(0), (quotient * np.sign(x) * np.sign(y)).astype(a.dtype))
 
 
-def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return numerics.divide(a, b) if a.dtype == np.float32 else _divide_integers(a, b)
-
-
 def _bit_field(a: np.ndarray, position: np.ndarray, length: np.ndarray) -> np.ndarray:
     """bfe: the top bit of a signed field is copied upwards."""
-    bits = a.dtype.itemsize * 8
     position, length = position.astype(np.int64) & 255, length.astype(np.int64) & 255
-    wide = a.astype(np.int64)
-    field = (wide >> np.minimum(position, 63)) & ((1 << np.minimum(length, 32)) - 1)
-    if a.dtype.kind == "u":
-        return field
-    top = np.minimum(position + length - 1, bits - 1)
-    sign, kept = (wide >> top) & 1, np.maximum(top - position + 1, 0)
-    return np.where((length > 0) & (sign == 1), field | (-1 << np.minimum(kept, 62)), np.where(length > 0, field, 0))
+    field = (a.astype(np.int64) >> np.minimum(position, 63)) & ((1 << np.minimum(length, 32)) - 1)
+    is_negative = (a.dtype.kind == "i") & (length > 0) & (field >> np.maximum(length - 1, 0) & 1 == 1)
+    return np.where(is_negative, field | (-1 << np.minimum(length, 62)), field)
 
 
 def _permute_bytes(a: np.ndarray, b: np.ndarray, selector: np.ndarray) -> np.ndarray:
@@ -108,21 +69,13 @@ def _permute_bytes(a: np.ndarray, b: np.ndarray, selector: np.ndarray) -> np.nda
     return result
 
 
-def larger(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.fmax(a, b) if a.dtype.kind == "f" else np.maximum(a, b)
-
-
-def smaller(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.fmin(a, b) if a.dtype.kind == "f" else np.minimum(a, b)
-
-
-OPERATIONS: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
+OPERATIONS: dict[str, tuple[tuple[str, ...], Function]] = {
     "add": ((SAME, SAME), np.add),
     "sub": ((SAME, SAME), np.subtract),
     "div": ((SAME, SAME), _quotient),
-    "rem": ((SAME, SAME), lambda a, b: a - _divide_integers(a, b) * b),
-    "min": ((SAME, SAME), smaller),
-    "max": ((SAME, SAME), larger),
+    "rem": ((SAME, SAME), lambda a, b: a - _quotient(a, b) * b),
+    "min": ((SAME, SAME), np.fmin),
+    "max": ((SAME, SAME), np.fmax),
     "and": ((SAME, SAME), np.bitwise_and),
     "or": ((SAME, SAME), np.bitwise_or),
     "xor": ((SAME, SAME), np.bitwise_xor),
@@ -131,12 +84,13 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
     "abs": ((SAME,), np.abs),
     "shl": ((SAME, "u32"), _shift(np.left_shift)),
     "shr": ((SAME, "u32"), _shift(np.right_shift)),
-    "fma": ((SAME, SAME, SAME), numerics.fma),
-    "ex2": ((SAME,), numerics.ex2),
-    "tanh": ((SAME,), numerics.tanh),
-    "rsqrt": ((SAME,), numerics.rsqrt),
+    "fma": ((SAME, SAME, SAME), lambda a, b, c: (a.astype(np.float64) * b + c).astype(c.dtype)),
+    "ex2": ((SAME,), np.exp2),
+    "tanh": ((SAME,), np.tanh),
+    "rsqrt": ((SAME,), lambda a: 1 / np.sqrt(a)),
     "bfe": ((SAME, "u32", "u32"), _bit_field),
     "prmt": ((SAME, SAME, "u32"), _permute_bytes),
+    "selp": ((SAME, SAME, "pred"), lambda a, b, p: np.where(p if a.ndim == 1 else p[:, None], a, b)),
 }
 
 
@@ -148,9 +102,7 @@ def _mul(ins: Instruction, n: int) -> Run:
     if "hi" in modes:
         wide, bits = WIDER.get(kind, object), int(kind[1:])  # numpy has nothing wider than 64 bits
         return pure(ins, n, kind, [kind] * 2, lambda a, b: (a.astype(wide) * b.astype(wide)) >> bits)
-    if kind == "f32x2" and not set(modes) - {"rn"}:
-        return pure(ins, n, kind, [kind] * 2, _of_pairs(np.multiply))
-    if set(modes) - {"lo", "rn"} or kind not in ("s16", "u16", "s32", "u32", "s64", "u64", "f32", "f64"):
+    if set(modes) - MODES:
         raise Unsupported(ins.text)
     return pure(ins, n, kind, [kind] * 2, np.multiply)
 
@@ -165,31 +117,30 @@ def _mad(ins: Instruction, n: int) -> Run:
     return pure(ins, n, kind, [kind] * 3, lambda a, b, c: a * b + c)
 
 
-def _selp(ins: Instruction, n: int) -> Run:
-    kind = ins.parts[-1]
-    run = pure(ins, n, kind, [kind, kind, "pred"], lambda a, b, p: np.where(p, a, b))
-    target, a, b, p = (x.number if isinstance(x, Register) else None for x in ins.operands)
-
-    def selected(m: Any, active: Active) -> None:
-        run(m, active)
-        m.inherit(target, a, b, p, active)
-
-    return selected
+def _cvt(ins: Instruction, n: int) -> Run:
+    """Of two operands the first becomes the upper half of a pair."""
+    *modes, to, given = ins.parts[1:]
+    if set(modes) - {"rn", "rna"} or (given[0] not in "us" and to[0] in "us"):
+        raise Unsupported(ins.text)
+    pair = lambda a, b: np.stack([b, a], 1)  # noqa: E731
+    return pure(ins, n, to, [given] * (len(ins.operands) - 1), pair if to.endswith("x2") else np.asarray)
 
 
-ORDERED = {"eq": np.equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
-UNSIGNED = {"lo": np.less, "ls": np.less_equal, "hi": np.greater, "hs": np.greater_equal}
+COMPARISONS = {
+    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
+    "lo": np.less, "ls": np.less_equal, "hi": np.greater, "hs": np.greater_equal,
+}  # fmt: skip
 JOINS = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}
 
 
-def _comparison(name: str, floats: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
+def _comparison(name: str, is_float: bool) -> Function | None:
     """With NaN the ordered comparisons of floats are false, and those with a u are true."""
-    if not floats:
-        return {**ORDERED, **UNSIGNED, "ne": np.not_equal}.get(name)
+    if not is_float:
+        return COMPARISONS.get(name)
     unordered = lambda a, b: np.isnan(a) | np.isnan(b)  # noqa: E731
     if name in ("num", "nan"):
         return unordered if name == "nan" else lambda a, b: ~unordered(a, b)
-    plain = {**ORDERED, "ne": np.not_equal}.get(name.removesuffix("u") if name[-1] == "u" else name)
+    plain = COMPARISONS.get(name.removesuffix("u"))
     if plain is None:
         return None
     if name[-1] == "u":
@@ -198,33 +149,20 @@ def _comparison(name: str, floats: bool) -> Callable[[np.ndarray, np.ndarray], n
 
 
 def _setp(ins: Instruction, n: int) -> Run:
+    """p|q, of pairs: the lower halves are compared for p, and the upper ones for q."""
     _, name, *join, kind = ins.parts
     compare = _comparison(name, kind.startswith(("f", "bf")))
-    if compare is None or (join and (len(join) > 1 or join[0] not in JOINS)):
+    targets = 2 if kind.endswith("x2") else 1
+    if compare is None or join not in ([], *([each] for each in JOINS)) or len(ins.operands) != targets + 2 + len(join):
         raise Unsupported(ins.text)
-    if kind in ("bf16x2", "f16x2") and not join:
-        return _setp_of_pairs(ins, n, compare)
-    if kind.endswith("x2") or len(ins.operands) != 3 + len(join):
-        raise Unsupported(ins.text)
-    if kind == "bf16":
-        of_floats = compare
-        compare = lambda a, b: of_floats(numerics.from_bf16(a), numerics.from_bf16(b))  # noqa: E731
     if join:
-        together = JOINS[join[0]]
-        return pure(ins, n, "pred", [kind, kind, "pred"], lambda a, b, p: together(compare(a, b), p))
-    return pure(ins, n, "pred", [kind] * 2, compare)
-
-
-def _setp_of_pairs(ins: Instruction, n: int, compare: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Run:
-    """p|q: the lower halves are compared for p, and the upper ones for q."""
-    *targets, a, b = ins.operands
-    numbers = numerics.from_bf16 if ins.parts[-1] == "bf16x2" else lambda bits: bits.view(np.float16)
-    gets = [source(operand, np.uint32, n) for operand in (a, b)]
+        return pure(ins, n, "pred", [kind, kind, "pred"], lambda a, b, p: JOINS[join[0]](compare(a, b), p))
+    gets = [source(operand, kind, n) for operand in ins.operands[targets:]]
 
     def run(m: Any, active: Active) -> None:
-        results = compare(*(numbers(get(m).view(np.uint16)) for get in gets)).reshape(n, 2)
-        for target, result in zip(targets, results.T, strict=True):
-            m.write(target.number, result, active)
+        results = compare(*(get(m) for get in gets)).reshape(n, targets)
+        for target, result in zip(ins.operands, results.T):
+            m.write(target.number, np.ascontiguousarray(result), active)
 
     return run
 
@@ -235,22 +173,16 @@ def _mov(ins: Instruction, n: int) -> Run:
         return _unpack(target, value, n)
     if isinstance(value, list):
         return _pack(target, value, n)
-    get, number = source(value, BITS[target.width], n), target.number
-    origin = value.number if isinstance(value, Register) else None
-
-    def run(m: Any, active: Active) -> None:
-        m.write(number, get(m), active)
-        m.inherit(number, origin, origin, None, active)
-
-    return run
+    kind = "pred" if target.width == 1 else f"b{target.width}"
+    return pure(ins, n, kind, [kind], np.asarray)
 
 
 def _unpack(targets: list, value: Operand, n: int) -> Run:
     bits = next(t.width for t in targets if isinstance(t, Register))  # beside the sink _
-    get, dtype = source(value, BITS[bits * len(targets)], n), BITS[bits]
+    get = source(value, f"b{bits * len(targets)}", n)
 
     def run(m: Any, active: Active) -> None:
-        parts = np.ascontiguousarray(get(m)).view(dtype).reshape(n, -1)
+        parts = np.ascontiguousarray(get(m)).view(f"u{bits // 8}").reshape(n, -1)
         for target, part in zip(targets, parts.T):
             if isinstance(target, Register):
                 m.write(target.number, np.ascontiguousarray(part), active)
@@ -259,10 +191,10 @@ def _unpack(targets: list, value: Operand, n: int) -> Run:
 
 
 def _pack(target: Register, values: list, n: int) -> Run:
-    gets = [source(value, BITS[target.width // len(values)], n) for value in values]
+    gets = [source(value, f"b{target.width // len(values)}", n) for value in values]
 
     def run(m: Any, active: Active) -> None:
         together = np.ascontiguousarray(np.stack([get(m) for get in gets], 1))
-        m.write(target.number, together.view(BITS[target.width])[:, 0], active)
+        m.write(target.number, together.view(f"u{target.width // 8}")[:, 0], active)
 
     return run

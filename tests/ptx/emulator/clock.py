@@ -1,7 +1,6 @@
 """Where a CTA is in time: PTX ISA, "Memory Consistency Model"."""
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tests.ptx.emulator.findings import Findings
@@ -14,12 +13,10 @@ class Clock:
     Attributes:
         proxy_fences: how many fences between the generic and the async proxy there were.
         instruction: the one that runs, for findings.
-        traffic: counts of what memory has to do.
     """
 
     findings: Findings
     cta: int
-    traffic: Counter[str] = field(default_factory=Counter)
     epoch: int = 1
     tick: int = 1
     proxy_fences: int = 0

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from tests.ptx.emulator import traffic
 from tests.ptx.emulator.clock import Clock
 from tests.ptx.emulator.tracker import Tracker, granules
 
@@ -51,7 +50,6 @@ class Global:
 
     def read(self, address: np.ndarray, width: int, thread: np.ndarray, clock: Clock) -> np.ndarray:
         """(n, width) bytes for addresses (n,) of threads (n,)."""
-        self._count("ld.global", address, width, thread, clock)
         result = np.full((address.size, width), 0xFF, np.uint8)
         for segment, chosen, offset in self._located(address, width, "read", clock):
             _track(segment, granules(offset, width), thread[chosen], clock, writes=False)
@@ -61,7 +59,6 @@ class Global:
     def write(self, address: np.ndarray, data: np.ndarray, thread: np.ndarray, clock: Clock) -> None:
         """data: (n, width) uint8."""
         width = data.shape[1]
-        self._count("st.global", address, width, thread, clock)
         for segment, chosen, offset in self._located(address, width, "write", clock):
             twice = _track(segment, granules(offset, width), thread[chosen], clock, writes=True)
             where = offset[:, None] + np.arange(width)
@@ -91,12 +88,6 @@ class Global:
                 chosen, offset = chosen[~bad], offset[~bad]
             if chosen.size:
                 yield segment, chosen, offset
-
-    def _count(self, what: str, address: np.ndarray, width: int, thread: np.ndarray, clock: Clock) -> None:
-        if address.size:
-            touched, fewest = traffic.sectors(address, width, thread)
-            clock.traffic[f"{what} sectors"] += touched
-            clock.traffic[f"{what} sectors at best"] += fewest
 
 
 def _track(segment: Segment, at: np.ndarray, thread: np.ndarray, clock: Clock, writes: bool) -> bool:

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.ptx.emulator import numerics
 from tests.ptx.emulator.access import addresses
-from tests.ptx.emulator.operands import Active, Run, Unsupported, listed
+from tests.ptx.emulator.operands import Active, Run, Unsupported, decode, listed
 from tests.ptx.emulator.parse import Instruction
 
 LANE = np.arange(32)
@@ -46,16 +45,11 @@ def c_places(registers: int) -> Places:
     return groupID + 8 * (r // 2 % 2), 2 * threadID_in_group + r % 2 + 8 * (r // 4)
 
 
-def halves(bits: np.ndarray, kind: str) -> np.ndarray:
-    """float32 of uint16."""
-    return numerics.from_bf16(bits) if kind == "bf16" else bits.view(np.float16).astype(np.float32)
-
-
 def elements(bits: np.ndarray, kind: str) -> np.ndarray:
     """(..., parts) float32 of registers: two of 16 bits, or one tf32, whose last 13 bits are ignored."""
     if kind == "tf32":
         return (bits & np.uint32(0xFFFFE000)).view(np.float32)[..., None]
-    return halves(np.ascontiguousarray(bits)[..., None].view(np.uint16), kind)
+    return decode(np.ascontiguousarray(bits)[..., None].view(np.uint16), kind).astype(np.float32)
 
 
 def fragment(m: Any, registers: list, kind: str) -> np.ndarray:
@@ -92,7 +86,7 @@ def mma(ins: Instruction, n: int) -> Run:
         a, b = np.empty((n // 32, 16, K), np.float32), np.empty((n // 32, K, 8), np.float32)
         a[:, a_row, a_column] = fragment(m, A, kind)
         b[:, b_row, b_column] = fragment(m, B, kind)
-        put_accumulator(m, D, numerics.multiply_accumulate(a, b, accumulator(m, C), *m.chip.sums(kind)))
+        put_accumulator(m, D, accumulator(m, C) + a @ b)
 
     return run
 

@@ -1,8 +1,8 @@
 """PTX text as a list of instructions. PTX ISA, "Syntax" and "Instruction Operands"."""
 
 import re
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
 
 STATEMENT = re.compile(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
 WIDTHS = {"%p": 1, "%rs": 16, "%r": 32, "%rd": 64}  # as LLVM names registers
@@ -63,20 +63,17 @@ def parse(text: str) -> Kernel:
     name, threads = re.search(r"\.entry (\w+)\(", head)[1], int(re.search(r"\.reqntid (\d+)", head)[1])
     kernel = Kernel(name, re.findall(r"\.param \S+.*?(\w+)(?=,?\s*\n|\s*\))", head), threads)
     pending, where = "", "?"
-    pairs: dict[str, list[Any]] = {}
     for number, line in enumerate(body.split("\n"), first_line):
         if found := re.match(r"\s*\.loc\s.*//\s*(\S+)\s*$", line):
             where = found[1]
         line = line.split("//")[0].strip()
         if found := re.match(r"(\$?\w+):$", line):
             kernel.labels[found[1]] = len(kernel.instructions)
-            pairs.clear()
         elif not line.startswith("."):
             pending = f"{pending} {line}".strip()
             if pending.endswith(";"):
                 for statement in filter(None, map(str.strip, pending.split(";"))):
-                    instruction = _instruction(statement, number, where, kernel.registers)
-                    kernel.instructions.append(_past_pair(instruction, pairs))
+                    kernel.instructions.append(_instruction(statement, number, where, kernel.registers))
                 pending = ""
     return kernel
 
@@ -89,25 +86,6 @@ def _instruction(statement: str, line: int, where: str, known: dict[str, Registe
     operands = [_operand(part, known) for part in _split(rest)]
     text = " ".join(statement.split())
     return Instruction(opcode, operands, _register(guard, known) if guard else None, negated == "!", line, text, where)
-
-
-def _past_pair(ins: Instruction, pairs: dict[str, list[Any]]) -> Instruction:
-    """The instruction, or if it takes one half of a pair that was put together before it, a move of that half: LLVM may
-    leave the other undefined. `pairs` has the halves of such registers since the last label, and is kept up to date.
-    """
-    moves = ins.opcode.startswith("mov.b") and ins.guard is None
-    if moves and isinstance(ins.operands[0], list) and ins.operands[0].count("_") == 1:
-        to, of = ins.operands[0], pairs.get(getattr(ins.operands[1], "name", ""))
-        if of is not None and len(to) == len(of) == 2:
-            k = to.index("_") ^ 1
-            ins = replace(ins, opcode=f"mov.b{to[k].width}", operands=[to[k], of[k]])
-    written = ins.operands[:1] if not ins.operands or not isinstance(ins.operands[0], list) else ins.operands[0]
-    names = {getattr(a, "name", "") for a in written}
-    for name in [name for name, of in pairs.items() if {name, *(getattr(a, "name", "") for a in of)} & names]:
-        del pairs[name]
-    if moves and isinstance(ins.operands[1], list):
-        pairs[next(iter(names))] = ins.operands[1]
-    return ins
 
 
 def _split(text: str) -> list[str]:

@@ -2,26 +2,18 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
-from tests.ptx.emulator import access, arithmetic, conversions, matrix, warps, wgmma
+from tests.ptx.emulator import access, arithmetic, matrix, warps, wgmma
 from tests.ptx.emulator.operands import Active, Run, Unsupported, registers_of
 from tests.ptx.emulator.parse import Instruction, Kernel
 
 MAKERS = {
     "ld": access.build, "st": access.build, "cp": access.build, "fence": wgmma.fence, "shfl": warps.shfl,
-    "redux": warps.redux, "mma": matrix.mma, "ldmatrix": matrix.ldmatrix, "stmatrix": matrix.stmatrix,
+    "mma": matrix.mma, "ldmatrix": matrix.ldmatrix, "stmatrix": matrix.stmatrix,
     "wgmma": wgmma.build,
 }  # fmt: skip
 NOTHING_WRITTEN = {"st", "stmatrix", "bar", "barrier", "bra", "cp", "fence", "ret"}
-# Names for the counts: the first whose prefix fits
-CLASSES = {
-    "mma": ("mma", "wgmma.mma_async"), "special": ("tanh", "ex2", "rsqrt", "div.full"), "ld.global": ("ld.global",),
-    "st.global": ("st.global",), "ld.shared": ("ld.shared", "ldmatrix"), "st.shared": ("st.shared", "stmatrix"),
-    "cp.async": ("cp.async",), "barrier": ("bar", "barrier"), "shfl": ("shfl", "redux"), "async": ("wgmma", "fence"),
-    "branch": ("bra", "ret"), "convert": ("cvt",), "mov": ("mov", "ld.param"),
-}  # fmt: skip
 
 
 @dataclass
@@ -32,8 +24,6 @@ class Operation:
         control: "bra", "ret", "bar.sync" or, for what `run` does, "".
         guard: the predicate's number, or -1.
         reads, writes: numbers of registers.
-        scalar: what nothing has written makes its result so too, and is no finding yet.
-        moves: it takes along by itself which values are valid.
     """
 
     ins: Instruction
@@ -43,10 +33,7 @@ class Operation:
     guard: int
     reads: set[int]
     writes: set[int]
-    scalar: bool
-    moves: bool
     is_product: bool
-    kind: str
 
 
 def prepare(kernel: Kernel) -> list[Operation]:
@@ -57,14 +44,6 @@ def without(code: list[Operation], lines: Collection[int]) -> list[Operation]:
     """The instructions, of which those on these lines do nothing."""
     idle = {"run": lambda m, active: None, "control": "", "guard": -1, "reads": set(), "writes": set()}
     return [replace(op, **idle, is_product=False) if op.ins.line in lines else op for op in code]
-
-
-@cache
-def classify(opcode: str) -> str:
-    for name, prefixes in CLASSES.items():
-        if any(opcode == p or opcode.startswith((f"{p}.", f"{p}::")) for p in prefixes):
-            return name
-    return "float" if opcode.endswith((".f32", ".f16")) else "integer"
 
 
 def _operation(ins: Instruction, kernel: Kernel) -> Operation:
@@ -79,24 +58,18 @@ def _operation(ins: Instruction, kernel: Kernel) -> Operation:
         run = _warp_sync
     elif base in MAKERS:
         run = MAKERS[base](ins, kernel.threads)
-    elif base == "cvt":
-        run = conversions.build(ins, kernel.threads)
     else:
         run = arithmetic.build(ins, kernel.threads)
     named = [{r.number for r in registers_of(operand)} for operand in ins.operands]
     silent = base in NOTHING_WRITTEN or not named
     targets = 2 if ins.opcode.startswith("setp.") and ins.parts[-1].endswith("16x2") else 1  # p|q
     reads = set().union(*(named if silent else named[targets:]))
-    vectors = any(isinstance(operand, list) for operand in ins.operands)
     return Operation(
         ins, run, control, target,
         guard=ins.guard.number if ins.guard else -1,
-        reads=named[3] if base == "selp" else reads,
+        reads=reads,
         writes=set() if silent else set().union(*named[:targets]),
-        scalar=not control and base not in MAKERS and ins.opcode != "bar.warp.sync",
-        moves=base == "shfl" or (base == "mov" and not vectors),
         is_product=ins.opcode.startswith("wgmma.mma_async"),
-        kind=classify(ins.opcode),
     )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from tests.ptx.emulator import traffic
 from tests.ptx.emulator.clock import Clock
 from tests.ptx.emulator.tracker import GRANULE, WRITE_EPOCH, WRITER, Tracker, granules
 
@@ -29,7 +28,6 @@ class Shared:
         """(n, width) bytes for addresses (n,) of threads (n,)."""
         offset = self._checked(address, width, "read")
         at = granules(offset, width)
-        self._count("ld.shared", offset, width, thread)
         nobody = self.tracker.rows[at, WRITER] == 0
         if nobody.any():
             self.clock.report("uninitialised", f"shared byte {GRANULE * at[nobody][0]}")
@@ -42,7 +40,6 @@ class Shared:
         """data: (n, width) uint8."""
         offset = self._checked(address, data.shape[1], "write")
         at = granules(offset, data.shape[1])
-        self._count("st.shared", offset, data.shape[1], thread)
         self._before_write(at)
         self._write(offset, at, data, thread)
 
@@ -93,12 +90,6 @@ class Shared:
             self.clock.report("out of bounds", detail)
             offset = np.where(bad, 0, offset)
         return offset
-
-    def _count(self, what: str, offset: np.ndarray, width: int, thread: np.ndarray) -> None:
-        if offset.size:
-            cycles, fewest = traffic.wavefronts(offset, width, thread)
-            self.clock.traffic[f"{what} wavefronts"] += cycles
-            self.clock.traffic[f"{what} conflicts"] += cycles - fewest
 
     def _before_write(self, at: np.ndarray) -> None:
         if self.copying[at].any():

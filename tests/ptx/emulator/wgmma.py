@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.ptx.emulator import numerics
-from tests.ptx.emulator.matrix import a_places, accumulator, elements, fragment, halves, put_accumulator
-from tests.ptx.emulator.operands import Active, Run, Unsupported, source
+from tests.ptx.emulator.matrix import a_places, accumulator, elements, fragment, put_accumulator
+from tests.ptx.emulator.operands import Active, Run, Unsupported, decode, source
 from tests.ptx.emulator.parse import Instruction
 from tests.ptx.emulator.shared import BASE
 
@@ -51,8 +50,8 @@ def _mma_async(ins: Instruction, n: int) -> Run:
     if (imm_scale_a, imm_scale_b) != (1, 1) or len(D) != N // 2:
         raise Unsupported(ins.text)
     a_row, a_column = a_places(4, 1 if kind == "tf32" else 2)
-    b_desc, a_desc = source(B, np.uint64, n), None if isinstance(A, list) else source(A, np.uint64, n)
-    accumulates = source(scale_d, np.bool_, n)
+    b_desc, a_desc = source(B, "u64", n), None if isinstance(A, list) else source(A, "u64", n)
+    accumulates = source(scale_d, "pred", n)
 
     def run(m: Any, active: Active) -> None:
         m.whole_cta(active)
@@ -65,12 +64,9 @@ def _mma_async(ins: Instruction, n: int) -> Run:
         into = accumulates(m).reshape(-1, 128)
         if (into != into[:, :1]).any():
             m.clock.report("divergent operand", "scale-d")
-        if into.any():
-            for register in D:
-                m.check_valid(register.number, None)
         given = accumulator(m, D)
         C = np.where(into.reshape(-1, 32)[:, :1, None], given, np.float32(0))
-        put_accumulator(m, D, numerics.multiply_accumulate(a, b, C, *m.chip.sums(kind)))
+        put_accumulator(m, D, C + a @ b)
         m.products.started(D, A if a_desc is None else [], not given.view(np.uint32).any())
 
     return run
@@ -90,7 +86,8 @@ def _tiles(m: Any, desc: Callable[[Any], np.ndarray], lines: int, K: int, transp
             offset = np.clip(offset, 0, m.shared.data.size - size)
         m.products.add((m.shared.start_stream(offset, size, thread), thread))
         bits = m.shared.data[offset[:, None] + np.arange(size)].view(np.uint32 if size == 4 else np.uint16)
-        tiles.append((elements(bits, kind) if size == 4 else halves(bits, kind)).reshape(lines, K))
+        numbers = elements(bits, kind) if size == 4 else decode(bits, kind).astype(np.float32)
+        tiles.append(numbers.reshape(lines, K))
     return np.stack(tiles)
 
 
