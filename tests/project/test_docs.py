@@ -5,7 +5,6 @@ import importlib.util
 import os
 import pkgutil
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ import torch
 
 import fastlstm
 from fastlstm import cells, convert
-from fastlstm.backends import settings
 from tests.helpers import ROOT, interpreter
 from tests.helpers.layers import TORCH
 from tests.helpers.pages import PAGES, Block, anchors, blocks, documented, links, relative, rows, said, text_of
@@ -57,21 +55,6 @@ def test_the_code_of_a_page_runs(page, tmp_path):
         assert output_of(each, tmp_path) == said(each)
 
 
-@pytest.mark.parametrize(
-    ("line", "what"),
-    [
-        ("# mine.py", ("mine.py", False, None)),
-        ("# in another process", (None, True, None)),
-        ("# not run here: needs a GPU", (None, False, "needs a GPU")),
-        ("# a comment", (None, False, None)),
-        ("x = 1  # mine.py", (None, False, None)),
-    ],
-)
-def test_what_the_first_line_of_a_block_says(line, what):
-    block = Block("python", f"{line}\nx = 1\n")
-    assert (block.file, block.elsewhere, block.unrun) == what
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_the_links_of_a_page_lead_somewhere(page):
     """By the rules of GitHub. `make docs` checks them by those of the site."""
@@ -82,14 +65,6 @@ def test_the_links_of_a_page_lead_somewhere(page):
             there = anchors(to.relative_to(ROOT).as_posix())
             # a member stands below its class, by the rules of mkdocs.yml
             assert {anchor, anchor.rpartition(".")[0]} & there, f"{page} links to {path}#{anchor}"
-
-
-def test_links_and_anchors_are_found():
-    found = [link for page in PAGES for link in links(page)]
-    assert len(found) > 100
-    assert sum(bool(anchor) for _, anchor in found) > 30
-    assert {"torchcompile", "classes-and-conversion"} <= anchors("docs/limits.md")
-    assert "fastlstm.LSTM" in anchors("docs/api/layers.md")
 
 
 def shown(name: str) -> object:
@@ -108,10 +83,6 @@ def test_every_public_name_has_its_place_in_the_reference():
     for module in (fastlstm, cells, convert):
         for name in set(module.__all__) - {"cells", "CELLS"}:  # these two are a page, and a sentence of it
             assert any(getattr(module, name) is each for each in there), f"{module.__name__}.{name}"
-
-
-def test_every_name_of_a_backend_is_on_the_page_of_settings():
-    assert [name for name in settings.NAMES if f"`{name}`" not in text_of("docs/api/settings.md")] == []
 
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -134,17 +105,6 @@ def test_the_commands_of_a_page_exist(page):
         assert importlib.util.find_spec(name) or name in OF_OTHERS, f"{page}: python -m {name}"
     for extra in re.findall(r"pip install '?(?:\.|fastlstm)\[(\w+)\]", code(page)):
         assert extra in EXTRAS, f"{page}: the extra {extra}"
-
-
-def test_the_commands_of_shell_blocks_are_known():
-    """Every line of a shell block begins with a command of Python, pip, make or a system."""
-    lines = [
-        line for page in PAGES for block in blocks(page) if block.language == "sh" for line in block.text.splitlines()
-    ]
-    assert len(lines) > 5
-    for line in lines:
-        first = line.split()[0]
-        assert first in ("make", "pip", "python") or shutil.which(first), line
 
 
 def test_what_the_page_on_cells_says_of_mistakes():

@@ -43,11 +43,6 @@ def test_a_backend_that_cannot_run_has_the_reason_of_its_error(monkeypatch):
         fastlstm.LSTM(3, 4, backend="native")(torch.zeros(2, 1, 3))
 
 
-def test_the_default_is_told():
-    with fastlstm.use_backend("reference"):
-        assert fastlstm.info()["default"] == "reference"
-
-
 def test_the_command_prints_what_the_function_returns(capsys):
     assert main([]) == 0
     found, text = fastlstm.info(), capsys.readouterr().out
@@ -101,27 +96,6 @@ def test_the_folder_of_tritons_cache_is_told_if_it_can_be_written(monkeypatch, t
     assert fastlstm.info()["caches"]["triton"] == str(tmp_path / "cache")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file/cache"))
     assert fastlstm.info()["caches"]["triton"] is None
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="is about the cache of triton")
-@pytest.mark.skipif(os.name == "nt", reason="users of Windows have a home")
-def test_a_user_without_a_home_is_told_what_runs(monkeypatch):
-    import pwd
-
-    def unknown(user):
-        raise KeyError(user)
-
-    monkeypatch.setattr(pwd, "getpwuid", unknown)
-    for name in ("HOME", "TRITON_HOME", "TRITON_CACHE_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    assert list(fastlstm.info()) == KEYS
-
-
-def test_warming_up_without_numba_says_why_nothing_is_kept(monkeypatch, capsys):
-    reason = "the numba backend needs numba, which is not installed"
-    monkeypatch.setattr(numba, "_INSTALLED", False)
-    assert main(["--warm-up", "--input-size", "3", "--hidden-size", "5", "--backend", "reference"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"Nothing is kept: {reason}"
 
 
 def environment(**variables):

@@ -7,10 +7,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from importlib import metadata
 
 import pytest
-from packaging.requirements import Requirement
 
 import fastlstm
 from tests.helpers import ROOT
@@ -46,19 +44,6 @@ def test_the_links_of_an_index_page_are_absolute_and_lead_somewhere():
         assert re.match(r"https://|#", link)
         if inside := re.match(rf"https://[^#]*/blob/v{re.escape(fastlstm.__version__)}/([^#]*)", link):
             assert (ROOT / inside[1]).exists()
-
-
-def packages(extra):
-    """Return the names of the packages that an extra adds, with those of the extras that it names."""
-    every = map(Requirement, metadata.requires("fastlstm"))
-    added = [each for each in every if each.marker and each.marker.evaluate({"extra": extra})]
-    inner = (packages(name) for each in added if each.name == "fastlstm" for name in each.extras)
-    return {each.name for each in added if each.name != "fastlstm"}.union(*inner)
-
-
-def test_the_linters_need_no_package_that_only_tests_run():
-    assert packages("dev") == {"ruff", "mypy", "import-linter", "pre-commit", *packages("plots")}
-    assert {"onnxruntime", "tensorboard", "matplotlib"} <= packages("test")
 
 
 def copied(folder):

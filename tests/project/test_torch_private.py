@@ -45,26 +45,6 @@ def test_private_names_live_in_one_module():
     assert not {str(path): names for path in files if (names := private_names(path.read_text(encoding="utf-8")))}
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "import torch\ntorch._C._get_tracing_state()",
-        "torch.ops.mkldnn._is_mkldnn_bf16_supported()",
-        "from torch._library.autograd import Info",
-        "from torch.autograd.function import _SingleLevelFunction",
-        "from torch import _VF",
-        "import torch._dynamo.config",
-        "a._version",
-        "torch.autograd.forward_ad._current_level >= 0",
-        "step = super(Function, Step).apply",
-        "setting._dynamo_marked_constant = True",
-        "sys.meta_path.insert(0, finder)",
-    ],
-)
-def test_private_names_are_found(text):
-    assert private_names(text)
-
-
 def test_private_names_are_few():
     """Each is looked up by the one function that takes a missing one for None."""
     text = Path(torch_private.__file__).read_text(encoding="utf-8")
