@@ -1,5 +1,7 @@
 """Layers of a cell that has no product of x: the values of x come as inputs, and ``input`` is None."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -94,7 +96,7 @@ def test_the_only_input_may_be_the_input(options, backend):
         want = rnn(None, given_states, {"x": x_or_row}, **chosen, return_states=True)
         got = rnn(x_or_row, given_states, **chosen, return_states=True)
         assert all(torch.equal(a, b) for each, other in zip(got[1:], want[1:]) for a, b in zip(each, other))
-    with pytest.raises(TypeError, match="^inputs must map x_a, x_b to tensors, got NoneType"):
+    with pytest.raises(TypeError, match=r"^inputs must map x_a, x_b to tensors, got"):
         RNN(without_x, 0, 6)(x)
 
 
@@ -126,14 +128,19 @@ def test_a_layer_without_weights(backend):
         rnn.double()(x, tuple(a[:, :3] for a in (h_n, v_n)))
 
 
+def _run(rnn, masks, x, *states):
+    output, last = rnn(x, states, **masks)
+    return output, *last
+
+
 @of_both
 def test_transforms_of_a_layer_without_weights(backend):
     rnn = RNN(scan, 0, 3, backend=backend)
     x, states = randn(4, 2, 3), (randn(1, 2, 3), randn(1, 2, 3))
-    masks = {"lengths": torch.tensor([4, 2]), "reset": torch.rand(4, 2) < 0.3}
-    for chosen in ({}, masks):
-        assert gradcheck(lambda x, *states: rnn(x, states, **chosen)[1], (x, *states), check_forward_ad=True)
-        assert gradgradcheck(lambda x, *states: rnn(x, states, **chosen)[0], (x, *states))
+    for masks in ({}, {"lengths": torch.tensor([4, 2]), "reset": torch.rand(4, 2) < 0.3}):
+        run = partial(_run, rnn, masks)
+        assert gradcheck(run, (x, *states), check_forward_ad=True)
+        assert gradgradcheck(run, (x, *states))
     many = randn(5, 4, 2, 3)
     want = torch.stack([rnn(a)[0] for a in many])
     close(vmap(lambda a: rnn(a)[0])(many), want, "values")
