@@ -74,6 +74,9 @@ struct Split {
             // With less work a call, waking the threads would. A gate of the cell counts as 32 multiply-adds.
             const double work = (double)T * B * (H + 8) * (weights * size / 4 + 32 * cell.preacts);
             if (teams == threads && work < 1000000) threads = teams = 1;
+            // The project's tests choose the split: they ask for teams times 2**32, plus the threads of a team.
+            if (const int64_t chosen = min(requested->count >> 32, MAX_THREADS))
+                teams = chosen, threads = chosen * max(1, min((int32_t)requested->count, MAX_THREADS / chosen));
         }
         for (int64_t k = 0; k < teams + 2; k++) barriers[k].arrived = 0;
     }

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import fastlstm
 from fastlstm import lstm
 from tests.helpers.layers import BACKENDS, CPU_BACKENDS, OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
+from tests.helpers.threads import on_any_split, splits
 from tests.helpers.tolerances import close
 
 
@@ -19,14 +20,12 @@ from tests.helpers.tolerances import close
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 12), st.integers(1, 40), st.integers(1, 40), st.integers(1, 70), st.booleans(), st.booleans(),
-    st.booleans(), st.sampled_from([1, 2, 3]),
+    st.booleans(), splits,
 )  # fmt: skip
-def test_any_shape(backend, T, B, I, H, reverse, masked, bias, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    results = list(compare(draws(T, B, I, H, reverse=reverse, masked=masked, bias=bias), torch.double, backend))
-    torch.set_num_threads(before)
-    for name, got, want in results:
+@on_any_split
+def test_any_shape(backend, T, B, I, H, reverse, masked, bias):
+    layers = draws(T, B, I, H, reverse=reverse, masked=masked, bias=bias)
+    for name, got, want in compare(layers, torch.double, backend):
         close(got, want, "layer" if name in OUTPUTS else "sums", where=name)
 
 

@@ -11,23 +11,16 @@ from llvmlite import ir
 
 from fastlstm import cells
 from fastlstm.backends.base import Layer
-from fastlstm.backends.numba.host import plans, sizes, tasks
+from fastlstm.backends.numba.host import sizes, tasks
 from fastlstm.backends.numba.host.signature import signature_of
 from fastlstm.backends.numba.llvm import emit, matrix
 from fastlstm.backends.numba.llvm.simd import I64, store
-from fastlstm.layers import functional
 from tests.helpers import interpreter
 from tests.helpers.layers import needs
+from tests.helpers.threads import forget
 
 needs_unit, needs_pieces = needs("numba-bf16"), needs("numba-bf16x6")  # products of bfloat16, and of float32 in pieces
 PRECISIONS = ("numba-bf16", "numba-bf16x3", "numba-bf16x6")
-
-
-def forget():
-    """What is kept by signature knows the limits that held when it was made; what modules keep is theirs to forget."""
-    plans._forward.cache_clear()
-    plans._backward.cache_clear()
-    functional._plans.plans.clear()
 
 
 def under(function, team=1, **limits):

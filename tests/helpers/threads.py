@@ -1,6 +1,22 @@
-"""Threads of Python that do something at once."""
+"""Threads of Python that do something at once, and kernels on a given number of teams and threads."""
 
+import functools
+import inspect
 import threading
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from fastlstm.backends import csrc
+from fastlstm.backends.numba.host import plans, sizes
+from fastlstm.layers import functional
+
+MOST = 5  # threads, which may be more than the cores
+# Teams and the threads of each. One thread comes first, since hypothesis tries to explain a failure by what is first.
+SPLITS = [(teams, members) for teams in range(1, MOST + 1) for members in range(1, MOST // teams + 1)]
+splits = st.sampled_from(SPLITS)
 
 
 def at_once(*functions, timeout=120):
@@ -22,3 +38,45 @@ def at_once(*functions, timeout=120):
     assert not any(thread.is_alive() for thread in threads)
     if errors:
         raise errors[0]
+
+
+def forget():
+    """What is kept by signature knows the limits that held when it was made; what modules keep is theirs to forget."""
+    plans._forward.cache_clear()
+    plans._backward.cache_clear()
+    functional._plans.plans.clear()
+
+
+@contextmanager
+def split(teams, members):
+    """Within it, `numba` and `native` run each layer on so many teams of so many threads, whatever its size. Modules
+    that have been called before keep the split that they had.
+    """
+    count, before, argument = teams * members, torch.get_num_threads(), csrc.threads_argument
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sizes, "split_threads", lambda *_: (count, teams))
+        patch.setattr(csrc, "threads_argument", lambda _: argument(teams << 32 | members))  # see `Split` in csrc/call.h
+        torch.set_num_threads(count)  # of a stack of layers, which has no teams
+        forget()
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+            forget()
+
+
+def on_any_split(test):
+    """Give a property test a last argument, drawn from `splits`, and run it within `split`."""
+
+    signature = inspect.signature(test)
+    last = inspect.Parameter("threads", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    extended = signature.replace(parameters=[*signature.parameters.values(), last])
+
+    @functools.wraps(test)
+    def run(*arguments, **named):
+        bound = extended.bind(*arguments, **named)
+        with split(*bound.arguments.pop("threads")):
+            test(*bound.args, **bound.kwargs)
+
+    run.__signature__ = extended
+    return run

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import fastlstm
 from tests.helpers.contract import LAYERS, WRONG_DTYPE, assert_same, assert_same_outcome, calls, outcome, wrong
 from tests.helpers.modules import OURS, assert_same_gradients, flat, pair, randn
+from tests.helpers.threads import on_any_split, splits
 from tests.helpers.tolerances import close
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -38,7 +39,8 @@ def random_states(torch_s, *size):
 
 
 @settings(max_examples=230, deadline=None)
-@given(calls())
+@given(calls(), splits)
+@on_any_split
 def test_forward_and_gradients(call):
     torch_s, arguments, x, hx, seed, training = call
     results, gradients = [], []

@@ -14,6 +14,7 @@ from fastlstm.cells import lstm as LSTM
 from tests.helpers.contract import LAYERS
 from tests.helpers.layers import needs_native
 from tests.helpers.modules import REFERENCE, assert_same_gradients, both_backends, pair, randn
+from tests.helpers.threads import on_any_split, splits
 from tests.helpers.tolerances import close, equal
 from tests.helpers.transforms import dtype_of, needs_triton
 
@@ -61,8 +62,9 @@ each_kind = pytest.mark.parametrize(
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(1, 7), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.sampled_from([0.0, 0.3, 1.0]),
-    st.integers(0, 2**31),
+    st.integers(0, 2**31), splits,
 )  # fmt: skip
+@on_any_split
 def test_reset_equals_pieces(kind, backend, T, B, layers, batch_first, rate, seed):
     torch.manual_seed(seed)
     torch_s, options = LAYERS[kind]
@@ -146,8 +148,9 @@ INTEGER_TYPES = [getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bi
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.integers(0, 6), min_size=1, max_size=5), st.integers(1, 3), st.booleans(), st.booleans(),
-    st.booleans(), st.sampled_from(INTEGER_TYPES), st.integers(0, 2**31),
+    st.booleans(), st.sampled_from(INTEGER_TYPES), st.integers(0, 2**31), splits,
 )  # fmt: skip
+@on_any_split
 def test_lengths_equal_packed(kind, backend, lengths, layers, bidirectional, batch_first, with_states, dtype, seed):
     torch.manual_seed(seed)
     torch_s, options = LAYERS[kind]

@@ -18,7 +18,7 @@ from tests.helpers.kept import assert_same_bits, both
 from tests.helpers.layers import needs_native
 from tests.helpers.memory import resident
 from tests.helpers.modules import flat
-from tests.helpers.threads import at_once
+from tests.helpers.threads import at_once, on_any_split, splits
 from tests.helpers.tolerances import equal
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
@@ -32,7 +32,9 @@ pytestmark = pytest.mark.usefixtures("cpu_backend")
     ),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
     states=st.booleans(),
+    threads=splits,
 )
+@on_any_split
 def test_the_same_bits_as_with_gradients(sizes, options, dtype, states):
     T, B, I, H = sizes
     lstm = fastlstm.LSTM(I, H, dtype=dtype, **options)

@@ -19,7 +19,7 @@ from tests.backends.test_plans import results, same
 from tests.helpers.layers import CPU_BACKENDS, UNAVAILABLE, Layer
 from tests.helpers.modules import pair
 from tests.helpers.numba import under
-from tests.helpers.threads import at_once
+from tests.helpers.threads import at_once, on_any_split, splits
 from tests.helpers.tolerances import BF16, F16, F32, F64, close
 
 cells = partial(pair, like=nn.LSTMCell)
@@ -44,8 +44,9 @@ def backend(request):
 @settings(max_examples=30, deadline=None)
 @given(
     st.sampled_from([1, 7, 40, 129]), st.sampled_from([1, 7, 66]), st.sampled_from([1, 7, 33, 100]), st.booleans(),
-    st.booleans(), st.booleans(),
+    st.booleans(), st.booleans(), splits,
 )  # fmt: skip
+@on_any_split
 def test_training_a_loop_of_cells(backend, B, I, H, bias, x_grad, state_grad):
     """Outputs and every gradient, over updates of the weights in place. 1e-12 of the largest: float64, 4 steps."""
     modules = cells(I, H, bias=bias)
@@ -147,8 +148,9 @@ def test_any_single_element_written_past_the_version_counter(dtype, name, backen
 @settings(deadline=None, max_examples=20)
 @given(
     st.sampled_from([1, 7, 40]), st.sampled_from([1, 7, 66]), st.sampled_from([1, 7, 33, 100]), st.booleans(),
-    st.booleans(),
+    st.booleans(), splits,
 )  # fmt: skip
+@on_any_split
 def test_steps_of_16_bits_between_updates_are_those_of_fresh_weights(dtype, kind, B, I, H, bias, given_states):
     module, axis = kind(I, H, bias=bias, dtype=dtype, backend="numba"), (1,) * (kind is fastlstm.LSTM)
     for k in range(4):

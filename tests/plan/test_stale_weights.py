@@ -23,6 +23,7 @@ from torch.nn.utils import parameters_to_vector, parametrizations, prune, vector
 import fastlstm
 from tests.helpers.layers import needs_native
 from tests.helpers.numba import needs_pieces
+from tests.helpers.threads import on_any_split, splits
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -291,7 +292,8 @@ CALLS = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode, "enab
 
 @each_setting
 @settings(deadline=None, max_examples=12)
-@given(data=st.data())
+@given(data=st.data(), threads=splits)
+@on_any_split
 def test_any_writes_between_any_calls(setting, data):
     draw = data.draw
     how = draw(st.sampled_from(["forward", "step", "cell"]))

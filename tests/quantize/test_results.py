@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import fastlstm
 from tests.helpers.modules import flat
 from tests.helpers.quantized import KERNELS, both_activations, both_kinds, kernels, quantized, same_bits
+from tests.helpers.threads import on_any_split, splits
 
 # The largest error of h, of random weights over 1000 steps at H 128. An LSTM's is halved by its output gate; a GRU's h
 # is what it remembers, too.
@@ -80,7 +81,9 @@ def test_kernels_beside_plain_pytorch(kind, activations, states, masks, size, ba
     st.booleans(),
     st.booleans(),
     st.integers(0, 1 << 30),
+    splits,
 )
+@on_any_split
 @torch.no_grad()
 def test_a_row_alone_and_among_others(size, kind, activations, scale, states, masks, bias, seed):
     module, (x, hx), options = draw(seed, *size, kind, scale, states, masks, bias)

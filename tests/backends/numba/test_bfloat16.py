@@ -11,6 +11,7 @@ import fastlstm
 from tests.backends.test_plans import called, inputs_of, results, same
 from tests.helpers.calls import CPU, Calls
 from tests.helpers.numba import needs_unit, primitive
+from tests.helpers.threads import on_any_split, splits
 from tests.helpers.tolerances import equal
 
 # what is not written is found
@@ -36,8 +37,9 @@ def test_rows_are_widened_and_narrowed(width):
 @settings(max_examples=120, deadline=None)  # the first call compiles
 @given(
     T=st.sampled_from([1, 2, 5, 33]), B=SIZES, I=SIZES, H=SIZES, both=st.booleans(), masked=st.booleans(),
-    states=st.booleans(), transposed=st.booleans(),
+    states=st.booleans(), transposed=st.booleans(), threads=splits,
 )  # fmt: skip
+@on_any_split
 def test_the_kernels_take_bfloat16_as_it_is(T, B, I, H, both, masked, states, transposed):
     module = fastlstm.LSTM(I, H, bidirectional=both, dtype=torch.bfloat16, backend="numba-bf16")
     inputs, masks = inputs_of(module, T, B, states), {}
@@ -56,7 +58,8 @@ def test_the_kernels_take_bfloat16_as_it_is(T, B, I, H, both, masked, states, tr
 
 
 @settings(max_examples=60, deadline=None)
-@given(T=st.sampled_from([1, 2, 5]), B=SIZES, I=SIZES, H=SIZES, both=st.booleans(), ended=st.booleans())
+@given(T=st.sampled_from([1, 2, 5]), B=SIZES, I=SIZES, H=SIZES, both=st.booleans(), ended=st.booleans(), threads=splits)
+@on_any_split
 def test_packed_weights_take_bfloat16_as_it_is(T, B, I, H, both, ended):
     """A module's inference, its outputs side by side and zero past the end, is what its training gives."""
     lstm = fastlstm.LSTM(I, H, bidirectional=both, dtype=torch.bfloat16)

@@ -27,6 +27,7 @@ from tests.cells.layers import (
     stacked,
 )
 from tests.helpers.numba import under
+from tests.helpers.threads import on_any_split, splits
 from tests.helpers.tolerances import BF16, F32, F64, KINDS, close
 
 LIMIT = {F64: (OUTPUTS, GRADIENTS), F32: (KINDS["layer"].bounds[F32],) * 2}
@@ -180,15 +181,17 @@ def test_stacks(cell, masked):
                 assert torch.equal(found, expected)
 
 
-@given(sources(), st.sampled_from(SIZES[:7]), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 99))
+@given(sources(), st.sampled_from(SIZES[:7]), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 99), splits)
 @settings(max_examples=12, **QUIET)
+@on_any_split
 def test_drawn_cells(source, size, reverse, masked, zeros, seed):
     check(Case(declared(source), *size, reverse, masked, zeros, seed=seed), F64)
 
 
 @pytest.mark.slow
-@given(sources(), st.sampled_from(SIZES[:7]), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 99))
+@given(sources(), st.sampled_from(SIZES[:7]), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 99), splits)
 @settings(max_examples=150, **QUIET)
+@on_any_split
 def test_many_drawn_cells(source, size, reverse, masked, zeros, seed):
     check(Case(declared(source), *size, reverse, masked, zeros, seed=seed), F64)
 

@@ -18,6 +18,7 @@ from fastlstm.backends.base import Gradients, Run
 from fastlstm.backends.numba.host import sizes
 from tests.helpers.layers import OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
 from tests.helpers.numba import PRECISIONS, forget, needs_pieces, needs_unit, primitive, signature
+from tests.helpers.threads import on_any_split, splits
 
 # the last is numba with all that it ever runs on the unit, see `some_products`
 BACKENDS = (
@@ -291,7 +292,8 @@ def test_infinite_numbers_where_weights_stay_packed(what):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=8, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 40), st.integers(1, 40), st.integers(1, 70))
+@given(st.integers(1, 6), st.integers(1, 40), st.integers(1, 40), st.integers(1, 70), splits)
+@on_any_split
 def test_a_row_alone_has_the_bits_it_has_among_others(backend, T, B, I, H):
     """One row takes other tiles than many do."""
     I += 2 * H * (backend == "numba")  # wide enough for the unit

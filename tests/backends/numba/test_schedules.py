@@ -9,6 +9,7 @@ from fastlstm import lstm
 from fastlstm.backends.numba.host import sizes
 from tests.helpers.layers import Layer, compare, draws, error
 from tests.helpers.numba import signature, under
+from tests.helpers.threads import split, splits
 
 
 def outputs(layer, dtype):
@@ -22,21 +23,15 @@ def outputs(layer, dtype):
 @given(
     T=st.integers(1, 40), B=st.sampled_from([1, 2, 3, 8, 20, 63, 64, 65]), I=st.sampled_from([1, 7, 40, 150]),
     H=st.sampled_from([1, 7, 33, 100]), reverse=st.booleans(), masked=st.booleans(),
-    dtype=st.sampled_from([torch.float32, torch.float64]), team=st.sampled_from([1, 2]),
+    dtype=st.sampled_from([torch.float32, torch.float64]), threads=splits,
 )  # fmt: skip
-def test_steps_that_multiply_the_input_together(T, B, I, H, reverse, masked, dtype, team):
+def test_steps_that_multiply_the_input_together(T, B, I, H, reverse, masked, dtype, threads):
     """However many rows of however many steps do, no bit of the result is another."""
     layer = Layer(T, B, I, H, reverse=reverse, masked=masked)
     alone = under(lambda: outputs(layer, dtype), READ_IN_EIGHT_STEPS=1 << 60, INPUT_BLOCK_PAIRS=0)
     for rows in (70, 512):
-        together = under(
-            lambda: outputs(layer, dtype),
-            team,
-            READ_IN_EIGHT_STEPS=0,
-            INPUT_BLOCK_PAIRS=rows,
-            MIN_PARALLEL_STEP=0,
-            MIN_PARALLEL_CALL=0,
-        )
+        with split(*threads):
+            together = under(lambda: outputs(layer, dtype), READ_IN_EIGHT_STEPS=0, INPUT_BLOCK_PAIRS=rows)
         assert torch.equal(together, alone)
 
 
