@@ -159,9 +159,9 @@ def forward_with(products: ForwardProducts) -> Any:
         x_last = b_first + share(team_b, team_thread + 1, team_size)
         h_reset = scratch_slot(a, scratch, a.slots)  # (rows, H), after all slots
         h_prev, h_prev_row, h_row = a.h_0, a.h_0_row_stride, H * size
-        is_plain = a.rows == 1 and a.reset == 0 and a.lengths == 0 and H % L == 0 and p_last - p_first <= ROW_BLOCK
+        is_plain = a.rows == 1 and team_b == 1 and a.reset == 0 and a.lengths == 0 and H % L == 0
         # with means one thread computes the cells of all panels
-        is_plain = is_plain and (a.phases == 1 or panels <= ROW_BLOCK)
+        is_plain = is_plain and (p_last - p_first if a.phases == 1 else panels) <= ROW_BLOCK
         is_one_row = may_have_one_row and is_plain and not packs_as_used
         if not reads_x_unpacked:
             call(a.configure, max(team_b * max(a.input_steps, 1), 1))
