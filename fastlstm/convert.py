@@ -16,6 +16,7 @@ from fastlstm.backends.settings import Backend
 from fastlstm.layers.elman import Elman, ElmanCell
 from fastlstm.layers.gru import GRU, GRUCell
 from fastlstm.layers.lstm import LSTM, LSTMCell
+from fastlstm.layers.modules import CellModule
 from fastlstm.layers.recurrent import OWN, warn_of_regularizers
 from fastlstm.layers.rnn import RNN
 from fastlstm.weights import keras_gru_weights, keras_weights, tensorflow_weights
@@ -152,7 +153,7 @@ def class_for(function: str, module: nn.Module, keep_type: bool, pairs: Any = PA
 
 def is_stack(module: nn.Module) -> bool:
     """Return whether a module holds the weights of all modules of a `fastlstm.Ensemble`."""
-    return getattr(module, "_stacked", False)
+    return isinstance(module, CellModule) and module._is_stacked
 
 
 def become(module: nn.Module, cls: type) -> None:

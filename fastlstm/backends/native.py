@@ -90,9 +90,9 @@ class _Plan:
         saved = [(unpooled, (T, B, self.H))] * self.has_c + [(pooled, saved_shape(layer.cell, T, B, self.H, x.dtype))]
         self.saved = saved if save else []  # the allocators and shapes of c and the gates
         self.pack_key = _DTYPES[activations or x.dtype], csrc.instructions, csrc.CELLS[layer.cell], self.I, self.H
-        self.form = self.pack_key[activations > 0 :]  # without the dtype: both int8 types pack alike
         self.head, self.x_strides = (csrc.VERSION, *self.pack_key[:3], *sizes, layer.reverse), csrc.array(x, 2)[1:]
-        self.key, self.is_empty, self.threads = ("native", layer.reverse), B == 0, csrc.threads_argument(threads_now())
+        self.key = "native", layer.reverse, *self.pack_key[activations > 0 :]  # both int8 types pack alike
+        self.is_empty, self.threads = B == 0, csrc.threads_argument(threads_now())
         # Calls that keep no packed weights: training on whole sequences, and single steps of large weights, see LARGE.
         packs_in_each_call = save if T > 1 else sum(cast(Tensor, a).nbytes for a in layer.weights[:2]) > LARGE
         self.packed_weights = None if (packs_in_each_call and not activations) or self.is_empty else packed_weights
@@ -106,8 +106,8 @@ class _Plan:
         last = torch.empty_like(self.state), torch.empty_like(self.state)  # faster than new_empty
         run = Run(h, last if self.has_c else last[:1], tuple([allocate(x, *shape) for allocate, shape in self.saved]))
         if self.packed_weights is not None:
-            form, packed = self.packed_weights.get(self.key, (None, None))
-            if form != self.form or not self._run(layer, run, packed, True):
+            packed = self.packed_weights.get(self.key)
+            if packed is None or not self._run(layer, run, packed, True):
                 self._run(layer, run, self.pack(layer, self.packed_weights), False)
         elif not self.is_empty:
             self._run(layer, run, None, False)
@@ -121,7 +121,7 @@ class _Plan:
         fields = *self.head, *csrc.array(None, 2), *weights  # without x: packing reads nothing but the weights
         fields += (0,) * (csrc.FORWARD_FIELDS - len(fields))
         csrc.call("fastlstm_pack", csrc.FORWARD.pack(*fields), packed.data_ptr())
-        packed_weights[self.key] = self.form, packed
+        packed_weights[self.key] = packed
         return packed
 
     def _run(self, layer: Layer, run: Run, packed: Tensor | None, watch: bool) -> bool:
@@ -242,4 +242,4 @@ def steps(layer: Layer, packed_weights: dict[Any, Any]) -> csrc.Steps:
         plan = _Plan(layer, False, {}, ())
         if plan.key not in packed_weights:
             plan.pack(_readable(layer), packed_weights)
-        return csrc.Steps(plan.pack_key, packed_weights[plan.key][1], layer.states, plan.threads)
+        return csrc.Steps(plan.pack_key, packed_weights[plan.key], layer.states, plan.threads)

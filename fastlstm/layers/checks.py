@@ -87,7 +87,7 @@ def check_option(name: str, value: Any, module: Any) -> None:
     if module.proj_size:
         size = module.proj_size
         raise ValueError(f"{name} needs a module without projection, got {name}={value} and proj_size={size}")
-    if module._stacked:
+    if module._is_stacked:
         raise ValueError(f"{name} needs a single module, got {name}={value} for the modules of an Ensemble")
 
 

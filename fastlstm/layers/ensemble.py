@@ -70,7 +70,7 @@ class Ensemble(nn.Module):
             got = f"{first._cell.name} with {', '.join(inputs)}"
             raise ValueError(f"modules must have a cell without inputs, which a call cannot give, got {got}")
         self.stacked = deepcopy(first)
-        self.stacked._stacked = True
+        self.stacked._is_stacked = True
         _set_parameters(self.stacked, lambda name: torch.stack([module.get_parameter(name) for module in modules]))
         self.training = first.training
 
@@ -82,7 +82,7 @@ class Ensemble(nn.Module):
         """Return M modules as they were given, with copies of the present weights."""
         models = [deepcopy(self.stacked) for _ in range(len(self))]
         for k, model in enumerate(models):
-            del model._stacked
+            del model._is_stacked
             _set_parameters(model, partial(self._single, k))
         return models
 
@@ -147,7 +147,7 @@ def _set_parameters(module: Recurrent, value: Callable[[str], Tensor]) -> None:
 def _check_type(module: Any, k: int) -> None:
     """Raise TypeError unless the k-th module is a single module of fastlstm, and its weights are its parameters."""
     is_ours = isinstance(module, Recurrent)
-    is_parametrized, is_stacked = is_ours and parametrize.is_parametrized(module), is_ours and module._stacked
+    is_parametrized, is_stacked = is_ours and parametrize.is_parametrized(module), is_ours and module._is_stacked
     if is_parametrized or is_stacked or not is_ours:
         kind = "a parametrized " * is_parametrized + "a stacked " * is_stacked + type(module).__name__
         raise TypeError(f"modules must be fastlstm.LSTM, GRU, Elman or RNN modules, got {kind}")

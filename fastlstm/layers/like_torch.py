@@ -113,7 +113,7 @@ class InPlaceOf(Recurrent, Generic[Theirs]):
             TypeError: if this module is parametrized or of a subclass, which `fastlstm.restore` takes; for the stacked
                 modules of a `fastlstm.Ensemble`.
         """
-        if self._stacked:
+        if self._is_stacked:
             raise TypeError(
                 "to_torch needs a single module, and this one has the weights of all modules of an Ensemble"
             )

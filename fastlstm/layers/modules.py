@@ -41,6 +41,7 @@ class CellModule:
 
     backend: settings.Backend | None = None
     _has_bare_state = False  # whether users hold the only state as a tensor, and not as a tuple
+    _is_stacked = False  # whether the parameters are of several modules, see fastlstm.layers.ensemble
     _words: Words
 
     @property

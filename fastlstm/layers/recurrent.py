@@ -32,7 +32,6 @@ class Recurrent(CellModule, nn.RNNBase):
     _regularizers: tuple[float, Any] | None = None  # see fastlstm.layers.regularized
     _recompute = False
     _trains = True  # whether the module can be trained, so that dropout may draw
-    _stacked = False  # whether the parameters are of several modules, see fastlstm.layers.ensemble
 
     @property
     def recompute(self) -> bool:
@@ -203,7 +202,7 @@ class Recurrent(CellModule, nn.RNNBase):
                 states = (None,) * len(cell.states) if hx is None else tuple([a[k : k + 1] for a in hx])
                 layer = Layer(
                     x, tuple(each), states, *masks, direction == 1, cell, inputs, weight_hr=weight_hr,
-                    stacked=self._stacked,
+                    stacked=self._is_stacked,
                 )  # fmt: skip
                 output, last, rest = self._run_layer(k, layer, inner_states and is_last)
                 outputs.append(output)

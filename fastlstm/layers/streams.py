@@ -40,7 +40,7 @@ class Stream:
             raise ValueError(f"batch_size must be an int of at least 1, got {batch_size!r}")
         if getattr(module, "bidirectional", False):
             raise ValueError("a stream needs a module of one direction, and this one is bidirectional")
-        if getattr(module, "_stacked", False):
+        if module._is_stacked:
             raise ValueError(
                 "a stream needs a single module, and this one has the weights of all modules of an Ensemble"
             )

@@ -19,7 +19,7 @@ from tests.helpers.layers import needs_native
 from tests.helpers.memory import resident
 from tests.helpers.modules import flat
 from tests.helpers.threads import at_once, on_any_split, splits
-from tests.helpers.tolerances import equal
+from tests.helpers.tolerances import close, equal
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 
@@ -189,6 +189,17 @@ def test_another_backend_packs_anew(calls):
             assert_same_bits(lstm, x)
             assert_same_bits(lstm, x)  # by what the last call has packed
             assert calls.count("pack") == count
+
+
+@needs_native
+def test_weights_of_another_dtype_are_packed_beside(calls):
+    lstm, x = fastlstm.LSTM(5, 7, backend="native"), torch.randn(3, 2, 5)
+    exact = {name: torch.nn.Parameter(parameter.double()) for name, parameter in lstm.named_parameters()}
+    with torch.no_grad():
+        for _ in range(2):
+            results = lstm(x)[0], torch.func.functional_call(lstm, exact, (x.double(),))[0]
+    assert calls.count("pack") == 2
+    close(*results, "sums")
 
 
 def test_the_default_device_may_be_another_at_the_first_call(cpu_backend):

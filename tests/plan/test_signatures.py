@@ -72,6 +72,23 @@ def test_parameters_and_states_whose_strides_alternate(modules):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("wrong", ["x", "h_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh"])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_a_tensor_of_another_dtype_is_told(backend, wrong):
+    """By the signature: a function of tensors looks at no dtype before it runs a plan."""
+    sizes = {"x": (T, B, I), "h_0": (B, H), "weight_ih": (4 * H, I), "weight_hh": (4 * H, H)}
+    tensors = {name: torch.randn(size) for name, size in (sizes | {"bias_ih": (4 * H,), "bias_hh": (4 * H,)}).items()}
+
+    def call(x, h_0, *weights):
+        return fastlstm.lstm(x, (h_0, h_0), *weights, backend=backend)
+
+    for _ in range(2):
+        call(*tensors.values())
+    with pytest.raises((RuntimeError, ValueError), match="dtype|type"):
+        call(*(tensors | {wrong: tensors[wrong].double()}).values())
+
+
+@torch.no_grad()
 def test_weights_on_another_device_are_told(modules):
     ours, _ = modules
     weights = {name: a.to("meta") for name, a in ours.named_parameters()}
