@@ -10,17 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import forward_ad
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
 
 import fastlstm
-from fastlstm import lstm_cell
 from tests.backends.test_plans import results, same
 from tests.helpers.layers import CPU_BACKENDS, UNAVAILABLE, Layer
 from tests.helpers.modules import pair
 from tests.helpers.numba import under
-from tests.helpers.threads import at_once, on_any_split, splits
-from tests.helpers.tolerances import BF16, F16, F32, F64, close
+from tests.helpers.threads import on_any_split, splits
+from tests.helpers.tolerances import BF16, F16, F32, F64
 
 cells = partial(pair, like=nn.LSTMCell)
 needs_no_unit = pytest.mark.skipif(UNAVAILABLE["numba-bf16"] is None, reason="bfloat16 is multiplied as it is here")
@@ -68,20 +65,6 @@ def test_training_a_loop_of_cells(backend, B, I, H, bias, x_grad, state_grad):
             assert (theirs - ours).abs().max() <= 1e-12 * theirs.abs().max().clamp(min=1)
 
 
-@pytest.mark.parametrize("size", [(1, 28, 128), (9, 5, 33), (40, 100, 7)])
-def test_the_bits_of_weights_packed_for_one_call(size, two_threads, backend):
-    B, I, H = size
-    cell = fastlstm.LSTMCell(I, H)
-    x, h, c = (torch.randn(B, n).requires_grad_() for n in (I, H, H))
-    weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
-    inputs = [x, h, c, *weights]
-    cell(x, (h, c))
-    results = []
-    for h_1, c_1 in (cell(x, (h, c)), lstm_cell(x, (h, c), *weights)):
-        results.append([h_1, c_1, *torch.autograd.grad((h_1 * c_1).sum(), inputs)])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
 def test_packed_once_for_all_steps_of_an_update(calls):
     cell = fastlstm.LSTMCell(5, 6, backend="numba")
     xs = torch.randn(4, 2, 5)
@@ -110,23 +93,6 @@ def test_a_single_step_of_a_layer(calls):
     lstm(torch.randn(2, 2, 5))
     lstm(x)
     assert calls.count("pack") == 1  # more steps pack their own: at the next call the weights are others
-
-
-def test_a_fused_optimizer_which_no_version_counts(backend):
-    """Ids 12 and 15 touch two columns of 40: a search of some elements would miss what the optimizer changes."""
-    losses = []
-    for module in cells(40, 10, bias=False):
-        x = torch.eye(40, dtype=torch.float64)[[12, 15]]
-        optimizer = torch.optim.SGD(module.parameters(), 1.0, fused=True)
-        losses.append([])
-        for _ in range(4):
-            optimizer.zero_grad()
-            loss = (module(x, (x.new_zeros(2, 10),) * 2)[0] - 1).pow(2).mean()
-            loss.backward()
-            optimizer.step()
-            losses[-1].append(loss.item())
-    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
-    assert losses[1][0] > losses[1][-1]
 
 
 @pytest.mark.sampled(3)
@@ -182,21 +148,6 @@ def test_weights_made_in_inference_mode_are_refused(dtype):
         module(torch.randn(1, 2, 5).to(dtype).requires_grad_())
 
 
-def test_weights_saved_as_copies(backend):
-    """What a hook kept counts, not what the parameter holds by the time of the backward pass."""
-    results = []
-    x, state = torch.randn(2, 5, dtype=torch.float64), torch.randn(2, 2, 6, dtype=torch.float64)
-    for module in cells(5, 6):
-        leaves = [x.clone().requires_grad_(), state.clone().requires_grad_()]
-        with saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
-            h, _ = module(leaves[0], tuple(leaves[1]))
-        with torch.no_grad():
-            module.weight_ih.mul_(2)
-            module.weight_hh.mul_(2)
-        results.append(torch.autograd.grad(h.sum(), leaves))
-    assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-14
-
-
 def test_graphs_that_are_kept_keep_no_packed_weights_of_older_updates(backend, calls):
     cell, losses = fastlstm.LSTMCell(5, 6), []
     for _ in range(4):
@@ -244,48 +195,6 @@ def test_what_a_backward_pass_may_meet(backend):
             twice = torch.autograd.grad(torch.autograd.grad(h.sum(), leaf, create_graph=True)[0].sum(), inputs[1:3])
         results.append([*batches, *(a for pair in duals for a in pair), *twice])
     assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-13
-
-
-def test_checkpointed_steps(backend):
-    """A step that finds its weights packed saves as many tensors as one that packs them."""
-    theirs, ours = cells(4, 3)
-    x, state = torch.randn(2, 4, dtype=torch.float64), tuple(torch.randn(2, 2, 3, dtype=torch.float64))
-    for module in (theirs, ours):
-        optimizer = torch.optim.SGD(module.parameters(), 0.1)
-        for _ in range(3):
-            optimizer.zero_grad()
-            checkpoint(lambda x, m=module: m(x, state)[0], x, use_reentrant=False).sum().backward()
-            optimizer.step()
-    close(theirs.parameters(), ours.parameters(), "values")
-
-
-def test_states_that_are_changed_in_place(backend):
-    results = []
-    xs, state = torch.randn(3, 2, 4, dtype=torch.float64), tuple(torch.randn(2, 2, 3, dtype=torch.float64))
-    for module in cells(4, 3):
-        module(xs[0], state)
-        h, c = module(xs[0], state)
-        h.mul_(2)
-        c.add_(1)
-        h, c = module(xs[1], (h, c))
-        h.mul_(2)
-        results.append(torch.autograd.grad((h * c).sum(), list(module.parameters())))
-    assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-13
-
-
-def test_python_threads_train_one_cell(backend):
-    cell = fastlstm.LSTMCell(20, 40)
-    xs = torch.randn(8, 3, 4, 20)
-    state = torch.zeros(4, 40), torch.zeros(4, 40)
-
-    def gradients(x):
-        return torch.autograd.grad(unrolled(cell, x, state)[0].sum(), list(cell.parameters()))
-
-    want = [gradients(x) for x in xs]
-    cell.release_memory()
-    got = {}
-    at_once(*(lambda k=k: got.update({k: gradients(xs[k])}) for k in range(8)))
-    assert all(torch.equal(a, b) for k in range(8) for a, b in zip(got[k], want[k], strict=True))
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.autograd import forward_ad
 from torch.func import functional_call, vjp
 from torch.utils.checkpoint import checkpoint
 
 import fastlstm
-from tests.helpers.contract import WRONG_DTYPE
-from tests.helpers.modules import pair
 from tests.helpers.tolerances import close, equal
 
 SIZES = [(7, 5, 3, 9), (1, 3, 4, 300), (20, 1, 28, 100)]
@@ -128,20 +126,6 @@ def double(T, B, I, H, **options):
     return module, [a.requires_grad_() for a in (x, h_0, c_0)]
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("with_states", [True, False])
-def test_second_derivatives(bias, with_states):
-    module, (x, h_0, c_0) = double(4, 2, 3, 5, bias=bias)
-    inputs = [x, *module.parameters(), *([h_0, c_0] if with_states else [])]
-
-    def run(*_):  # gradgradcheck changes what it is given in place
-        output, states = module(x, (h_0, c_0) if with_states else None)
-        return output, *states
-
-    assert gradcheck(run, inputs)
-    assert gradgradcheck(run, inputs)
-
-
 def test_a_direction_given_after_the_forward_pass():
     """Reverse mode recorded first, forward mode over it: a Hessian-vector product."""
     module, (x, h_0, c_0) = double(4, 2, 3, 5)
@@ -156,15 +140,6 @@ def test_a_direction_given_after_the_forward_pass():
         assert torch.equal(outputs, module(x, (h_0, c_0))[0])
 
 
-@pytest.mark.parametrize("options", [{"bidirectional": True}, {}])
-def test_beside_what_is_mapped(options):
-    """Under vmap over something else the tensors here are as plain as outside."""
-    module, x, scale = fastlstm.LSTM(5, 7, backend="numba", **options), torch.randn(6, 3, 5), torch.randn(4)
-    lengths = torch.tensor([6, 2, 3])
-    got = torch.func.vmap(lambda s: module(x, lengths=lengths)[0] * s)(scale)
-    torch.testing.assert_close(got, module(x, lengths=lengths)[0] * scale.view(4, 1, 1, 1))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("T", [1, 6])
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -177,58 +152,3 @@ def test_a_checkpoint_of_it(kind, dtype, T, reentrant):
         for a, b in zip([x, *module.parameters()], want):
             assert torch.equal(a.grad, b)
             a.grad = None
-
-
-def test_two_backward_passes():
-    module, x = fastlstm.LSTM(5, 7, backend="numba"), torch.randn(6, 3, 5)
-    output = module(x)[0]
-    first, second = (torch.autograd.grad(output.sum(), [*module.parameters()], retain_graph=True) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
-    output.sum().backward()
-    with pytest.raises(RuntimeError, match="second time"):
-        output.sum().backward()
-
-
-def test_states_may_be_changed_in_place():
-    """As those of nn.LSTM: what the backward pass reads is not the user's."""
-    theirs, ours = pair(5, 7, backend="numba")
-    x, found = torch.randn(6, 3, 5, dtype=torch.double), []
-    for module in (ours, theirs):
-        _, (h_n, c_n) = module(x)
-        h_n.mul_(2)
-        c_n.add_(h_n)
-        c_n.square().sum().backward()
-        found.append([p.grad for p in module.parameters()])
-    close(*found, "sums")
-
-
-def test_ways_of_calling_agree():
-    """Outputs and the gradient of x are the same bits, however it is asked for, and what does not fit is told."""
-    x, module = torch.randn(6, 3, 5, requires_grad=True), fastlstm.LSTM(5, 7, backend="numba")
-    output, states = module(x)
-    (want,) = torch.autograd.grad(output.sum(), x)
-    everything = module(x, return_cells=True)
-    equal((everything[0], *everything[1]), (output, *states))
-    assert torch.equal(torch.func.grad(lambda x: module(x)[0].sum())(x), want)
-    lengths = torch.tensor([1, 2, 3])
-    with torch.no_grad():
-        without = module(x, lengths=lengths)[0]
-    assert torch.equal(without, module(x, lengths=lengths)[0])
-    with pytest.raises(RuntimeError, match=r"input.size\(-1\) must be equal to input_size"):
-        module(torch.randn(6, 3, 4))
-    with pytest.raises(ValueError, match=WRONG_DTYPE):
-        module(x.double())
-
-
-def test_weights_that_are_no_parameters():
-    """And those that autocast has cast; gradients go through to what they come from."""
-    x, module = torch.randn(6, 3, 5), fastlstm.LSTM(5, 7, backend="numba")
-    parameters = dict(module.named_parameters())
-    got = functional_call(module, {n: p * 2 for n, p in parameters.items()}, (x,))[0]
-    ours = torch.autograd.grad(got.sin().sum(), list(parameters.values()))
-    want, pull = vjp(lambda p: functional_call(module, {n: a * 2 for n, a in p.items()}, (x,))[0], parameters)
-    assert torch.equal(got, want)
-    equal(ours, pull(want.cos())[0].values())
-    with torch.autocast("cpu", torch.bfloat16):
-        module(x)[0].sum().backward()
-    assert all(p.grad.dtype == torch.float32 for p in module.parameters())

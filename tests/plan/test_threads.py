@@ -12,13 +12,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 import fastlstm
 from fastlstm.backends.cpu import threads_now
 from fastlstm.backends.numba.host import passes, sizes
 from tests.helpers import ROOT, interpreter
-from tests.helpers.layers import CPU_BACKENDS, needs_native
+from tests.helpers.layers import CPU_BACKENDS
 from tests.helpers.numba import signature
 from tests.helpers.threads import at_once
 
@@ -106,40 +105,6 @@ def check_child_process(backend, method):
 @pytest.mark.parametrize("method", [m for m in ("fork", "spawn") if m in multiprocessing.get_all_start_methods()])
 def test_child_processes(backend, method):
     apart(check_child_process, backend, method)
-
-
-class Encoded(Dataset):
-    """A data set whose items go through an LSTM, as encoders in a worker do."""
-
-    def __init__(self, backend):
-        self.backend = backend
-
-    def __len__(self):
-        return 6
-
-    def __getitem__(self, index):
-        return work(self.backend, index)
-
-
-def check_workers(backend, method):
-    want = torch.stack([work(backend, k) for k in range(6)])
-    got = torch.cat(
-        list(DataLoader(Encoded(backend), batch_size=2, num_workers=2, multiprocessing_context=method, timeout=120))
-    )
-    assert torch.equal(got, want)
-
-
-@pytest.mark.parametrize(
-    ("method", "backend"),
-    [
-        pytest.param("fork", "numba", marks=needs_fork),
-        pytest.param("fork", "native", marks=[needs_fork, needs_native]),
-        pytest.param("spawn", "numba", marks=pytest.mark.slow),
-        pytest.param("spawn", "native", marks=[needs_native, pytest.mark.slow]),
-    ],
-)
-def test_in_data_loader_workers(backend, method):
-    apart(check_workers, backend, method)
 
 
 @both_backends
