@@ -122,7 +122,7 @@ class Stream:
             self._last(at, h.data_ptr())
             return h
 
-    def _by_module(self, x_t: Tensor, inputs: Any) -> Tensor:
+    def _by_module(self, x_t: Tensor | None, inputs: Any) -> Tensor:
         module, state = self._module, self._own[0] if self._has_bare_state else tuple(self._own)
         with torch.no_grad(), no_autocast(self._like):
             if self._layers is None:

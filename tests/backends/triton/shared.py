@@ -1,8 +1,7 @@
 """What the tests of the Triton backend share. Importing it skips a module where there is no Triton.
 
 Without a GPU the kernels run in Triton's interpreter on the CPU. It ignores the precision of a product, so of the
-stepwise kernels the tests show the arithmetic alone. It multiplies bf16 as integers, so 16 bits are tested in fp16. It
-cannot show races.
+stepwise kernels the tests show the arithmetic alone. It cannot show races.
 """
 
 import pytest

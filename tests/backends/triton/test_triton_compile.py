@@ -68,15 +68,6 @@ def test_the_table_has_every_kernel_and_hardly_any_spills(monkeypatch):
     assert "needs compute capability 8.0, got 7.5" in device.supports(torch.device("cuda"), torch.float16)
 
 
-def test_layers_of_128_units_are_one_launch_on_every_chip():
-    for chip in ("8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "12.0"):
-        for precision, gates in (("native", 4), ("tf32", 4), ("native", 1), ("tf32", 1)):
-            for H in (1, 64, 65, 128):
-                capability = tuple(map(int, chip.split(".")))
-                assert isinstance(tiles.choose(H, precision, capability, gates), tiles.Resident)
-            assert isinstance(tiles.choose(129, precision, capability, gates), tiles.Stepwise)
-
-
 def test_rows_of_a_program_follow_the_waves():
     """An A100 has 108 multiprocessors, each of which takes one program of 128 units."""
     tile = tiles.choose(128, "native", (8, 0))

@@ -9,7 +9,7 @@ import torch
 import fastlstm
 from fastlstm import cells
 from fastlstm.backends import dispatch
-from tests.cells.layers import normalized_gru, without_x
+from tests.cells.layers import normalized_gru
 
 pytest.importorskip("triton", reason="triton is made for Linux on x86-64")
 
@@ -68,13 +68,6 @@ def test_kernels_with_means_and_heads_pass(batches):
     with pytest.raises(RuntimeError, match="no means over 70 units"):
         fastlstm.RNN(normalized_gru, 3, 70, backend="triton-ieee", device=DEVICE)(x_of())
     assert len(batches) == 4
-
-
-def test_a_cell_without_x_passes(batches):
-    rnn = fastlstm.RNN(without_x, 0, 20, backend="triton-ieee", device=DEVICE)
-    inputs = {name: torch.rand(4, 2, 20, device=DEVICE) for name in without_x.inputs}
-    rnn(None, inputs=inputs)[0].sum().backward()
-    assert batches == [EXAMPLE, 2]
 
 
 def test_kernels_of_a_capture_are_compared_later(batches, monkeypatch):
@@ -142,13 +135,6 @@ def test_a_graph_is_checked_when_it_is_traced(batches, dynamic):
     if dynamic:
         module(x_of(3, 5))
     assert set(batches[1:]) == ({2, 3} if dynamic else {2})
-
-
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
-def test_a_trace_is_checked(batches):
-    traced = torch.jit.trace(lstm(), x_of(), check_trace=False)
-    assert batches[0] == EXAMPLE
-    assert traced(x_of(3))[0].shape == (4, 3, 20)
 
 
 def changed(monkeypatch, kind, name, change):
