@@ -162,7 +162,7 @@ def minimum(a: Any, b: Any) -> Any:
 
 
 def clamp(x: Any, min: Any = None, max: Any = None) -> Any:  # noqa: A002
-    """Return x within two limits, of which one may be None. The derivative at a limit is 1.
+    """Return x within two limits, of which one may be None. The derivative at a limit is 1, and that of NaN is 0.
 
     Raises:
         ValueError: if both limits are None.
@@ -172,6 +172,8 @@ def clamp(x: Any, min: Any = None, max: Any = None) -> Any:  # noqa: A002
     if min is None and max is None:
         raise ValueError("clamp needs min or max, got None for both")
     _check_values("clamp", *(a for a in (x, min, max) if a is not None))
+    is_within = x <= max if min is None else x >= min  # and NaN is not
+    x = where(is_within, x, stop_gradient(x))
     x = x if min is None else where(x < min, min, x)
     return x if max is None else where(x > max, max, x)
 
@@ -185,11 +187,12 @@ def softplus(x: Any) -> Any:
 
 
 def hard_sigmoid(x: Any) -> Any:
-    """Return ``x / 6 + 1 / 2`` within 0 and 1. The derivative at both ends is 0. Equivalent to
+    """Return ``x / 6 + 1 / 2`` within 0 and 1. The derivative at both ends is 0, and so is that of NaN. Equivalent to
     `torch.nn.functional.hardsigmoid`.
     """
     _check_values("hard_sigmoid", x)
-    return where(x <= -3.0, 0.0, where(x >= 3.0, 1.0, (x + 3.0) * (1 / 6)))
+    end_or_nan = where(x >= 3.0, 1.0, stop_gradient(x))
+    return where(x <= -3.0, 0.0, where(x < 3.0, (x + 3.0) * (1 / 6), end_or_nan))
 
 
 def layer_norm(*values: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, of: str = "row") -> Any:

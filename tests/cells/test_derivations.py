@@ -224,7 +224,7 @@ OF_TORCH = {
 @pytest.mark.parametrize("name", OF_TORCH)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-7), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
 def test_functions_are_torchs(name, dtype, bound):
-    """Values, with NaN and infinity, and gradients at zeros and at ends: on tensors and derived. torch's gradient of
+    """Values and gradients, with NaN and infinity, zeros and ends: on tensors and derived. torch's gradient of
     hardsigmoid has float32's sixth in float64.
     """
     ours, theirs = OF_TORCH[name]
@@ -241,10 +241,8 @@ def test_functions_are_torchs(name, dtype, bound):
     for y, dx in (results[0], (found["h"], gradient)):
         want, dwant = results[1]
         assert y.dtype is dtype
-        assert torch.equal(y.isnan(), want.isnan())
-        number = ~x.isnan()
-        torch.testing.assert_close(y[number], want[number], rtol=bound, atol=0, equal_nan=True)
-        torch.testing.assert_close(dx[number], dwant[number], rtol=bound, atol=0, equal_nan=True)
+        torch.testing.assert_close(y, want, rtol=bound, atol=0, equal_nan=True)
+        torch.testing.assert_close(dx, dwant, rtol=bound, atol=0, equal_nan=True)
 
 
 def test_clamp_needs_a_limit():

@@ -1,0 +1,87 @@
+"""Each function that a cell may call is torch's at NaN, at infinities and at its ends, in every backend's kernels."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import fastlstm
+from fastlstm import cells
+from fastlstm.cells.functions import FUNCTIONS
+from tests.helpers.transforms import backends
+
+BEFORE, AFTER = math.nextafter(3.0, 0.0), 3.0 + 2**-21  # neighbours of a limit, the second in float32 too
+VALUES = [math.nan, math.inf, -math.inf, 0.0, 0.5, -0.5, 3.0, -3.0, BEFORE, -BEFORE, AFTER, -AFTER, 90.0, -90.0, 800.0]
+
+
+def with_half(function):
+    return lambda x: function(x, torch.full_like(x, 0.5))
+
+
+OF_TORCH = {
+    "sigmoid": (cells.sigmoid, torch.sigmoid),
+    "tanh": (cells.tanh, torch.tanh),
+    "relu": (cells.relu, torch.relu),
+    "exp": (cells.exp, torch.exp),
+    "log": (cells.log, torch.log),
+    "sqrt": (cells.sqrt, torch.sqrt),
+    "rsqrt": (cells.rsqrt, torch.rsqrt),
+    "log_sigmoid": (cells.log_sigmoid, F.logsigmoid),
+    "softplus": (cells.softplus, lambda x: F.softplus(x, threshold=80.0)),
+    "square": (cells.square, torch.square),
+    "cube": (lambda x: x**3, lambda x: torch.pow(x, 3)),
+    "reciprocal": (lambda x: 1 / x, torch.reciprocal),
+    "abs": (abs, torch.abs),
+    "stop_gradient": (lambda x: cells.stop_gradient(x) * x, lambda x: x.detach() * x),
+    "where": (lambda x: cells.where(x > 0.5, x, 2 * x), lambda x: torch.where(x > 0.5, x, 2 * x)),
+    "where_number": (lambda x: cells.where(x <= 0.5, 1.0, x), lambda x: torch.where(x <= 0.5, 1.0, x)),
+    "maximum": (lambda x: cells.maximum(x, 0.5), with_half(torch.maximum)),
+    "minimum": (lambda x: cells.minimum(0.5, x), with_half(torch.minimum)),
+    "clamp": (lambda x: cells.clamp(x, -3.0, 0.5), lambda x: torch.clamp(x, -3.0, 0.5)),
+    "clamp_below": (lambda x: cells.clamp(x, min=3.0), lambda x: torch.clamp(x, min=3.0)),
+    "clamp_above": (lambda x: cells.clamp(x, max=3.0), lambda x: torch.clamp(x, max=3.0)),
+    "clamp_crossed": (lambda x: cells.clamp(x, 3.0, -3.0), lambda x: torch.clamp(x, 3.0, -3.0)),
+    "hard_sigmoid": (cells.hard_sigmoid, F.hardsigmoid),
+}
+
+
+def cell_of(names):
+    """A cell that applies each of these functions to an input of its own, and has a state for each result."""
+    inputs = [f"x_{name}" for name in names]
+
+    def functions(**values):
+        return values["u"] * values[inputs[0]], *(OF_TORCH[name][0](values[f"x_{name}"]) for name in names)
+
+    arguments = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in ("u", *inputs)]
+    functions.__signature__ = inspect.Signature(arguments)
+    states = ["h", *(f"of_{name}" for name in names)]
+    return cells.cell(gates={}, states=states, params=("u",), inputs=inputs)(functions)
+
+
+NAMES = [*OF_TORCH]
+GROUPS = [NAMES[k : k + 6] for k in range(0, len(NAMES), 6)]  # since each state doubles the choices of what to save
+
+
+def test_every_function_is_tried():
+    assert {*FUNCTIONS} - {"mean", "layer_norm", "rms_norm"} <= {*OF_TORCH}
+
+
+@backends
+@pytest.mark.parametrize("names", GROUPS, ids=" ".join)
+def test_special_values(backend, names):
+    dtype = torch.float32 if backend.startswith("triton") else torch.float64
+    rnn = fastlstm.RNN(cell_of(names), 0, len(VALUES), dtype=dtype, backend=backend)
+    operands = [torch.tensor(VALUES, dtype=dtype, requires_grad=True) for _ in names]
+    inputs = {f"x_{name}": x.view(1, 1, -1) for name, x in zip(names, operands)}
+    results = rnn(None, None, inputs, return_states=True)[2][1:]
+    gradients = torch.autograd.grad(results, operands, [torch.full_like(a, 2.0) for a in results])
+    # torch's hardsigmoid has float32's sixth, and of a tanh near 1 few digits are left in 1 - y * y
+    bound = {"rtol": 1e-4 if dtype is torch.float32 else 1e-7, "atol": 1e-30, "equal_nan": True}
+    for name, found, gradient in zip(names, results, gradients):
+        x = torch.tensor(VALUES, dtype=dtype, requires_grad=True)
+        want = OF_TORCH[name][1](x)
+        (dwant,) = torch.autograd.grad(want, x, torch.full_like(x, 2.0))
+        for what, a, b in (("value", found.flatten(), want), ("gradient", gradient, dwant)):
+            torch.testing.assert_close(a, b, **bound, msg=lambda text, name=name, what=what: f"{name}, {what}: {text}")
