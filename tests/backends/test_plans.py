@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, vmap
 import fastlstm
 from tests.helpers.calls import Calls
 from tests.helpers.layers import CPU_BACKENDS, UNAVAILABLE, needs_native
-from tests.helpers.modules import flat
+from tests.helpers.modules import called, flat, inputs_of, modules_of, results, same
 from tests.helpers.numba import needs_pieces, needs_unit
 from tests.helpers.tolerances import BF16, F32, F64, close
 
@@ -25,41 +25,6 @@ CELLS = {fastlstm.LSTM: fastlstm.LSTMCell, fastlstm.GRU: fastlstm.GRUCell}
 # T, B, I, H: one step; few rows and many; full panels and a last one cut off; x wide enough for a sum of its own
 SIZES = [(1, 1, 1, 1), (1, 3, 5, 7), (1, 7, 100, 16), (5, 1, 7, 32), (5, 7, 1, 33), (7, 2, 20, 100), (3, 100, 7, 1)]
 SIZES += [(40, 70, 3, 9), (3, 130, 28, 64), (2, 3, 650, 100), (9, 16, 30, 33), (3, 1, 6, 650)]
-
-
-def modules_of(kind, backend, I, H, dtype=F32, **options):
-    """A module, and one of the same weights in plain PyTorch and float64."""
-    module = kind(I, H, dtype=dtype, backend=backend, **options)
-    exact = kind(I, H, dtype=F64, backend="reference", **options)
-    exact.load_state_dict(module.state_dict())
-    return module, exact
-
-
-def inputs_of(module, T, B, states=True):
-    """x and the initial states, of numbers that every dtype has."""
-    D, count = 2 if module.bidirectional else 1, 2 if isinstance(module, fastlstm.LSTM) else 1
-    dtype = module.weight_hh_l0.dtype
-    given = [torch.randn(D, B, module.hidden_size).to(dtype) for _ in range(count * states)]
-    return [torch.randn(T, B, module.input_size).to(dtype), *given]
-
-
-def called(module, x, states, **options):
-    """The output and the last states, in a list."""
-    hx = tuple(states) if isinstance(module, fastlstm.LSTM | fastlstm.LSTMCell) else states[0] if states else None
-    return flat(module(x, hx or None if isinstance(hx, tuple) else hx, **options))
-
-
-def results(module, inputs, directions, **options):
-    """Outputs and the gradients of everything, in the module's dtype."""
-    dtype = next(module.parameters()).dtype
-    x, *states = leaves = [a.to(dtype).requires_grad_() for a in inputs]
-    outputs = called(module, x, states, **options)
-    directions = [a.to(dtype) for a in directions]
-    return outputs + list(torch.autograd.grad(outputs, [*leaves, *module.parameters()], directions))
-
-
-def same(got, want):
-    return len(got) == len(want) and all(map(torch.equal, got, want))
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])

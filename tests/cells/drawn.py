@@ -2,6 +2,7 @@
 
 import re
 
+from hypothesis import HealthCheck
 from hypothesis import strategies as st
 
 from fastlstm import cells
@@ -98,3 +99,6 @@ def declared(source):
     names = dict(functions.FUNCTIONS)
     exec(text, names)
     return cells.cell(**declaration)(names["drawn"])
+
+
+QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "database": None}

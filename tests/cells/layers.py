@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastlstm import cells
 from fastlstm.backends.base import WEIGHTS, Gradients, Layer, Run
 from fastlstm.cells import CELLS, Cell, exp, relu, sigmoid, tanh
 from fastlstm.cells import cell as declare
@@ -243,3 +244,37 @@ def differentiated(results: tuple[Tensor, ...], wanted: list[Tensor], grads: tup
 def curved(gradients):
     """A loss of gradients, whose own gradient is another for each of their values."""
     return sum((g * g.detach().cos()).sum() for g in gradients)
+
+
+def pre(function, **others):
+    """Declare `function` with two gates and a state."""
+    return declare(**{"gates": {"a": "xh", "b": "xh"}, "states": ("h",), **others})(function)
+
+
+MEANS = {
+    "mean": lambda a, b: cells.mean(a * b) * a + cells.mean(cells.mean(b) - a),
+    "linear": lambda a, b: cells.mean(-a * cells.mean(b) / (3.0 + cells.mean(a))) + b,
+    "mean_alone": lambda a, b: cells.mean(a * b),
+    "choice_by_a_mean": lambda a, b: cells.where(cells.mean(a) > cells.mean(b), a, b) * a,
+    "variance": lambda a, b: cells.mean(cells.square(a - cells.mean(a))) * b,
+    "layer_norm": lambda a, b: cells.layer_norm(a, weight=b, bias=0.5),
+    "joint_layer_norm": lambda a, b: cells.layer_norm(a, b, a * b, weight=(b, 2.0, 1.0), bias=b)[1],
+    "rms_norm": lambda a, b: cells.rms_norm(a, b, weight=b)[0],
+    "norm_of_norm": lambda a, b: cells.layer_norm(cells.layer_norm(a) * b + cells.rms_norm(b)),
+    "mean_of_head": lambda a, b: (
+        cells.mean(a * b, "head") * a + cells.mean(-a / (3.0 + cells.mean(b)), of="head")
+    ),  # here of one
+    "norms_of_heads": lambda a, b: (
+        cells.layer_norm(a * b, weight=b, of="head") + cells.mean(cells.rms_norm(b, of="head"))
+    ),
+}
+
+
+def one(expression):
+    """A cell of one expression."""
+
+    @declare(gates={"a": "xh", "b": "xh"}, states=("h",))
+    def cell(a, b):
+        return expression(a, b)
+
+    return cell

@@ -17,17 +17,13 @@ import fastlstm
 import fastlstm.cells.spec
 from fastlstm import cells
 from fastlstm.cells import cell, exp, gru, lstm, maximum, relu, sigmoid, stop_gradient, tanh, where
+from tests.cells.layers import pre
 
 
 @cell(gates={"a": "xh"}, states=("h",))
 def at_module_level(a, h):
     """What it computes."""
     return tanh(a) + h
-
-
-def pre(function, **others):
-    """Declare `function` with two gates and a state."""
-    return cell(**{"gates": {"a": "xh", "b": "xh"}, "states": ("h",), **others})(function)
 
 
 @pytest.mark.parametrize("number", [2, 2.0, np.float32(2), np.float64(2)])

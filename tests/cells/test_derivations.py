@@ -11,7 +11,7 @@ from fastlstm.cells.emit import Function, load, python
 from fastlstm.cells.functions import FUNCTIONS
 from fastlstm.cells.graph import HEADS, Graph
 from tests.cells import by_hand
-from tests.cells.layers import error
+from tests.cells.layers import MEANS, error, one
 
 LOOSE = {"allow_unused": True, "materialize_grads": True}
 
@@ -101,38 +101,11 @@ EXPRESSIONS = {
     "clamp": lambda a, b: cells.clamp(a, -0.5, b),
     "hard_sigmoid": lambda a, b: cells.hard_sigmoid(2 * a) * b,
 }
-MEANS = {
-    "mean": lambda a, b: cells.mean(a * b) * a + cells.mean(cells.mean(b) - a),
-    "linear": lambda a, b: cells.mean(-a * cells.mean(b) / (3.0 + cells.mean(a))) + b,
-    "mean_alone": lambda a, b: cells.mean(a * b),
-    "choice_by_a_mean": lambda a, b: cells.where(cells.mean(a) > cells.mean(b), a, b) * a,
-    "variance": lambda a, b: cells.mean(cells.square(a - cells.mean(a))) * b,
-    "layer_norm": lambda a, b: cells.layer_norm(a, weight=b, bias=0.5),
-    "joint_layer_norm": lambda a, b: cells.layer_norm(a, b, a * b, weight=(b, 2.0, 1.0), bias=b)[1],
-    "rms_norm": lambda a, b: cells.rms_norm(a, b, weight=b)[0],
-    "norm_of_norm": lambda a, b: cells.layer_norm(cells.layer_norm(a) * b + cells.rms_norm(b)),
-    "mean_of_head": lambda a, b: (
-        cells.mean(a * b, "head") * a + cells.mean(-a / (3.0 + cells.mean(b)), of="head")
-    ),  # here of one
-    "norms_of_heads": lambda a, b: (
-        cells.layer_norm(a * b, weight=b, of="head") + cells.mean(cells.rms_norm(b, of="head"))
-    ),
-}
 ALL = EXPRESSIONS | MEANS
 
 
 def test_every_operation_is_tried():
     assert {*PARTIALS, *FUNCTIONS} - {"product"} <= {*ALL}
-
-
-def one(expression):
-    """A cell of one expression."""
-
-    @cells.cell(gates={"a": "xh", "b": "xh"}, states=("h",))
-    def cell(a, b):
-        return expression(a, b)
-
-    return cell
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -2,16 +2,15 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlstm.backends import reference
-from tests.cells.drawn import declared, sources
+from tests.cells.cuts import brute_force
+from tests.cells.drawn import QUIET, declared, sources
 from tests.cells.functions import check
 from tests.cells.layers import Case
-from tests.cells.test_saving import brute_force
 
-QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "database": None}
 options = st.fixed_dictionaries({
     "masked": st.booleans(), "reverse": st.booleans(), "zeros": st.booleans(), "seed": st.integers(0, 99)
 })  # fmt: skip

@@ -14,7 +14,7 @@ import fastlstm
 from fastlstm import cells
 from fastlstm.cells import exp, layer_norm, maximum, mean, sigmoid, tanh, where
 from fastlstm.cells.functions import ALLOWED
-from tests.cells.test_declaring import pre
+from tests.cells.layers import pre
 
 MISTAKES = {
     "a method": lambda a, b: a.pow(2),

@@ -9,10 +9,8 @@ from fastlstm.cells import CELLS
 from fastlstm.cells.graph import HEADS
 from fastlstm.cells.on_tensors import mean_of_head
 from fastlstm.cells.phases import in_phases
-from tests.cells.drawn import declared, sources
-from tests.cells.layers import error, of_both, of_heads
-from tests.cells.test_derivations import MEANS, one
-from tests.cells.test_drawn import QUIET
+from tests.cells.drawn import QUIET, declared, sources
+from tests.cells.layers import MEANS, error, of_both, of_heads, one
 
 B, H, K = 3, 6, 2
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 import fastlstm
 from fastlstm.convert import replace, replace_lstm, restore, restore_lstm
 from tests.helpers.layers import TORCH
-from tests.helpers.modules import OURS, copies_of
+from tests.helpers.modules import OURS, Double, copies_of
 from tests.helpers.tolerances import close
 
 
@@ -64,11 +64,6 @@ class Abstract(Recurrent, nn.LSTM):
     def zero_state(self, batch):
         zeros = torch.zeros(self.num_layers, batch, self.hidden_size, dtype=self.weight_ih_l0.dtype)
         return zeros, zeros
-
-
-class Double(nn.Module):
-    def forward(self, weight):
-        return 2 * weight
 
 
 @pytest.mark.parametrize(("change", "undo"), [(replace, restore), (replace_lstm, restore_lstm)])

@@ -13,8 +13,7 @@ from torch.nn.utils import parametrize
 
 import fastlstm
 from fastlstm.convert import replace, restore
-from tests.convert.test_convert import Double
-from tests.helpers.modules import OURS, torch_s_repr
+from tests.helpers.modules import OURS, Double, torch_s_repr
 from tests.helpers.tolerances import close
 
 KINDS = list(OURS.items())

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import fastlstm
 from tests.helpers.layers import BACKENDS
-from tests.helpers.tolerances import close
+from tests.helpers.tolerances import F32, F64, close
 
 both_backends = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -74,3 +74,43 @@ def assert_same_gradients(ours, theirs, got, expected, inputs):
     for a, b, x in zip(gradients, references, [*inputs, *ours.parameters()], strict=True):
         a, b = (torch.zeros_like(x) if g is None else g for g in (a, b))
         close(a, b, "gradients")
+
+
+def modules_of(kind, backend, I, H, dtype=F32, **options):
+    """A module, and one of the same weights in plain PyTorch and float64."""
+    module = kind(I, H, dtype=dtype, backend=backend, **options)
+    exact = kind(I, H, dtype=F64, backend="reference", **options)
+    exact.load_state_dict(module.state_dict())
+    return module, exact
+
+
+def inputs_of(module, T, B, states=True):
+    """x and the initial states, of numbers that every dtype has."""
+    D, count = 2 if module.bidirectional else 1, 2 if isinstance(module, fastlstm.LSTM) else 1
+    dtype = module.weight_hh_l0.dtype
+    given = [torch.randn(D, B, module.hidden_size).to(dtype) for _ in range(count * states)]
+    return [torch.randn(T, B, module.input_size).to(dtype), *given]
+
+
+def called(module, x, states, **options):
+    """The output and the last states, in a list."""
+    hx = tuple(states) if isinstance(module, fastlstm.LSTM | fastlstm.LSTMCell) else states[0] if states else None
+    return flat(module(x, hx or None if isinstance(hx, tuple) else hx, **options))
+
+
+def results(module, inputs, directions, **options):
+    """Outputs and the gradients of everything, in the module's dtype."""
+    dtype = next(module.parameters()).dtype
+    x, *states = leaves = [a.to(dtype).requires_grad_() for a in inputs]
+    outputs = called(module, x, states, **options)
+    directions = [a.to(dtype) for a in directions]
+    return outputs + list(torch.autograd.grad(outputs, [*leaves, *module.parameters()], directions))
+
+
+def same(got, want):
+    return len(got) == len(want) and all(map(torch.equal, got, want))
+
+
+class Double(nn.Module):
+    def forward(self, weight):
+        return 2 * weight

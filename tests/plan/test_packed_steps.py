@@ -12,9 +12,8 @@ from torch import nn
 from torch.autograd import forward_ad
 
 import fastlstm
-from tests.backends.test_plans import results, same
 from tests.helpers.layers import CPU_BACKENDS, UNAVAILABLE, Layer
-from tests.helpers.modules import pair
+from tests.helpers.modules import pair, results, same
 from tests.helpers.numba import under
 from tests.helpers.threads import on_any_split, splits
 from tests.helpers.tolerances import BF16, F16, F32, F64

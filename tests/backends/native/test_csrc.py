@@ -23,8 +23,8 @@ from fastlstm.backends.base import Layer
 from fastlstm.mnist import data, saved
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.training import Recipe, evaluate, train
-from tests.backends.native.test_native import SOURCES
 from tests.helpers import ROOT, interpreter
+from tests.helpers.native import SOURCES
 from tests.helpers.pages import blocks
 from tests.helpers.tolerances import close
 

@@ -6,8 +6,8 @@ import torch
 from fastlstm.backends import csrc, native, reference
 from fastlstm.backends.base import Layer
 from fastlstm.cells import gru, lstm
-from tests.backends.native.test_native import instruction_sets
 from tests.helpers.layers import needs_native
+from tests.helpers.native import instruction_sets
 
 pytestmark = needs_native
 CELLS = pytest.mark.parametrize("cell", [lstm, gru], ids=["lstm", "gru"])

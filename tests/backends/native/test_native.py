@@ -1,7 +1,6 @@
 """The native backend: its cells, its structures, every instruction set, and life without the library."""
 
 import copy
-import ctypes
 import re
 import runpy
 
@@ -10,13 +9,11 @@ import torch
 
 import fastlstm
 from fastlstm import cells, lstm
-from fastlstm.backends import csrc, dispatch, native
-from tests.backends.test_plans import called, inputs_of, modules_of, results, same
-from tests.helpers import ROOT
+from fastlstm.backends import csrc, dispatch
 from tests.helpers.layers import Layer, error, needs_native
+from tests.helpers.modules import called, inputs_of, modules_of, results, same
+from tests.helpers.native import SOURCES, instruction_sets
 from tests.helpers.tolerances import close
-
-SOURCES = ROOT / "csrc"
 
 
 def test_cells_h_is_what_generate_py_writes():
@@ -77,13 +74,6 @@ def test_structures_are_those_of_the_header(name, layout):
 def test_versions_agree():
     declared = re.search(r"#define FASTLSTM_VERSION (\d+)", (SOURCES / "fastlstm.h").read_text())[1]
     assert csrc.VERSION == csrc.library.fastlstm_version() == int(declared)
-
-
-def instruction_sets():
-    if native.supports(torch.device("cpu"), torch.float32) is not None:
-        return []
-    csrc.library.fastlstm_instructions_name.restype = ctypes.c_char_p
-    return [k for k in (1, 2, 3) if csrc.library.fastlstm_instructions_name(k)]
 
 
 @needs_native

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlstm
-from tests.backends.test_plans import called, inputs_of, results, same
 from tests.helpers.calls import CPU, Calls
+from tests.helpers.modules import called, inputs_of, results, same
 from tests.helpers.numba import needs_unit, primitive
 from tests.helpers.threads import on_any_split, splits
 from tests.helpers.tolerances import equal

@@ -22,7 +22,7 @@ CHECK = """
     import sys, torch
     from fastlstm.backends.numba.llvm import simd
     from tests.helpers.layers import compare, draws, error
-    from tests.backends.numba.test_products import ROWS, largest_error
+    from tests.helpers.numba import ROWS, largest_error
     torch.set_num_threads(2)
     dtype, bound = {"float32": (torch.float32, 6e-6), "float64": (torch.float64, 1e-12)}[sys.argv[1]]
     for vectors in (1, 2, 3, 4):

@@ -8,22 +8,7 @@ import torch
 from fastlstm import cells
 from fastlstm.backends.numba.host import tasks
 from fastlstm.backends.numba.host.panels import lanes_of
-
-ROWS = (*range(1, 40), 64, 65)
-
-
-def largest_error(dtype, vectors, rows):
-    """Of `rows` rows against float64; the row after them is to stay as it was."""
-    width, K, size = lanes_of(dtype) * vectors, 9, dtype.itemsize
-    table = tasks.primitives(f"primitives{size}")
-    init, a, w = (torch.randn(n, m, dtype=dtype) for n, m in ((rows, width), (rows, K), (K, width)))
-    out = torch.full((rows + 1, width), torch.nan, dtype=dtype)
-    arguments = [rows, init.data_ptr(), width * size, out.data_ptr(), width * size, w.data_ptr()]
-    arguments += [width * size, a.data_ptr(), K * size, size, K, 1, 0, 0, a.data_ptr(), 0, 0]
-    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(arguments))(table[f"gemm{vectors}"])(*arguments)
-    assert out[rows:].isnan().all()
-    difference = out[:rows].double() - (init.double() + a.double() @ w.double())
-    return torch.nan_to_num(difference.abs(), nan=torch.inf).max()
+from tests.helpers.numba import ROWS, largest_error
 
 
 @pytest.mark.parametrize("vectors", [1, 2, 3, 4])
