@@ -24,10 +24,10 @@ class Layer(NamedTuple):
         x: (T, B, I), any strides. For a stack of G layers it may also be (T, G, B / G, I).
         weights: weight_ih (X H, I) for a cell with X gates that sum x, weight_hh (Y H, H / K) for its Y gates that sum
             h, bias_ih (X H,) and bias_hh (Y H,), and then the cell's params (H,). Blocks of rows are in the order of
-            the cell's gates. After the params come the weights (H, H) of the cell's products. A bias may be None, and
-            so may a weight that no gate of the cell sums. K is the number of heads, mostly 1: a unit sees only the H /
-            K units of h of its own head. The weights of a stack of G layers have a leading axis of G, and each layer
-            has an equal share of the batch rows.
+            the cell's gates. After the params come the weights (H, H / K) of the cell's products. A bias may be None,
+            and so may a weight that no gate of the cell sums. K is the number of heads, mostly 1: a unit sees only the
+            H / K units of its own head, of h and of what products multiply. The weights of a stack of G layers have a
+            leading axis of G, and each layer has an equal share of the batch rows.
         states: the initial states (B, H) in the cell's order, h_0 first, or only Nones for zeros.
         lengths: int64 (B,), on the device of x, or None. Row b is *held* at step t if t >= lengths[b], in either
             direction: its states are carried through, and its output is zero.
@@ -258,9 +258,13 @@ def hidden_size(layer: Layer) -> int:
 
 
 def heads_of(layer: Layer) -> int:
-    """Return the number of heads K of a layer without a projection, from the columns of weight_hh, H / K."""
-    weight_hh = layer.weights[1]
-    return 1 if weight_hh is None else int(hidden_size(layer) // weight_hh.shape[-1])
+    """Return the number of heads K of a layer without a projection, from the H / K columns of weight_hh, or of a
+    product's weight.
+    """
+    weight = layer.weights[1]
+    if weight is None and layer.cell.products:
+        weight = layer.weights[-1]
+    return 1 if weight is None else int(hidden_size(layer) // weight.shape[-1])
 
 
 def given_states(layer: Layer) -> tuple[Tensor, ...]:

@@ -32,7 +32,8 @@ def check_layer(layer: Layer) -> None:
     hidden = _hidden(layer, I)
     of_x, of_h = cell.gates_of_x * hidden, cell.gates_of_h * hidden
     out = hidden if weight_hr is None else weight_hr.shape[0]
-    columns = 0 if weight_hr is not None or weight_hh is None or weight_hh.dim() != 2 else weight_hh.shape[1]
+    recurrent = next((a for a in (weight_hh, *products) if a is not None), None)
+    columns = 0 if weight_hr is not None or recurrent is None or recurrent.dim() != 2 else recurrent.shape[1]
     head = columns if columns and out % columns == 0 else out  # its units
     widths = [out] + [hidden] * (len(states) - 1)
     named = [
@@ -42,7 +43,7 @@ def check_layer(layer: Layer) -> None:
         ("bias_hh", bias_hh, (of_h,)),
         ("weight_hr", weight_hr, (out, hidden)),
         *((name, a, (hidden,)) for name, a in zip(cell.params, params)),
-        *((f"weight_{name}", a, (hidden, hidden)) for name, a in zip(cell.products, products)),
+        *((f"weight_{name}", a, (hidden, head)) for name, a in zip(cell.products, products)),
         *((f"{name}_0", a, (B, width)) for name, a, width in zip(cell.states, states, widths)),
         *((name, a, (T, B, hidden)) for name, a in zip(cell.inputs, inputs)),
     ]

@@ -22,8 +22,9 @@ from fastlstm.backends.base import (
     hidden_size,
     reset_steps,
 )
-from fastlstm.backends.sums import Sums, for_rows, linear, vector_gradient, weight_gradient
+from fastlstm.backends.sums import Sums, for_rows, vector_gradient, weight_gradient
 from fastlstm.cells.graph import HEADS
+from fastlstm.cells.on_tensors import product
 from fastlstm.cells.spec import Cell
 
 TRAITS = Traits(heads=True, products=True)  # no 16 bits, since rounding at every operation would lose their digits
@@ -88,7 +89,7 @@ def forward_with(sums: Sums, layer: Layer, save: bool) -> Run:
         })  # fmt: skip
         new = [results[name] for name in cell.states]
         if layer.weight_hr is not None:
-            new[0] = linear(new[0], layer.weight_hr)
+            new[0] = product(new[0], layer.weight_hr)
         states = tuple(new) if held is None else tuple(torch.where(held[t], a, b) for a, b in zip(states, new))
         for steps, state in zip(after, states):
             steps[t] = state
@@ -114,7 +115,8 @@ def run_of(layer: Layer, sequences: Sequence[Tensor]) -> Run:
         **_params(layer, x.shape[1]),
         HEADS: heads_of(layer),
     })  # fmt: skip
-    parts = [results[name] for name in cell.layout.saved]
+    # what depends on params alone has no steps
+    parts = [results[name].expand(*x.shape[:2], -1) for name in cell.layout.saved]
     saved = torch.cat(parts, -1) if parts else x.new_empty(*x.shape[:2], 0)
     return Run(sequences[0], (None,) * len(cell.states), (*sequences[1:], saved))
 

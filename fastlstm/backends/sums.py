@@ -11,27 +11,10 @@ import torch
 from torch import Tensor
 
 from fastlstm.cells.layout import Layout
+from fastlstm.cells.on_tensors import of_heads, product
 from fastlstm.cells.spec import Cell
 
 Optional = Tensor | None
-
-
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Return ``x @ weight.mT`` for x (..., B, K). With a stack of weights (G, N, K) each has its share of the rows."""
-    if weight.dim() == 2:
-        return x @ weight.mT
-    return (x.unflatten(-2, (weight.shape[0], -1)) @ weight.mT).flatten(-3, -2)
-
-
-def of_heads(equation: str, h: Optional, preact: Optional, weight: Tensor, H: int) -> Tensor:
-    """Return an einsum of two of these: h (..., B, H) as (..., g, b, k, i), preact (..., B, Y H) as
-    (..., g, b, y, k, o), and the weights (Y H, D) or (G, Y H, D) of heads of D units as (g, y, k, o, i).
-    """
-    D, G = weight.shape[-1], weight.shape[0] if weight.dim() == 3 else 1
-    parts = [] if h is None else [h.reshape(*h.shape[:-2], G, -1, H // D, D)]
-    parts += [] if preact is None else [preact.reshape(*preact.shape[:-2], G, -1, preact.shape[-1] // H, H // D, D)]
-    parts += [weight.reshape(G, -1, H // D, D, D)][: 2 - len(parts)]
-    return torch.einsum(equation, *parts)
 
 
 def dense(weight: Tensor, H: int) -> Tensor:
@@ -114,14 +97,11 @@ class Sums:
 
     def product_ih(self, x: Tensor) -> Optional:
         """Return the product of x, as `x_part` has it."""
-        return None if self.weight_ih is None else linear(x, self.weight_ih)
+        return None if self.weight_ih is None else product(x, self.weight_ih)
 
     def product_hh(self, h: Tensor) -> Optional:
         """Return the product of h, as `h_part` has it."""
-        weight = self.weight_hh
-        if weight is None or weight.shape[-1] == h.shape[-1]:
-            return None if weight is None else linear(h, weight)
-        return of_heads("...gbki,gykoi->...gbyko", h, None, weight, self.H).flatten(-3).flatten(-3, -2)
+        return None if self.weight_hh is None else product(h, self.weight_hh)
 
     def start(self, x: Tensor) -> Tensor:
         """Return the pre-activations (T, B, S H) without the product of h, for x (T, B, I)."""
@@ -132,22 +112,22 @@ class Sums:
 
     def add_h(self, preact: Tensor, h: Tensor) -> Tensor:
         """Add the product of h to pre-activations."""
-        product, start = self.product_hh(h), self.layout.h_preacts.start * self.H
-        if product is None:
+        of_h, start = self.product_hh(h), self.layout.h_preacts.start * self.H
+        if of_h is None:
             return preact
         if start == 0:
-            return preact + product
-        return torch.cat([preact[..., :start], preact[..., start:] + product], -1)
+            return preact + of_h
+        return torch.cat([preact[..., :start], preact[..., start:] + of_h], -1)
 
     def x_gradient(self, dpreact: Tensor) -> Optional:
         """Return the gradient of x."""
-        return None if self.weight_ih is None else linear(self.x_part(dpreact), self.weight_ih.mT)
+        return None if self.weight_ih is None else product(self.x_part(dpreact), self.weight_ih.mT)
 
     def h_gradient(self, dpreact: Tensor) -> Optional:
         """Return the gradient of h through its product."""
         weight = self.weight_hh
         if weight is None or weight.shape[-1] == self.H:
-            return None if weight is None else linear(self.h_part(dpreact), weight.mT)
+            return None if weight is None else product(self.h_part(dpreact), weight.mT)
         return (
             of_heads("...gbyko,gykoi->...gbki", None, self.h_part(dpreact), weight, self.H).flatten(-2).flatten(-3, -2)
         )

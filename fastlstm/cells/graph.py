@@ -19,6 +19,7 @@ MEANS = ("mean", "mean_of_head")  # over the units of a row, or of each head
 PRODUCTS = ("product", "transposed_product")
 ACROSS = MEANS + PRODUCTS  # what sees other units, and is known one phase after its arguments
 HEADS = "heads"  # the input that says how many heads there are: the second argument of `mean_of_head`
+DECLARE_PRODUCT = 'declare products=("w",) beside gates, and write w(a)'
 MAX_EXPONENT = 16  # a power is written out as a product
 
 
@@ -66,11 +67,12 @@ class Node:
     __ge__, __le__ = _operator("at_least"), _operator("at_least", swapped=True)
 
     def __matmul__(self, other: object) -> Node:
-        raise TypeError(
-            "a cell writes no @: its gates are products with x and the first state, and products=... others"
-        )
+        raise TypeError(f"a cell writes no @: {DECLARE_PRODUCT}")
 
     __rmatmul__ = __matmul__
+
+    def __call__(self, *args: object) -> Node:
+        raise TypeError(f"a value is no function: {DECLARE_PRODUCT}")
 
     def __neg__(self) -> Node:
         return self.graph.make("neg", self)

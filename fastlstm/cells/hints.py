@@ -27,6 +27,9 @@ INSTEAD = {name: f"fastlstm.cells.{name}" for name in FUNCTIONS} | {
     "sum": "mean(a), times the number of units,",
     "norm": "sqrt(mean(a * a)), times the root of the number of units,",
     **dict.fromkeys(("chunk", "split", "unbind", "tensor_split"), "a gate for each part"),
+    **dict.fromkeys(
+        ("matmul", "mm", "bmm", "mv", "dot", "einsum", "linear"), 'w(a), with products=("w",) beside gates,'
+    ),
     "silu": "a * sigmoid(a)",
     "gelu": "a * sigmoid(1.702 * a), which is near to it,",
     "softsign": "a / (1 + abs(a))",

@@ -25,6 +25,7 @@ class Layout:
             product with weight_hh is added to it.
         params, inputs: vectors (H,), and values (T, B, H). Gradients of params are summed over steps and rows.
         product_groups: the names of the products of each value that is multiplied, which make one product together.
+            Products without a gradient are a group of their own.
         products: the names of all products, group by group.
         multiplied: for each group the index of the value among `saved_units`.
     """
@@ -51,12 +52,13 @@ class Layout:
         self.saved_units = tuple(name for name in self.saved if name not in self.saved_rows)
         self.sequences = tuple(s for s in states[1:] if {s, f"{s}_prev"} & set(derived.states_read))
         self.carried = tuple(s for s in states if f"d{s}_prev" in derived.backward.results)
-        of_values: dict[str, tuple[str, ...]] = {}
+        groups: dict[tuple[str, bool], tuple[str, ...]] = {}
         for name, value in derived.multiplied.items():
-            of_values[value] = (*of_values.get(value, ()), name)
-        self.product_groups = tuple(of_values.values())
+            key = value, f"d{name}" in derived.backward.results
+            groups[key] = (*groups.get(key, ()), name)
+        self.product_groups = tuple(groups.values())
         self.products = tuple(name for group in self.product_groups for name in group)
-        self.multiplied = tuple(map(self.saved_units.index, of_values))
+        self.multiplied = tuple(self.saved_units.index(value) for value, _ in groups)
 
     def saved_vectors(self, lanes: int) -> int:
         """Return how many vectors a row has of each panel's saved values: one for each value of a unit. The values that

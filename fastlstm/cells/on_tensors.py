@@ -45,16 +45,32 @@ def mean_of_head(x: Tensor, heads: int) -> Tensor:
     return mean(parts).reshape(x.shape)
 
 
+def of_heads(equation: str, h: Tensor | None, preact: Tensor | None, weight: Tensor, H: int) -> Tensor:
+    """Return an einsum of two of these: h (..., B, H) as (..., g, b, k, i), preact (..., B, Y H) as
+    (..., g, b, y, k, o), and the weights (Y H, D) or (G, Y H, D) of heads of D units as (g, y, k, o, i).
+    """
+    D, G = weight.shape[-1], weight.shape[0] if weight.dim() == 3 else 1
+    parts = [] if h is None else [h.reshape(*h.shape[:-2], G, -1, H // D, D)]
+    parts += [] if preact is None else [preact.reshape(*preact.shape[:-2], G, -1, preact.shape[-1] // H, H // D, D)]
+    parts += [weight.reshape(G, -1, H // D, D, D)][: 2 - len(parts)]
+    return torch.einsum(equation, *parts)
+
+
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """Return ``x @ weight.mT``. With a stack of weights (G, H, H) each has its share of the rows."""
+    """Return ``x @ weight.mT`` for x (..., B, K). With a stack of weights (G, N, K) each has its share of the rows, and
+    with weights of fewer columns each head its share of the units.
+    """
+    if weight.shape[-1] < x.shape[-1]:
+        return of_heads("...gbki,gykoi->...gbyko", x, None, weight, x.shape[-1]).flatten(-3).flatten(-3, -2)
     if weight.dim() == 2:
         return x @ weight.mT
     return (x.unflatten(-2, (weight.shape[0], -1)) @ weight.mT).flatten(-3, -2)
 
 
 def transposed_product(*args: Tensor) -> Tensor:
-    """Return the sum of ``gradient @ weight`` over pairs of a gradient and a weight."""
-    return sum(product(a, weight.mT) for a, weight in zip(args[::2], args[1::2]))  # type: ignore[return-value]
+    """Return the sum of ``gradient @ weight`` over pairs of a gradient and a weight, as `product` has it."""
+    pairs = zip(args[::2], args[1::2])
+    return sum(product(a, w.unflatten(-2, (-1, w.shape[-1])).mT.flatten(-3, -2)) for a, w in pairs)  # type: ignore[return-value]
 
 
 _ALL: list[Callable[..., Any]] = [

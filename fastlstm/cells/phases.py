@@ -143,16 +143,15 @@ def in_phases(
     for n in nodes:
         set_depth(n, depth)
     means, of_heads = ([n for n in nodes if n.op == op] for op in MEANS)
-    operands, multiplied, depths = dict[str, Node](), dict[str, Node](), dict[int, int]()
+    operands, product_results, depth_of_group = dict[str, Node](), dict[str, Node](), dict[int, int]()
     all_products = [name for group in groups for name in group]
     for n in (n for n in nodes if n.op in PRODUCTS):
-        g = next(k for k, group in enumerate(groups) if n.args[1].value in group)
-        number, depths[g] = g, depth[n]
+        weight = n.args[1].value
+        k = next(k for k, group in enumerate(groups) if weight in group)
+        depth_of_group[k] = depth[n]
         if n.op == "product":
-            number, operands[f"{mark}operand{g}"] = all_products.index(n.args[1].value), n.args[0]
-        elif tuple(weight.value for weight in n.args[1::2]) != groups[g]:
-            raise NotImplementedError(f"of the products {groups[g]} some have no gradient")
-        multiplied[f"{mark}product{number}"] = n
+            operands[f"{mark}operand{k}"], k = n.args[0], all_products.index(weight)
+        product_results[f"{mark}product{k}"] = n
     shared = {n for n in nodes if n.per_row and not n.is_constant()}
     of_units = {name: n for name, n in wanted.items() if name not in rows}
     read_by_units = {a for n in nodes if n not in shared and n not in leaves for a in n.args}
@@ -171,8 +170,7 @@ def in_phases(
     roots[last] += [n for name, n in of_units.items() if name not in soon]
     for n in soon.values():
         roots[depth[n]].append(n)
-    results_of_products = set(multiplied.values())
-    there = {*leaves, *row_values, *of_heads, *multiplied.values()}
+    there = {*leaves, *row_values, *of_heads, *product_results.values()}
     stored = {n: name for name, n in soon.items() if name in early}
     until: dict[Node, int] = {}  # the last phase that reads a value which is kept
     for k in range(last, 0, -1):
@@ -180,7 +178,7 @@ def in_phases(
         before = [n for n in inside if depth[n] < k and not n.is_constant()]
         needed = {n for n in roots[k] if depth[n] < k}
         needed |= {a for n in inside if depth[n] == k and n not in there for a in n.args}
-        near = {*leaves, *stored, *until, *results_of_products}
+        near = {*leaves, *stored, *until, *product_results.values()}
         load = {n: 1.0 if n in near else KEEP for n in before}
         load |= {n: 0.0 for n in before if n in row_values} | {n: inf for n in before if n.op in COMPARISONS}
         compute = {n: inf if n in there else Costs().of(n) for n in before}
@@ -209,16 +207,16 @@ def in_phases(
         known = {name: n for name, n in arguments.items() if name not in rows} | of_earlier | now
         known |= {name: n for n, name in stored.items() if depth[n] < k}
         known |= {name: n for n, name in kept.items() if depth[n] < k <= until[n]}
-        known |= {name: n for name, n in (head_means | multiplied).items() if depth[n] <= k}
+        known |= {name: n for name, n in (head_means | product_results).items() if depth[n] <= k}
         to = known_in(k, operands) | {name: n.args[0] for name, n in (sums | head_means).items() if depth[n] == k + 1}
         to |= {name: n for n, name in kept.items() if depth[n] == k} | known_in(k, soon)
         to |= {name: n for name, n in of_units.items() if k == last and name not in soon}
         means_at = tuple(len(ends) + j for j, n in enumerate(of_heads) if depth[n] == k)
         row_function = function_of("rows", of_row, now | known_in(k, row_results))
-        groups_now = tuple(g for g in range(len(groups)) if depths.get(g) == k)
+        groups_now = tuple(group for group in range(len(groups)) if depth_of_group.get(group) == k)
         phases.append(Phase(row_function, function_of("units", known, to), means_at, groups_now))
         of_earlier |= now
-    count = len(all_products) if operands else len(groups)
-    names = tuple(f"{mark}{kind}{k}" for kind, n in (("operand", len(groups)), ("product", count)) for k in range(n))
+    operand_names = tuple(f"{mark}operand{k}" for k in range(len(groups)))
+    product_names = tuple(f"{mark}product{k}" for k in range(len(all_products) if operands else len(groups)))
     kept_names = *dict.fromkeys(kept.values()), *head_means
-    return Phases((*phases,), (*of_rows,), (*sums,), kept_names, names[: len(groups)], names[len(groups) :])
+    return Phases((*phases,), (*of_rows,), (*sums,), kept_names, operand_names, product_names)

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastlstm.cells.derive import Derived
 from fastlstm.cells.emit import RESERVED, python
-from fastlstm.cells.graph import in_order
+from fastlstm.cells.graph import DECLARE_PRODUCT, in_order
 from fastlstm.cells.hints import checked_by, did_you_mean
 from fastlstm.cells.layout import Layout
 from fastlstm.cells.on_tensors import ON_TENSORS
@@ -22,7 +22,8 @@ Params = Sequence[str] | Mapping[str, float | None]
 
 
 class Cell:
-    """A recurrent cell, as `cell` declares it. Called, it is the author's function: on tensors or on numbers.
+    """A recurrent cell, as `cell` declares it. Called, it is the author's function: on tensors or on numbers, with a
+    function of a value for each product.
 
     Cells are equal if they are the same object. A cell pickles by reference to the name of a module that it was defined
     under, as a function does.
@@ -40,7 +41,7 @@ class Cell:
         states_read: the states whose values before the step the arithmetic reads, as an LSTM's reads c, but not h.
         key: a word by which `by_key` finds the cell. A cell of the library has its name. Other cells have their
             module's name before it, and after it a digest of all that they compute: what each gate sums, the order of
-            gates, states, params and inputs, and the arithmetic. If that is taken, a number follows.
+            gates, states, params, inputs and products, and the arithmetic. If that is taken, a number follows.
     """
 
     def __init__(
@@ -144,10 +145,10 @@ def cell(
             n = tanh(n_x + r * n_h)
             return n + z * (h - n)
 
-    The function takes any of the names declared: a gate's is its pre-activation, and a state's the state before the
-    step. It returns the new states in their order. It may use ``+ - * /``, powers, comparisons, numbers and the
-    functions of `fastlstm.cells`. All of it is elementwise but `mean` and the norms, which see the units of a row or of
-    a head. The derivatives follow from it.
+    The function takes any of the names declared: a gate's is its pre-activation, a state's the state before the step,
+    and a product's a function. It returns the new states in their order. It may use ``+ - * /``, powers, comparisons,
+    numbers and the functions of `fastlstm.cells`. All of it is elementwise but products, `mean` and the norms, which
+    see the units of a row or of a head. The derivatives follow from it.
 
     Args:
         gates: for each pre-activation which products it sums: "x" with weight_ih, "h" with weight_hh, "xh" both.
@@ -155,8 +156,9 @@ def cell(
         params: names of vectors (H,), such as peepholes. A mapping says by name what number all elements of one start
             from: ``{"scale": 1.0}``. None, as a sequence of names alone, leaves it to be drawn as weights are.
         inputs: names of values (T, B, H), one more elementwise value a step, such as a mask or a time gap.
-        products: names of products with values that the step itself computes. The function calls each of them once:
-            ``n_h(r * h)`` is weight_n_h (H, H) times this value, without a bias.
+        products: names of products with values that the step itself computes. The function calls each of them once,
+            with a value of each unit: ``n_h(r * h)`` is weight_n_h (H, H) times this value, without a bias. Products of
+            equal values cost one.
 
     Raises:
         TypeError: the function takes an argument that is not declared, returns other than one value a state, or does
@@ -211,7 +213,9 @@ def _check(cell: Cell) -> None:
                 raise TypeError(f"cell {cell.name}: {kind} must be names, got {name!r}")
     wrong = next((gate for gate, sums in cell.gates.items() if sums not in ("x", "h", "xh")), None)
     if wrong is not None:
-        raise ValueError(f'cell {cell.name}: gate {wrong} must sum "x", "h" or "xh", got {cell.gates[wrong]!r}')
+        instead = f": for what the step computes {DECLARE_PRODUCT}" * isinstance(cell.gates[wrong], str)
+        wanted = f'gate {wrong} must sum "x", "h" or "xh"'
+        raise ValueError(f"cell {cell.name}: {wanted}, got {cell.gates[wrong]!r}{instead}")
     start: Any
     for name, start in cell.initial.items():
         if not isinstance(start, int | float) or not math.isfinite(start):
@@ -227,13 +231,13 @@ def _check(cell: Cell) -> None:
     )
     if twice is not None:
         taken = f"the name {twice} is used twice or reserved"
-        raise ValueError(f"cell {cell.name}: {taken}; rename a gate, state, param or input")
+        raise ValueError(f"cell {cell.name}: {taken}; rename a gate, state, param, input or product")
     for argument in inspect.signature(cell.function).parameters.values():
         if argument.default is not argument.empty:
             raise TypeError(f"cell {cell.name} takes {argument}, but no argument may have a default")
         if argument.name not in declared or argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
             of_x = ": the gates have the products with x, and x itself may be one of inputs" * (argument.name == "x")
             raise TypeError(
-                f"cell {cell.name} takes {argument}, which is no gate, state, param or input"
+                f"cell {cell.name} takes {argument}, which is no gate, state, param, input or product"
                 f"{of_x or did_you_mean(argument.name, declared)}; declared are {', '.join(declared)}"
             )

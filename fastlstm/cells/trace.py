@@ -9,7 +9,7 @@ from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 from fastlstm.cells.functions import ALLOWED, FUNCTIONS
-from fastlstm.cells.graph import HEADS, Graph, NoAttribute, Node, in_order
+from fastlstm.cells.graph import COMPARISONS, HEADS, Graph, NoAttribute, Node, in_order
 from fastlstm.cells.hints import did_you_mean, instead
 
 
@@ -19,16 +19,22 @@ class Product:
     def __init__(self, weight: Node) -> None:
         self.weight, self.is_used = weight, False
 
-    def __call__(self, x: Any) -> Node:
+    def __call__(self, value: Any) -> Node:
         name = self.weight.value
-        if not isinstance(x, Node) or x.per_row:
-            raise TypeError(
-                f"{name} multiplies a value of each unit, got {x if isinstance(x, Node) else type(x).__name__}"
-            )
+        if not isinstance(value, Node) or value.per_row or value.op in COMPARISONS:
+            given = repr(value) if isinstance(value, Node | Product) else type(value).__name__
+            shared = ", which all units share" * (isinstance(value, Node) and value.per_row)
+            raise TypeError(f"{name} multiplies a value of each unit, got {given}{shared}")
         if self.is_used:
-            raise TypeError(f"{name} is used twice: declare a product for each value that is multiplied")
+            share = f"rnn.weight_other_l0 = rnn.weight_{name}_l0"
+            raise TypeError(
+                f"{name} is used twice: declare a product for each value, and to share their weight {share}"
+            )
         self.is_used = True
-        return x.graph.make("product", x, self.weight)
+        return value.graph.make("product", value, self.weight)
+
+    def __repr__(self) -> str:
+        return f"<the product {self.weight.value} of a cell>"
 
 
 class Trace:
@@ -130,7 +136,8 @@ def _described(error: Exception, failed: tuple[Any, str | None], arguments: Iter
     for name in (unknown, failed[1] if failed[0] == place else None, *of_torch):
         if text := instead(name):
             return text
-    text = str(error).replace("'Node'", "a value of a cell").replace("Node", "a value of a cell")
+    text = str(error).replace("'Product'", "a product, which takes a value: w(a),")
+    text = text.replace("'Node'", "a value of a cell").replace("Node", "a value of a cell")
     return text + (did_you_mean(unknown, [*FUNCTIONS, *arguments]) if unknown else "")
 
 

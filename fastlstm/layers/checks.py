@@ -99,15 +99,13 @@ def check_no_projection(proj_size: Any) -> None:
 
 def check_heads(heads: Any, hidden_size: int, cell: Cell) -> None:
     """Raise unless `heads` can share the units: TypeError if it is no int, ValueError for a number that does not divide
-    them, or for several heads of a cell without a product of h.
+    them, or for several heads of a cell that multiplies no state.
     """
     if isinstance(heads, bool) or not isinstance(heads, int):
         raise TypeError(f"heads should be of type int, got: {type(heads).__name__}")
     if heads < 1 or hidden_size % heads:
         raise ValueError(f"heads must be 1 or more and divide hidden_size, which is {hidden_size}, got {heads}")
-    if heads > 1 and cell.products:
-        raise ValueError(f"heads must be 1 for the cell {cell.name}, which has products, got {heads}")
-    if heads > 1 and not cell.gates_of_h:
+    if heads > 1 and not cell.gates_of_h and not cell.products:
         raise ValueError(f"heads must be 1 for the cell {cell.name}, which has no gate that sums h, got {heads}")
 
 
@@ -146,12 +144,14 @@ def _instead_of_cell(argument: Any) -> str:
 
 def check_cell_of(module: Any, cell: Any = None, *_: Any, **__: Any) -> None:
     """Raise unless an `RNN` can have `cell`: TypeError if it is no cell, ValueError if it reads neither x nor inputs
-    or has a param of a weight's name.
+    or would have two parameters of one name.
     """
     if not isinstance(cell, Cell):
         raise TypeError(f"{_instead_of_cell(cell)}: cell must be a fastlstm.Cell, got {type(cell).__name__}")
     if not cell.gates_of_x and not cell.inputs:
         raise ValueError(f"cell must have a gate that sums x, or inputs, got {cell.name} with the gates {cell.gates}")
-    taken = next((name for name in cell.params if name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")), None)
+    of_products = (f"weight_{name}" for name in cell.products)
+    names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh", *of_products, *cell.params]
+    taken = next((name for k, name in enumerate(names) if name in names[:k]), None)
     if taken is not None:
-        raise ValueError(f"cell must have params of other names than the weights, got {cell.name} with {taken}")
+        raise ValueError(f"cell must have one weight or param of a name, got {cell.name} with two of {taken}")

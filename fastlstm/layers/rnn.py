@@ -40,20 +40,21 @@ class RNN(Recurrent):
         bidirectional: each layer also runs from the last step to the first (D = 2, otherwise 1).
         device, dtype: of the parameters.
         backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
-        heads: K, which divides H. Units 0 to H/K - 1 are the first head, and so on. The product with h gives a unit the
-            h of its own head alone, as if weight_hh were block-diagonal. Infinity and NaN do not cross either.
+        heads: K, which divides H. Units 0 to H/K - 1 are the first head, and so on. The product with h, and each of the
+            cell's own products, gives a unit what its own head has alone, as if the weight were block-diagonal.
+            Infinity and NaN do not cross either.
         recompute: whether the backward pass computes the gates of a long sequence again, a hundred steps and more at a
             time, instead of reading them from memory: see `fastlstm.layers.recompute`.
 
     Parameters of layer k, for a cell with X gates that sum x and Y gates that sum h:
         ``weight_ih_l{k}`` (X*H, I) or (X*H, D*H) for k > 0, ``weight_hh_l{k}`` (Y*H, H/K), ``bias_ih_l{k}`` (X*H,),
-        ``bias_hh_l{k}`` (Y*H,), ``{name}_l{k}`` (H,) for each of the cell's params, and ``weight_{name}_l{k}`` (H, H)
-        for each of its products. Row blocks are in the order in
-        which the cell declares its gates. Without gates that sum h, ``weight_hh_l{k}`` and ``bias_hh_l{k}`` do not
-        exist, and without gates that sum x neither do ``weight_ih_l{k}`` and ``bias_ih_l{k}``. A bidirectional layer
-        has each of them again, with ``_reverse`` at the end of the name. All are drawn from uniform(-1/sqrt(H),
-        1/sqrt(H)), with two exceptions: ``weight_hh_l{k}`` has the bound 1/sqrt(H/K), and params may have initial
-        values of the cell's.
+        ``bias_hh_l{k}`` (Y*H,), ``{name}_l{k}`` (H,) for each of the cell's params, and ``weight_{name}_l{k}`` (H, H/K)
+        for each of its products. Row blocks are in the order in which the cell declares its gates. Without gates that
+        sum h, ``weight_hh_l{k}`` and ``bias_hh_l{k}`` do not exist, and without gates that sum x neither do
+        ``weight_ih_l{k}`` and ``bias_ih_l{k}``. A bidirectional layer has each of them again, with ``_reverse`` at the
+        end of the name. All are drawn from uniform(-1/sqrt(H), 1/sqrt(H)), with two exceptions: ``weight_hh_l{k}`` and
+        weights of products have the bound 1/sqrt(H/K), and params may have initial values of the cell's. Products have
+        no biases. Two of them share a weight after ``rnn.weight_b_l0 = rnn.weight_a_l0``.
 
     The cell is pickled as a function is, by the name of the module that declares it.
 
@@ -119,8 +120,8 @@ class RNN(Recurrent):
         shapes: dict[str, tuple[int, ...]] = {"weight_ih": (of_x, inputs), "weight_hh": (of_h, H // self.heads)}
         if self.bias:
             shapes |= {"bias_ih": (of_x,), "bias_hh": (of_h,)}
-        products = {f"weight_{name}": (H, H) for name in self.cell.products}
         shapes = {name: shape for name, shape in shapes.items() if shape[0]}
+        products = {f"weight_{name}": (H, H // self.heads) for name in self.cell.products}
         return shapes | dict.fromkeys(self.cell.params, (H,)) | products
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -134,8 +135,9 @@ class RNN(Recurrent):
         """Set all parameters to initial values, as a new module has them: see the class."""
         for name, parameter in self.named_parameters():
             own_name = name.removeprefix("parametrizations.").partition(".")[0]  # a parametrized one has more behind it
-            start = self.cell.initial.get(own_name.rpartition("_l")[0])
-            terms = self.hidden_size // self.heads if "weight_hh" in name else self.hidden_size
+            base = own_name.rpartition("_l")[0]
+            start, recurrent = self.cell.initial.get(base), ("weight_hh", *(f"weight_{a}" for a in self.cell.products))
+            terms = self.hidden_size // self.heads if base in recurrent else self.hidden_size
             bound = 1.0 / math.sqrt(terms)  # as torch has it: a power of -0.5 is rounded otherwise
             if start is None:
                 init.uniform_(parameter, -bound, bound)

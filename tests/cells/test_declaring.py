@@ -44,6 +44,9 @@ REFUSED = [
     ({"gates": {"a": "xh", "b": "hx"}}, ValueError, 'gate b must sum "x", "h" or "xh", got \'hx\''),
     ({"gates": {"a": "xh", "b": ""}}, ValueError, 'gate b must sum "x", "h" or "xh"'),
     ({"gates": {"a": "xh", "b": None}}, ValueError, 'gate b must sum "x", "h" or "xh", got None'),
+    ({"gates": {"a": "xh", "b": "r*h"}}, ValueError, "got 'r*h': for what the step computes declare products=(\"w\",)"),
+    ({"products": ("a",)}, ValueError, "the name a is used twice or reserved; rename a gate, state, param, input or p"),
+    ({"products": "w"}, TypeError, "products must be a sequence of names, since their order counts, got 'w'"),
     ({"states": ()}, ValueError, "must have a state"),
     ({"states": ("a",)}, ValueError, "the name a is used twice"),
     ({"params": ("p", "p")}, ValueError, "the name p is used twice"),
@@ -147,8 +150,10 @@ def test_it_is_called_as_a_function():
     assert at_module_level(0.0, 2.0) == 2.0
     assert at_module_level.__doc__ == "What it computes."
     assert repr(at_module_level) == "<cell at_module_level: gates {'a': 'xh'}, states ('h',)>"
-    other = pre(lambda a, b: a + b, gates={"a": "x"}, params=("p",), inputs=("b",))
-    assert repr(other) == "<cell <lambda>: gates {'a': 'x'}, states ('h',), params ('p',), inputs ('b',)>"
+    other = pre(lambda a, b, w: a + w(b), gates={"a": "x"}, params=("p",), inputs=("b",), products=("w",))
+    named = "gates {'a': 'x'}, states ('h',), params ('p',), inputs ('b',), products ('w',)"
+    assert repr(other) == f"<cell <lambda>: {named}>"
+    assert torch.equal(other(a, h, torch.exp), a + h.exp())  # any function of a value stands for a product
 
 
 def test_pickles_by_reference():

@@ -25,6 +25,9 @@ MISTAKES = {
     "a long product": lambda a, b: a**17,
     "a matrix product": lambda a, b: a @ b,
     "a matrix product from the left": lambda a, b: torch.ones(3, 3) @ a,
+    "a matrix product of torch": lambda a, b: torch.matmul(a, torch.ones(3, 3)),
+    "a linear layer": lambda a, b: torch.nn.Linear(3, 3)(a),
+    "a call": lambda a, b: a(b),
     "a remainder": lambda a, b: a % b,
     "a function of torch": lambda a, b: torch.sigmoid(a),
     "a function of Python": lambda a, b: math.sqrt(a),
@@ -132,6 +135,19 @@ SAID = [
     (lambda a, b: functional.softsign(a), "a / (1 + abs(a)) in the place of this softsign"),
     (lambda a, b: functional.elu(a), "where(a > 0, a, exp(a) - 1) in the place of this elu"),
     (lambda a, b: a.max(-1), "maximum(a, b), which is of two values and not over units, in the place of this max"),
+    *(
+        (function, f'write w(a), with products=("w",) beside gates, in the place of this {name}')
+        for function, name in (
+            (lambda a, b: torch.matmul(a, torch.ones(3, 3)), "matmul"),
+            (lambda a, b: torch.einsum("i,ij->j", a, torch.ones(3, 3)), "einsum"),
+            (lambda a, b: torch.nn.Linear(3, 3)(a), "linear"),
+            (lambda a, b: functional.linear(a, torch.ones(3, 3)), "linear"),
+            (lambda a, b: a.mm(torch.ones(3, 3)), "mm"),
+        )
+    ),
+    (lambda a, b: a @ b, 'a cell writes no @: declare products=("w",) beside gates, and write w(a)'),
+    (lambda a, b: torch.ones(3, 3) @ a, 'a cell writes no @: declare products=("w",) beside gates'),
+    (lambda a, b: a(b), 'a value is no function: declare products=("w",) beside gates, and write w(a)'),
     (lambda a, b: torch.nn.LayerNorm(3)(a), 'layer_norm(a, weight=gain, bias=shift) with params={"gain": 1.0, "sh'),
     # arguments and results
     (lambda a, b: (a, b), "cell <lambda> must return 1 value, the new h, got 2"),
@@ -140,7 +156,10 @@ SAID = [
     (lambda a, b: None, "cell <lambda> must return a value for h that depends on its arguments, got None"),
     (lambda a, b: a > b, "cell <lambda> must return a value for h, got a comparison or a constant"),
     (lambda a, b: a * 0 if False else "a", "cell <lambda> must return a value for h"),
-    (lambda a, other: a, "cell <lambda> takes other, which is no gate, state, param or input; declared are a, b, h"),
+    (
+        lambda a, other: a,
+        "cell <lambda> takes other, which is no gate, state, param, input or product; declared are a, b, h",
+    ),
     (
         lambda a, x: a + x,
         "cell <lambda> takes x, which is no gate, ...: the gates have the products with x, and x",
@@ -209,6 +228,37 @@ def test_functions_take_values_and_numbers_alone(function, message):
 def test_what_is_written_in_their_place_is_the_same(written, same):
     a = torch.linspace(-3, 3, 9, dtype=torch.double)
     torch.testing.assert_close(*torch.broadcast_tensors(written(a), same(a)))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda a, w: w(2.0) + a, "w multiplies a value of each unit, got float"),
+        (lambda a, w: w(w) + a, "w multiplies a value of each unit, got <the product w of a cell>"),
+        (lambda a, w: w(mean(a)) + a, "w multiplies a value of each unit, got <a value of a cell: mean>, which all un"),
+        (lambda a, w: w(a > 0) + a, "w multiplies a value of each unit, got <a value of a cell: greater>"),
+        (
+            lambda a, w: w(a) + w(tanh(a)),
+            "w is used twice: declare a product for each value, and to share their weight",
+        ),
+        (lambda a, w: w * a, "unsupported operand type(s) for *: a product, which takes a value: w(a), and a value of"),
+        (lambda a, w: tanh(w) + a, "tanh takes a value or a number, got Product"),
+        (lambda a, w: a @ w, "a cell writes no @"),
+    ],
+)
+def test_products_that_are_used_wrongly(function, message):
+    """The message has the line."""
+    place = f"cell <lambda>, line {function.__code__.co_firstlineno} `"
+    with pytest.raises(TypeError, match=f"{re.escape(place)}.*{re.escape(message)}"):
+        pre(function, gates={"a": "xh"}, products=("w",))
+
+
+def test_products_that_no_state_depends_on():
+    for function in (lambda a, w: tanh(a), lambda a, w: (w(a), tanh(a))[1], lambda a: tanh(a)):
+        with pytest.raises(TypeError, match="cell <lambda>: no new state depends on the product w"):
+            pre(function, gates={"a": "xh"}, products=("w",))
+    with pytest.raises(TypeError, match=r"must return a value for h that depends on .*, got <the product w of a cell>"):
+        pre(lambda a, w: w, gates={"a": "xh"}, products=("w",))
 
 
 def test_a_misspelt_gate():

@@ -60,10 +60,10 @@ def gru_before(z, r, n, h, n_h):
     products=("d_m", "y_z", "z_m"),
 )
 def of_products(a, b, d, y, z, gain, u, d_m, y_z, z_m):
-    """Two products of one value, a norm over one of them, and a product of the second state, after the step."""
+    """Two products of one value, a norm of heads over one of them, and a product of the second state's new value."""
     m = cells.tanh(a + u) * b
     d = cells.sigmoid(d + d_m(m))
-    z = z + d * (cells.layer_norm(z_m(m), weight=gain, eps=0.1) - z)
+    z = z + d * (cells.layer_norm(z_m(m), weight=gain, eps=0.1, of="head") - z)
     return y + d * (cells.tanh(y_z(z)) - y), z
 
 

@@ -14,7 +14,7 @@ from fastlstm import cells
 from fastlstm.backends import dispatch
 from tests.helpers.layers import needs_native
 from tests.helpers.modules import copies_of, randn
-from tests.helpers.rnn import RNN, gadget, given, loop, of_heads, of_heads_and_rows, without_x
+from tests.helpers.rnn import RNN, gadget, given, gru_before, loop, of_heads, of_heads_and_rows, of_products, without_x
 from tests.helpers.tolerances import F32, F64, close
 
 SIZES = [(1, 1), (7, 1), (7, 7), (48, 2), (64, 4), (100, 2), (100, 5), (100, 100), (650, 2), (650, 5), (650, 650)]
@@ -32,7 +32,9 @@ def with_double(cell, I, H, dtype, **options):
 
 @pytest.mark.sampled(97)
 @pytest.mark.parametrize(("backend", "dtype"), [("numba", F32), ("numba", F64), ("reference", F64)])
-@pytest.mark.parametrize("cell", [cells.lstm, cells.gru, gadget, without_x, of_heads], ids=lambda cell: cell.name)
+@pytest.mark.parametrize(
+    "cell", [cells.lstm, cells.gru, gadget, without_x, of_heads, gru_before, of_products], ids=lambda cell: cell.name
+)
 @pytest.mark.parametrize("size", [(5, 1, 3), (4, 1, 90), (3, 3, 9), (3, 67, 200)], ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(("H", "K"), SIZES)
@@ -64,7 +66,7 @@ def test_equals_a_loop_of_heads(poisoned, H, K, options, size, cell, dtype, back
     own_operands, *own_call = cast(dtype)
     output, last, every = rnn(*own_call, **masks, return_states=True)
     got, want = [output, *every[1:], *last], [*expected, *ends]
-    close(got, want, "layer" if cell is of_heads else "sums")
+    close(got, want, "layer" if cell in (of_heads, of_products) else "sums")
     with torch.no_grad():
         close(rnn(*own_call, **masks), (expected[0], ends), "sums")
     directions = [torch.randn_like(a) for a in want]
@@ -76,7 +78,7 @@ def test_equals_a_loop_of_heads(poisoned, H, K, options, size, cell, dtype, back
 @pytest.mark.parametrize(("H", "K"), [(64, 4), (60, 4), (100, 5), (7, 7)])
 @pytest.mark.parametrize(
     ("cell", "I"),
-    [(cells.lstm, 3), (cells.lstm, 200), (of_heads, 3), (of_heads_and_rows, 3)],
+    [(cells.lstm, 3), (cells.lstm, 200), (of_heads, 3), (of_heads_and_rows, 3), (gru_before, 3), (of_products, 3)],
     ids=lambda value: getattr(value, "name", None),
 )
 def test_bits_do_not_depend_on_threads_or_neighbours(two_threads, cell, I, H, K):
@@ -103,7 +105,10 @@ def test_bits_do_not_depend_on_threads_or_neighbours(two_threads, cell, I, H, K)
 @pytest.mark.parametrize(("H", "K"), [(128, 4), (60, 4), (48, 2), (100, 5), (12, 12)])
 @pytest.mark.parametrize(
     ("cell", "B", "I"),
-    [(cells.lstm, 1, 3), (cells.lstm, 3, 200), (cells.lstm, 3, 3), (of_heads, 1, 3), (of_heads, 3, 3)],
+    [
+        *((cells.lstm, *size) for size in ((1, 3), (3, 200), (3, 3))),
+        *((cell, B, 3) for cell in (of_heads, gru_before) for B in (1, 3)),
+    ],
     ids=lambda value: getattr(value, "name", None),
 )
 def test_what_is_not_finite_stays_within_its_head(cell, B, I, H, K, dtype, backend):
@@ -122,9 +127,10 @@ def test_what_is_not_finite_stays_within_its_head(cell, B, I, H, K, dtype, backe
         with torch.no_grad():
             alone, _ = rnn(x, states)
         output, (h_n, *_) = rnn(x, states)
-        weights = rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_hh_l0
+        of_products = (getattr(rnn, f"weight_{name}_l0") for name in cell.products)
+        weights = rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_hh_l0, *of_products
         dh_0, *dweights = torch.autograd.grad([output, h_n], [start, *weights], [torch.ones_like(output), dh_n])
-        of_units = [a.view(len(cell.gates), H, -1)[:, others] for a in dweights]
+        of_units = [a.view(len(a) // H, H, -1)[:, others] for a in dweights]
         results.append([alone[..., others], output[..., others], dh_0[..., others], *of_units])
     assert all(a.isfinite().all() for a in results[0])
     for other in results[1:]:

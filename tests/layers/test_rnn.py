@@ -10,10 +10,10 @@ from torch import nn
 import fastlstm
 from fastlstm import cells
 from tests.helpers.modules import assert_same_gradients, copies_of, flat, randn
-from tests.helpers.rnn import RNN, gadget, given, loop, no_product
+from tests.helpers.rnn import RNN, gadget, given, gru_before, loop, no_product, of_products
 from tests.helpers.tolerances import close
 
-ALL = [*cells.CELLS, gadget, no_product]
+ALL = [*cells.CELLS, gadget, no_product, gru_before, of_products]
 backends = pytest.mark.parametrize("backend", ["numba", "reference"])
 
 
@@ -86,6 +86,29 @@ def test_parameters():
     assert list(fastlstm.RNN(gadget, 3, 5, bias=False).state_dict()) == ["weight_ih_l0", "weight_hh_l0", "p_l0", "q_l0"]
     assert list(fastlstm.RNN(cells.ind_rnn, 3, 5).state_dict()) == ["weight_ih_l0", "bias_ih_l0", "u_l0"]
     assert list(fastlstm.RNN(no_product, 3, 5, bias=False).state_dict()) == ["weight_ih_l0"]
+    torch.manual_seed(0)
+    rnn = fastlstm.RNN(of_products, 3, 400, heads=100, bias=False)
+    names = ["weight_ih_l0", "weight_hh_l0", "gain_l0", "weight_d_m_l0", "weight_y_z_l0", "weight_z_m_l0"]
+    assert list(rnn.state_dict()) == names
+    for name, bound in zip(names, (0.05, 0.5, 0.05, 0.5, 0.5, 0.5), strict=True):
+        assert 0.9 * bound < getattr(rnn, name).abs().max() <= bound
+    assert {rnn.get_parameter(name).shape for name in names[3:]} == {(400, 4)}
+
+
+@backends
+def test_products_that_share_a_weight(backend):
+    """One parameter under two names, whose gradient is the sum of both."""
+    rnn, tied = (RNN(of_products, 3, 5, backend=backend) for _ in range(2))
+    rnn.load_state_dict(rnn.state_dict() | {"weight_z_m_l0": rnn.weight_y_z_l0})
+    tied.load_state_dict(rnn.state_dict())
+    tied.weight_z_m_l0 = tied.weight_y_z_l0
+    x, states, inputs = given(rnn)
+    results = [module(x, states, inputs)[0] for module in (rnn, tied)]
+    assert torch.equal(*results)
+    for output in results:
+        output.square().sum().backward()
+    assert len(list(tied.parameters())) == len(list(rnn.parameters())) - 1
+    close(tied.weight_y_z_l0.grad, rnn.weight_y_z_l0.grad + rnn.weight_z_m_l0.grad, "gradients")
 
 
 def test_repr_device_and_dtype():
@@ -96,7 +119,7 @@ def test_repr_device_and_dtype():
         assert fastlstm.RNN(gadget, 3, 5).p_l0.device.type == "meta"
 
 
-@pytest.mark.parametrize("cell", [gadget, cells.peephole_lstm], ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", [gadget, cells.peephole_lstm, of_products], ids=lambda cell: cell.name)
 def test_copies(cell):
     rnn = RNN(cell, 3, 5, 2)
     x, states, inputs = given(rnn)

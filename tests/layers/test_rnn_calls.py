@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from fastlstm import cells
 from tests.helpers.modules import randn
-from tests.helpers.rnn import RNN, gadget, of_heads, of_heads_and_rows, without_x
+from tests.helpers.rnn import RNN, gadget, gru_before, of_heads, of_heads_and_rows, of_products, without_x
 from tests.helpers.tolerances import close
 from tests.helpers.transforms import exporting
 
@@ -24,6 +24,8 @@ KINDS = {
     "without-x": partial(RNN, without_x, 0, 12, heads=2),
     "means-of-heads": partial(RNN, of_heads, 3, 64, heads=4),
     "means-of-both": partial(RNN, of_heads_and_rows, 3, 12, heads=3),
+    "gru-before": partial(RNN, gru_before, 3, 9, 2),
+    "products": partial(RNN, of_products, 3, 12, heads=3),
     **{cell.name: partial(RNN, cell, 3, 9) for cell in NORMS},
 }
 BACKENDS = ("numba", "reference")
@@ -99,7 +101,7 @@ def test_recompute(kind, backend):
 
 
 @of_both
-@pytest.mark.parametrize("kind", ["lstm", "gru", "gadget", "without-x"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "gadget", "without-x", "products"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits_and_autocast(kind, backend, dtype):
     exact = made(kind, backend)
@@ -149,7 +151,7 @@ def test_transforms(kind, backend):
 @pytest.mark.parametrize(
     ("kind", "backend"),
     [
-        *itertools.product(("gru", "without-x", "means-of-heads", "means-of-both"), BACKENDS),
+        *itertools.product(("gru", "without-x", "means-of-heads", "means-of-both", "products"), BACKENDS),
         *(pytest.param(cell.name, "numba", marks=[pytest.mark.slow] * (k > 0)) for k, cell in enumerate(NORMS)),
     ],
 )
@@ -171,7 +173,10 @@ def test_first_and_second_derivatives(kind, backend):
 
 @pytest.mark.parametrize(
     ("kind", "backend"),
-    [*itertools.product(("lstm", "without-x", "means-of-heads"), BACKENDS), *((cell.name, "numba") for cell in NORMS)],
+    [
+        *itertools.product(("lstm", "without-x", "means-of-heads", "products"), BACKENDS),
+        *((cell.name, "numba") for cell in NORMS),
+    ],
 )
 def test_compiled_and_exported(kind, backend):
     rnn, file = made(kind, backend), io.BytesIO()

@@ -139,7 +139,7 @@ def test_heads_are_of_rnn(kind):
         ((without_x, 3, 5), ValueError, "input_size must be 0 for the cell without_x, which has no gate that sums x"),
         ((without_x, None, 5), ValueError, "which has no gate that sums x, got None"),
         ((without_x, 0, 5, 2), ValueError, "num_layers must be 1 for the cell without_x, which has no gate"),
-        ((odd_name, 3, 5), ValueError, "cell must have params of other names than the weights, got odd_name with"),
+        ((odd_name, 3, 5), ValueError, "cell must have one weight or param of a name, got odd_name with two of"),
         ((gadget, 3.0, 5), TypeError, "input_size should be of type int, got: float"),
         ((gadget, 3, 0), ValueError, "hidden_size must be greater than zero"),
         ((gadget, 3, 5, 0), ValueError, "num_layers must be greater than zero"),

@@ -15,7 +15,7 @@ import fastlstm
 from fastlstm.backends import numba
 from fastlstm.cells import library
 from tests.helpers.modules import flat
-from tests.helpers.rnn import of_heads
+from tests.helpers.rnn import gru_before, of_heads
 from tests.helpers.threads import at_once
 from tests.helpers.tolerances import equal
 
@@ -72,7 +72,9 @@ def test_int8_streams_have_the_bits_of_step(kind, activations, backend):
 
 
 @pytest.mark.parametrize(
-    ("cell", "H", "heads"), [*((cell, 9, 1) for cell in library.CELLS), (of_heads, 64, 4)], ids=str
+    ("cell", "H", "heads"),
+    [*((cell, 9, 1) for cell in (*library.CELLS, gru_before)), (of_heads, 64, 4), (gru_before, 64, 4)],
+    ids=str,
 )
 def test_a_stream_of_any_cell(cell, H, heads):
     module = fastlstm.RNN(cell, 5, H, num_layers=2, heads=heads, backend="numba")

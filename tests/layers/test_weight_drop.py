@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
 from tests.helpers.modules import pair, randn
+from tests.helpers.rnn import gru_before
 from tests.helpers.tolerances import close
 
 
@@ -55,13 +56,14 @@ def test_weight_drop_of_cells_and_layers():
         no_product = nn.GRUCell(3, 5)
         no_product.load_state_dict(dict(cell.state_dict(), weight_hh=torch.zeros(15, 5)), strict=False)
     close(cell(x, h), no_product(x, h), "sums")
-    rnn = fastlstm.RNN(fastlstm.cells.peephole_lstm, 3, 5, 2)
-    for k in range(2):
-        parametrize.register_parametrization(rnn, f"weight_hh_l{k}", fastlstm.WeightDrop(0.5))
-    x = torch.randn(4, 2, 3)
-    assert not torch.equal(rnn(x)[0], rnn(x)[0])
-    rnn.eval()
-    assert torch.equal(rnn(x)[0], rnn(x)[0])
+    for declared, weight in ((fastlstm.cells.peephole_lstm, "weight_hh"), (gru_before, "weight_n_h")):
+        rnn = fastlstm.RNN(declared, 3, 5, 2)
+        for k in range(2):
+            parametrize.register_parametrization(rnn, f"{weight}_l{k}", fastlstm.WeightDrop(0.5))
+        x = torch.randn(4, 2, 3)
+        assert not torch.equal(rnn(x)[0], rnn(x)[0])
+        rnn.eval()
+        assert torch.equal(rnn(x)[0], rnn(x)[0])
 
 
 def test_weight_drop_s_probability():

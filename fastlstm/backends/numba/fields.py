@@ -39,7 +39,7 @@ preacts                 S
 x_preacts               X; these are the first pre-activations
 h_preacts               Y; these are the last pre-activations
 joint                   1 if X = Y = S
-gate_blocks             (X + Y,) int64: the gate block of weight_ih of each of the X, then of weight_hh of each of the Y
+gate_blocks             int64: the gate block of weight_ih of each of the X, of weight_hh of each of the Y, of products
 saved                   G, vectors of a panel's saved values of a row: enough also for those that its units share
 params                  P
 inputs                  Q
@@ -100,7 +100,7 @@ weight_ih               (X H, I)
 weight_hh               (Y H, H / K)
 bias                    (X H,) or 0
 bias_hh                 (Y H,) or 0
-weight_products         (products H, H) or 0
+weight_products         (products H, H / K) or 0
 original_ih             weight_ih before it is cast, contiguous, which digests are computed from
 original_hh             weight_hh before it is cast
 original_bias           bias before it is cast
@@ -132,7 +132,7 @@ input_preact            (panels, input_steps, B or, if x_k_block is 0, 2, S, L) 
 """
 
 FORWARD_KEPT = """
-packed                  (.., span, Y, L) weight_hh, (.., I, X, L) weight_ih, (.., H, N, L) of values; or column operands
+packed                  (.., span, Y, L) weight_hh, (.., I, X, L) weight_ih, (.., span, N, L) others; or column operands
 biases                  (panels, S, L)
 """
 
@@ -185,7 +185,7 @@ dpreact_columns         dpreact as a column operand, for the weight gradients
 BACKWARD_KEPT = """
 packed_hh               (vector groups of H, reach, Y L, 4 L) transposed weight_hh, or 0 if it is not read
 packed_ih               (vector groups of I, panels, X L, 4 L) transposed weight_ih, or 0 if it is not read
-packed_products         (vector groups of H, panels, N L, 4 L) transposed weights of each value that N products multiply
+packed_products         (vector groups of H, reach, N L, 4 L) transposed weights of the N products of each value
 """
 
 BACKWARD_CALL = """

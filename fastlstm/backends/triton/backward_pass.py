@@ -133,7 +133,7 @@ class Backward(Pass):
             dx = torch.zeros_like(x)  # a cell may multiply no x
         elif needs.x:
             weight_ih: Any = sums.in_order(weights[0], layout.blocks_ih, -2)
-            dx = sums.linear(self.sums.x_part(results.preact), weight_ih.mT)
+            dx = sums.product(self.sums.x_part(results.preact), weight_ih.mT)
         if needs.weights[0]:
             x_active = base.fill(x, base.held_steps(layer))  # zero times the NaN of a padding would be NaN
             dweight_ih = dpreact_rows.as_strided(*self.x_view) @ sums.rows_of(x_active, self.stack)

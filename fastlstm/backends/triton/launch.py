@@ -53,7 +53,7 @@ def project(x: Tensor, weight_ih: Tensor | None, bias: Tensor | None) -> Tensor 
         return None
     if weight_ih.dim() == 2:
         return torch.nn.functional.linear(x.contiguous(), weight_ih, bias)  # strided, it would be T products and a sum
-    return sums.add_bias(sums.linear(x, weight_ih), bias)
+    return sums.add_bias(sums.product(x, weight_ih), bias)
 
 
 def describe_layer(layer: Layer, precision: str) -> tuple[Any, Any, int, int, int, int]:

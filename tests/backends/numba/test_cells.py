@@ -67,7 +67,15 @@ def of_a_detached_mean(a, h, gap):
     return cells.tanh(a + cells.stop_gradient(cells.mean(h * gap)))
 
 
-CELLS = (*EVERY, of_seven_sums, of_means_of_means, that_saves_means_alone, of_a_detached_mean)
+@cells.cell(gates={"a": "xh", "b": "x"}, states=("h", "c"), params=("w",), products=("p", "q", "r", "of_w"))
+def of_detached_products(a, b, h, c, w, p, q, r, of_w):
+    """Products of one value, of which one alone has a gradient, and a product of a param."""
+    v = cells.tanh(a) * h
+    detached = cells.stop_gradient(p(v))
+    return cells.tanh(b + q(v) * detached), cells.where(r(v) > 0.1, b, c) + of_w(w)
+
+
+CELLS = (*EVERY, of_seven_sums, of_means_of_means, that_saves_means_alone, of_a_detached_mean, of_detached_products)
 
 
 def to(record: Run, dtype: torch.dtype) -> Run:

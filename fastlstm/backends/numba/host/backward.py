@@ -56,7 +56,7 @@ class Backward(Pass):
         transposed = sizes.transposed_sizes(s, self.panels, self.lanes, x_components)
         caches_weights = caches is not None and s.stack_size is None and packs
         packed = {name: transposed[name] for name, is_read in reads.items() if caches_weights or is_read}
-        digested = counts.x_preacts * H * I, counts.h_preacts * H * (H // s.heads), counts.products * H * H
+        digested = counts.x_preacts * H * I, counts.h_preacts * H * (H // s.heads), counts.products * H * (H // s.heads)
         self.prepare(
             components=dx_components or sum_components, x_components=x_components, fields=fields, buffers=buffers,
             packed=packed, caches_weights=caches_weights, digested=digested, in_place=in_place,
@@ -66,7 +66,8 @@ class Backward(Pass):
         x_rows, h_rows = counts.x_preacts * H, counts.h_preacts * H
         shapes: Any = (
             (R, I) if s.is_single_step else (T, R, I), (*stack, x_rows, I), (*stack, h_rows, H // s.heads),
-            (*stack, x_rows), (*stack, h_rows), *[(*stack, H)] * counts.params, *[(*stack, H, H)] * counts.products,
+            (*stack, x_rows), (*stack, h_rows), *[(*stack, H)] * counts.params,
+            *[(*stack, H, H // s.heads)] * counts.products,
             *[self.state_shape] * (counts.inner_states + 1), *[(T, R, H)] * counts.inputs,
         )  # fmt: skip
         self.inner_states = range(1, counts.inner_states + 1)

@@ -61,8 +61,10 @@ def counts(cell: Cell) -> Counts:
 
 @cache
 def gate_blocks(cell: Cell) -> Any:
-    """Return an array of the gate blocks of weight_ih, then of weight_hh, as the kernels read them."""
-    blocks = *cell.layout.blocks_ih, *cell.layout.blocks_hh
+    """Return an array of the gate blocks of weight_ih, then of weight_hh, and of the weights of products, as the
+    kernels read them.
+    """
+    blocks = *cell.layout.blocks_ih, *cell.layout.blocks_hh, *range(len(cell.products))
     return (ctypes.c_int64 * len(blocks))(*blocks)
 
 

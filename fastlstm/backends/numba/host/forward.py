@@ -68,14 +68,8 @@ class Forward(Pass):
             fields["inner_step_stride"] = 0
         count = sizes.packed_size(s, L, x_components, packed_panels)
         packed = {"packed": count, "biases": self.panels * counts.preacts * L}
-        hh_size = counts.h_preacts * H * (H // s.heads)
-        digested = (
-            counts.x_preacts * H * I,
-            counts.x_preacts * H,
-            counts.h_preacts * H,
-            hh_size,
-            counts.products * H * H,
-        )
+        of_states = [rows * H * (H // s.heads) for rows in (counts.h_preacts, counts.products)]
+        digested = counts.x_preacts * H * I, counts.x_preacts * H, counts.h_preacts * H, *of_states
         self.prepare(
             components=x_components, x_components=x_components, fields=fields, buffers=buffers, packed=packed,
             caches_weights=caches_weights, digested=digested, in_place=packed_panels == 0,

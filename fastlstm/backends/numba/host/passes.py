@@ -103,8 +103,8 @@ class Pass:
         field_values += [n for a in params for n in (a.data_ptr(), 0, 0, *more)]
         return field_values, [*inputs, *params]
 
-    def product_weights(self, layer: Layer) -> tuple[Tensor | None]:
-        """Return the weights of all products as one, (products H, H) in the order of `Layout.products`, or None."""
+    def product_weights(self, layer: Layer) -> tuple[Tensor]:
+        """Return the weights of all products as one, (products H, H / K) in the order of `Layout.products`."""
         cell = self.signature.cell
         of_products = dict(zip(cell.products, layer.weights[WEIGHTS + len(cell.params) :]))
         weights = [of_products[name] for name in cell.layout.products]

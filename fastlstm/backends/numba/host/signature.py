@@ -74,7 +74,7 @@ class Signature(NamedTuple):
     def multiply_adds_per_unit(self) -> int:
         """The multiply-adds of a step for each unit of a row."""
         counts = self.counts
-        return counts.x_preacts * self.I + counts.h_preacts * self.H // self.heads + counts.products * self.H
+        return counts.x_preacts * self.I + (counts.h_preacts + counts.products) * self.H // self.heads
 
     @property
     def rows(self) -> int:

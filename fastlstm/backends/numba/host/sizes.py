@@ -100,10 +100,10 @@ def transposed_sizes(s: Signature, panels: int, lanes: int, x_components: int) -
     # on the unit, a component of the 64 by 64 weights of a panel's four gates and a group takes 2 * 1024 float32
     I, H, gates, components = s.I, s.H, (s.counts.x_preacts, s.counts.h_preacts), (x_components, s.components)
     ih, hh = (panels * 2 * n * 1024 if n else panels * count * lanes * 4 * lanes for n, count in zip(components, gates))
+    groups, reach = panels_of(H, 4 * lanes), reach_of(s.H, s.heads, lanes)
     if s.heads > 1:
-        hh = hh // panels * reach_of(s.H, s.heads, lanes)
-    groups = panels_of(H, 4 * lanes)
-    products = s.counts.products * groups * panels * lanes * 4 * lanes
+        hh = hh // panels * reach
+    products = s.counts.products * groups * reach * lanes * 4 * lanes
     return {"packed_ih": panels_of(I, 4 * lanes) * ih, "packed_hh": groups * hh, "packed_products": products}
 
 
@@ -191,7 +191,7 @@ def packed_size(s: Signature, lanes: int, x_components: int, packed_panels: int)
     if s.components:
         return packed_panels * operand_k_blocks(s.I, s.H) * s.components * 1024
     ih = panels_of(s.I, 32) * x_components * 1024 if x_components else s.I * s.counts.x_preacts * lanes
-    of_h = span_of(s.H, s.heads, lanes) * s.counts.h_preacts + s.H * s.counts.products
+    of_h = span_of(s.H, s.heads, lanes) * (s.counts.h_preacts + s.counts.products)
     return packed_panels * (of_h * lanes + ih)
 
 

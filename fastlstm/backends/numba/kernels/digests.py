@@ -29,7 +29,7 @@ def digest_weights(a, thread, threads, recurs):
     n = digest_words(a, a.original_ih, a.x_preacts * H * I * size // 4, 0, thread, threads)
     n = digest_words(a, a.original_bias, ih_gates * H * size // 4, n, thread, threads)
     n = digest_words(a, a.original_bias_hh, hh_gates * H * size // 4, n, thread, threads)
-    n = digest_words(a, a.original_products, a.products * H * H * size // 4, n, thread, threads)
+    n = digest_words(a, a.original_products, a.products * H * a.head * size // 4, n, thread, threads)
     digest_words(a, a.original_hh, a.h_preacts * H * a.head * size // 4 if recurs else 0, n, thread, threads)
 
 

@@ -31,7 +31,6 @@ from fastlstm.backends.numba.kernels.states import (
 )
 from fastlstm.backends.numba.kernels.threads import share, team_rows, wait
 from fastlstm.backends.numba.kernels.values import (
-    has_products,
     multiply_values,
     multiply_values_of_only_row,
     operand_address,
@@ -200,10 +199,9 @@ def forward_with(products: ForwardProducts) -> Any:
                     call(cell_forward_of(a), q_last - q_first, q_first, 0, preacts, saved, table)
                 else:
                     for phase in range(a.phases):
-                        if has_products(a, phase):
-                            barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
-                            multiply_values_of_only_row(a, team_scratch, phase, p_first, p_last)
-                            barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
+                        barriers_passed = multiply_values_of_only_row(
+                            a, team_scratch, phase, p_first, p_last, barrier, team_size, barriers_passed
+                        )
                         if q_first < q_last:
                             begin_phase(
                                 a, rows_forward_of(a), phase, t, b=0, rows=1, gate_rows=1, scratch=scratch,
@@ -222,11 +220,11 @@ def forward_with(products: ForwardProducts) -> Any:
                 for phase in range(-1 if a.phases > 1 else 0, a.phases):
                     multiplies, computes = phase < 0 or a.phases == 1, phase >= 0
                     r_first, r_last, q_first, q_last = g_first, g_last, p_first, p_last
-                    if a.phases > 1 and phase > 0 and has_products(a, phase):
-                        barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
+                    if a.phases > 1 and phase > 0:
                         active = rows_to_last_active(a, t, g_first, g_last - g_first)
-                        multiply_values(a, team_scratch, phase, p_first, p_last, active)
-                        barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
+                        barriers_passed = multiply_values(
+                            a, team_scratch, phase, p_first, p_last, active, barrier, team_size, barriers_passed
+                        )
                     if not multiplies:
                         r_first = g_first + share(g_last - g_first, team_thread, team_size)
                         r_last = g_first + share(g_last - g_first, team_thread + 1, team_size)

@@ -97,14 +97,19 @@ def reach_count(a, q):
     return (end + a.lanes - 1) // a.lanes - reach_begin(a, q)
 
 
+def block(a, k):
+    """Return entry k of the gate blocks."""
+    return get_int64(a.gate_blocks + 8 * k)
+
+
 def block_ih(a, k):
     """Return the gate block of weight_ih of the k-th pre-activation of x."""
-    return get_int64(a.gate_blocks + 8 * k)
+    return block(a, k)
 
 
 def block_hh(a, k):
     """Return the gate block of weight_hh of the k-th pre-activation of h."""
-    return get_int64(a.gate_blocks + 8 * (a.x_preacts + k))
+    return block(a, a.x_preacts + k)
 
 
 def expand(a, p, rows, source, target):

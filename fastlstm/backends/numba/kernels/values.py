@@ -5,6 +5,7 @@ is there when the next phase begins. In the backward pass a phase stores the gra
 their product with the transposed weights is there when the next phase begins.
 """
 
+from fastlstm.backends.numba.kernels.heads import add_product_of_heads, back_product_of_heads
 from fastlstm.backends.numba.kernels.layout import (
     count_vector_groups,
     dpreact_address,
@@ -12,11 +13,21 @@ from fastlstm.backends.numba.kernels.layout import (
     gemm_of,
     gemv_of,
     saved_address,
+    seen_alike,
+    seen_begin,
+    seen_count,
+    spans_heads,
 )
 from fastlstm.backends.numba.kernels.row_masks import zero_held
 from fastlstm.backends.numba.kernels.shared import BLOCK_K, VECTOR
 from fastlstm.backends.numba.kernels.states import scratch_slot
-from fastlstm.backends.numba.kernels.weight_gradients import accumulator_address, accumulator_row_bytes, unpack_weight
+from fastlstm.backends.numba.kernels.threads import wait
+from fastlstm.backends.numba.kernels.vector_forward import pack_panel
+from fastlstm.backends.numba.kernels.weight_gradients import (
+    accumulator_address,
+    accumulator_row_bytes,
+    unpack_weight_of_heads,
+)
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
@@ -54,58 +65,71 @@ def results_address(a, scratch, p):
 
 
 def packed_address(a, g, p):
-    """Return the address of the packed weights (H, N, L) of the N products of value g, for panel p."""
+    """Return the address of the packed weights (columns, N, L) of the N products of value g, for panel p."""
     base = a.packed + a.packed_panels * (a.span * a.h_preacts + a.I * a.x_preacts) * VECTOR
-    return base + (record_first(a, g) * a.panels + record_count(a, g) * p) * a.H * VECTOR
+    return base + (record_first(a, g) * a.panels + record_count(a, g) * p) * a.span * VECTOR
 
 
 def pack_products(a, p):
-    """Pack panel p of the weights of all products as [value][vector group][k][product][lane]."""
-    L, size, H = a.lanes, a.size, a.H
-    valid = min(L, H - p * L)
+    """Pack panel p of the weights of all products."""
     for g in range(a.product_groups):
-        first, count, panel = record_first(a, g), record_count(a, g), packed_address(a, g, p)
-        if valid < L:
-            call(a.copy_rows, 1, 0, H * count * L, panel, 0, panel, 0)
-        for q in range(count_vector_groups(count)):
-            v, v_last = first_vector(count, q), first_vector(count, q + 1)
-            for k in range(v, v_last):
-                source, target = a.weight_products + ((first + k) * H + p * L) * H * size, panel + v * H * VECTOR
-                call(a.transpose, valid, H, source, H * size, target + (k - v) * VECTOR, (v_last - v) * VECTOR)
+        count, first_block = record_count(a, g), a.x_preacts + a.h_preacts + record_first(a, g)
+        row, panel = a.head * a.size, packed_address(a, g, p)
+        pack_panel(a, p, a.weight_products, row, seen_count(a, p), count, first_block, True, panel)
 
 
-def multiply_values(a, scratch, phase, p_first, p_last, rows):
-    """Store the results of the products before a phase, of panels `p_first` to `p_last` and `rows` rows."""
-    H, block = a.H, a.k_block
+def multiply_values(a, scratch, phase, p_first, p_last, rows, barrier, team_size, barriers_passed):
+    """Store the results of the products before a phase, of panels `p_first` to `p_last` and `rows` rows, between two
+    barriers of the team. Return how many barriers it has passed.
+    """
+    if not has_products(a, phase):
+        return barriers_passed
+    barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
     for g in range(a.product_groups):
-        count, x, x_row = record_count(a, g), operand_address(a, scratch, g), a.panels * VECTOR
+        count, x_row, out_row = record_count(a, g), a.panels * VECTOR, a.products * VECTOR
         for p in range(p_first, p_last if record_phase(a, g) == phase else p_first):
-            out, out_row = results_address(a, scratch, p) + record_first(a, g) * VECTOR, a.products * VECTOR
-            for q in range(count_vector_groups(count)):
+            columns, x = seen_count(a, p), operand_address(a, scratch, g) + seen_begin(a, p) * a.size
+            out, crosses = results_address(a, scratch, p) + record_first(a, g) * VECTOR, spans_heads(a, p)
+            if crosses:
+                call(a.copy_rows, rows, 0, count * a.lanes, out, 0, out, out_row)
+                add_product_of_heads(a, p, rows, out, out_row, count, packed_address(a, g, p), x, x_row)
+            for q in range(0 if crosses else count_vector_groups(count)):
                 v, w_row = first_vector(count, q), (first_vector(count, q + 1) - first_vector(count, q)) * VECTOR
-                w, target, begin, begin_row = packed_address(a, g, p) + v * H * VECTOR, out + v * VECTOR, a.constants, 0
-                for k in range(0, H, block):
+                w, target, begin, begin_row = packed_address(a, g, p), out + v * VECTOR, a.constants, 0
+                for k in range(0, columns, a.k_block):
                     call(
-                        gemm_of(a, w_row // VECTOR), rows, begin, begin_row, target, out_row, w + k * w_row, w_row,
-                        x + k * a.size, x_row, a.size, min(block, H - k), 1, 0, 0, x, 0, 0,
+                        gemm_of(a, w_row // VECTOR), rows, begin, begin_row, target, out_row,
+                        w + v * columns * VECTOR + k * w_row, w_row, x + k * a.size, x_row, a.size,
+                        min(a.k_block, columns - k), 1, 0, 0, x, 0, 0,
                     )  # fmt: skip
                     begin, begin_row = target, out_row
+    return wait(barrier, team_size, barriers_passed, a.relax)
 
 
-def multiply_values_of_only_row(a, scratch, phase, p_first, p_last):
+def multiply_values_of_only_row(a, scratch, phase, p_first, p_last, barrier, team_size, barriers_passed):
     """Do as `multiply_values` for the only row, whose results (panels, products, L) follow each other."""
-    H = a.H
-    for g in range(a.product_groups if p_first < p_last else 0):
-        if record_phase(a, g) == phase:
-            count, x, out_step = record_count(a, g), operand_address(a, scratch, g), a.products * VECTOR
-            out = results_address(a, scratch, 0) + p_first * out_step + record_first(a, g) * VECTOR
-            for q in range(count_vector_groups(count)):
+    if not has_products(a, phase):
+        return barriers_passed
+    barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
+    for g in range(a.product_groups):
+        count, out_step, begin = record_count(a, g), a.products * VECTOR, p_first
+        while begin < (p_last if record_phase(a, g) == phase else p_first):
+            end, columns = seen_alike(a, begin, p_last), seen_count(a, begin)
+            x = operand_address(a, scratch, g) + seen_begin(a, begin) * a.size
+            out = results_address(a, scratch, 0) + begin * out_step + record_first(a, g) * VECTOR
+            packed, crosses = packed_address(a, g, begin), spans_heads(a, begin)
+            if crosses:  # no two panels of several heads see the same columns
+                call(a.copy_rows, 1, 0, count * a.lanes, out, 0, out, 0)
+                add_product_of_heads(a, begin, 1, out, out_step, count, packed, x, 0)
+            for q in range(0 if crosses else count_vector_groups(count)):
                 v = first_vector(count, q)
-                w = packed_address(a, g, p_first) + v * H * VECTOR
+                w = packed + v * columns * VECTOR
                 call(
-                    gemv_of(a, first_vector(count, q + 1) - v), p_last - p_first, a.constants, 0, out + v * VECTOR,
-                    out_step, x, w, 0, 0, x, w, count * H * VECTOR, H, a.k_block, a.k_block, a.constants, 0,
+                    gemv_of(a, first_vector(count, q + 1) - v), end - begin, a.constants, 0, out + v * VECTOR,
+                    out_step, x, w, 0, 0, x, w, count * a.span * VECTOR, columns, a.k_block, a.k_block, a.constants, 0,
                 )  # fmt: skip
+            begin = end
+    return wait(barrier, team_size, barriers_passed, a.relax)
 
 
 def back_results_address(a, scratch, g, q):
@@ -113,51 +137,41 @@ def back_results_address(a, scratch, g, q):
     return scratch_slot(a, scratch, a.operand_slot + (g * count_vector_groups(a.panels) + q) * 4)
 
 
-def packed_back_address(a, g, q):
-    """Return the address of the packed transposed weights (panels, N L, 4 L) of the N products of value g, for vector
-    group q of its units.
+def packed_back_address(a, g):
+    """Return the address of the packed transposed weights (vector groups, reach, N L, 4 L) of the N products of value
+    g.
     """
-    L, groups = a.lanes, count_vector_groups(a.panels)
-    return a.packed_products + (record_first(a, g) * groups + record_count(a, g) * q) * a.panels * L * 4 * VECTOR
+    return a.packed_products + record_first(a, g) * count_vector_groups(a.panels) * a.reach * a.lanes * 4 * VECTOR
 
 
-def pack_back_products(a, first, last):
-    """Pack vector groups `first` to `last` of the transposed weights of all products as [value][k][3 or 4 vectors]."""
-    L, size, H, panels = a.lanes, a.size, a.H, a.panels
-    for g in range(a.product_groups):
-        count = record_count(a, g)
-        for p in range(panels):
-            units = min(L, H - p * L)
-            for k in range(count):
-                source = a.weight_products + ((record_first(a, g) + k) * H + p * L) * H * size
-                for q in range(first, last):
-                    column = first_vector(panels, q) * L
-                    n = 4 if first_vector(panels, q + 1) - first_vector(panels, q) == 4 else 3
-                    target, row = packed_back_address(a, g, q) + (p * count + k) * L * n * VECTOR, n * VECTOR
-                    width = min(n * L, H - column)
-                    call(a.copy_rows, units, width, n * L, source + column * size, H * size, target, row)
-                    call(a.copy_rows, L - units, 0, n * L, source, 0, target + units * row, row)
-
-
-def multiply_back(a, scratch, phase, s, b, rows, q_first, q_last):
-    """Store the transposed products before a phase, of vector groups `q_first` to `q_last` and `rows` rows from b."""
+def multiply_back(a, scratch, phase, s, b, rows, q_first, q_last, barrier, team_size, barriers_passed):
+    """Store the transposed products before a phase, of vector groups `q_first` to `q_last` and `rows` rows from b,
+    between two barriers of the team. Return how many barriers it has passed.
+    """
+    if not has_products(a, phase):
+        return barriers_passed
+    barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
     L, panels, row = a.lanes, a.panels, 4 * VECTOR
     for g in range(a.product_groups):
-        count, gate = record_count(a, g), a.preacts + record_first(a, g)
+        count, gate, packed = record_count(a, g), a.preacts + record_first(a, g), packed_back_address(a, g)
         blocks = (panels * count * L + BLOCK_K - 1) // BLOCK_K
         block = (panels + blocks - 1) // blocks  # panels
         for q in range(q_first, q_last if record_phase(a, g) == phase else q_first):
+            out = back_results_address(a, scratch, g, q)
+            if a.heads > 1:
+                back_product_of_heads(a, rows, b, s, gate, count, packed, panels, q, out)
+                continue
             n = 4 if first_vector(panels, q + 1) - first_vector(panels, q) == 4 else 3
-            out, w_row, init, init_row = back_results_address(a, scratch, g, q), n * VECTOR, a.constants, 0
+            w, w_row, init, init_row = packed + q * panels * 4 * VECTOR * count * L, n * VECTOR, a.constants, 0
             for p in range(0, panels, block):
                 dpre = dpreact_address(a, p, s, b) + gate * VECTOR
                 call(
-                    a.gemm4 if n == 4 else a.gemm3, rows, init, init_row, out, row,
-                    packed_back_address(a, g, q) + p * count * L * w_row, w_row, dpre, a.terms * VECTOR, a.size,
-                    count * L, min(block, panels - p), a.dpreact_steps * a.B * a.terms * VECTOR, count * L * w_row,
-                    dpre, 0, 0,
+                    a.gemm4 if n == 4 else a.gemm3, rows, init, init_row, out, row, w + p * count * L * w_row, w_row,
+                    dpre, a.terms * VECTOR, a.size, count * L, min(block, panels - p),
+                    a.dpreact_steps * a.B * a.terms * VECTOR, count * L * w_row, dpre, 0, 0,
                 )  # fmt: skip
                 init, init_row = out, row
+    return wait(barrier, team_size, barriers_passed, a.relax)
 
 
 def first_value_column(a, g):
@@ -186,12 +200,10 @@ def pack_values(a, strips, s_first, s_last, b_first, b_last):
 
 def unpack_product_gradients(a, scratch, p_first, p_last):
     """Write the wanted gradients of the weights of products, of panels `p_first` to `p_last`, from accumulators."""
-    L, H = a.lanes, a.H
     for p in range(p_first, p_last):
         for g in range(a.product_groups):
             first = accumulator_address(a, 0, p) + first_value_column(a, g) * accumulator_row_bytes(a)
             for k in range(record_count(a, g)):
                 target = get_int64(a.dparam_addresses + 8 * (a.params + record_first(a, g) + k))
                 if target != 0:
-                    valid = min(L, H - p * L)
-                    unpack_weight(a, scratch, first + k * VECTOR, H, valid, target + p * L * H * a.size)
+                    unpack_weight_of_heads(a, scratch, p, first + k * VECTOR, 0, target)

@@ -7,8 +7,7 @@ from fastlstm.backends.numba.kernels.few_pairs import write_weight_gradients
 from fastlstm.backends.numba.kernels.heads import back_product_of_heads
 from fastlstm.backends.numba.kernels.in_place import back_product_in_place
 from fastlstm.backends.numba.kernels.layout import (
-    block_hh,
-    block_ih,
+    block,
     columns_of_h,
     compact,
     count_vector_groups,
@@ -32,7 +31,12 @@ from fastlstm.backends.numba.kernels.row_masks import correct_states, rows_to_la
 from fastlstm.backends.numba.kernels.shared import BLOCK_K, VECTOR
 from fastlstm.backends.numba.kernels.states import dpreact_slot
 from fastlstm.backends.numba.kernels.threads import share
-from fastlstm.backends.numba.kernels.values import first_value_column, pack_values, record_count, record_first
+from fastlstm.backends.numba.kernels.values import (
+    first_value_column,
+    pack_values,
+    record_count,
+    record_first,
+)
 from fastlstm.backends.numba.kernels.weight_gradients import accumulator_address, accumulator_row_bytes
 from fastlstm.backends.numba.llvm.intrinsics import call
 
@@ -40,31 +44,40 @@ BLOCK_ROWS = 128  # rows of dpreact and of a strip that stay in the L1 cache tog
 
 
 def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch):
+    """Pack vector groups `first` to `last` of weight_ih or weight_hh: see `pack_transposed_gates`."""
+    gates, first_block = (a.h_preacts, a.x_preacts) if of_h else (a.x_preacts, 0)
+    pack_transposed_gates(a, weight, weight_row, N, gates, first_block, of_h, packed, first, last)
+
+
+def pack_transposed_gates(a, weight, weight_row, N, gates, first_block, has_heads, packed, first, last):
     """Pack vector groups `first` to `last` of (gates H, N) weights as [vector group][k][3 or 4 vectors], with k in the
-    order of dpreact's panels. Of weight_hh a group has the panels whose units see any of its columns.
+    order of dpreact's panels. Of weights that have heads a group has the panels whose units see any of its columns.
+
+    Args:
+        first_block: as in `vector_forward.pack_panel`.
     """
-    L, size, H, gates = a.lanes, a.size, a.H, a.h_preacts if of_h else a.x_preacts
+    L, size, H = a.lanes, a.size, a.H
     panels, vectors = a.panels, (N + L - 1) // L
-    own, reach = (a.head, a.reach) if of_h else (N, panels)
+    own, reach = (a.head, a.reach) if has_heads else (N, panels)
     for p in range(panels):
         units = min(L, H - p * L)
         for gate in range(gates):
             row = gate_offset(a, p, gate) // size
             row_last = gate_offset(a, p, gate + 1) // size if gate + 1 < gates else vectors_of(a, p, gates) * L
-            source = weight + (block_hh(a, gate) if of_h else block_ih(a, gate)) * H * weight_row
+            source = weight + block(a, first_block + gate) * H * weight_row
             for q in range(first, last):  # innermost: whole rows of weights are read one after the other
-                column, panel = first_vector(vectors, q) * L, p - reach_begin(a, q) if of_h else p
-                if panel < 0 or (of_h and panel >= reach_count(a, q)):
+                column, panel = first_vector(vectors, q) * L, p - reach_begin(a, q) if has_heads else p
+                if panel < 0 or (has_heads and panel >= reach_count(a, q)):
                     continue
                 n = 4 if first_vector(vectors, q + 1) - first_vector(vectors, q) == 4 else 3
                 to_row = n * VECTOR
                 target = packed + (q * reach * 4 * VECTOR + panel * to_row) * gates * L + row * to_row
-                if of_h and a.heads > 1:
+                if has_heads and a.heads > 1:
                     call(a.copy_rows, units, 0, n * L, source, 0, target, to_row)
                 unit, unit_last = p * L, p * L + units
                 while unit < unit_last:  # of one head
-                    head = head_begin(a, unit) if of_h else 0
-                    end = head_end(a, unit, unit_last) if of_h else unit_last
+                    head = head_begin(a, unit) if has_heads else 0
+                    end = head_end(a, unit, unit_last) if has_heads else unit_last
                     begin, stop = max(column, head), min(min(column + n * L, N), head + own)
                     if begin < stop:
                         call(
@@ -94,7 +107,7 @@ def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
         back_product_in_place(a, rows, b, s, of_h, vectors, q, scratch)
         return
     if of_h and a.heads > 1:
-        back_product_of_heads(a, rows, b, s, packed, vectors, q, scratch)
+        back_product_of_heads(a, rows, b, s, first_h_preact(a), a.h_preacts, packed, vectors, q, scratch)
         return
     L, gates, first_gate = a.lanes, a.h_preacts if of_h else a.x_preacts, first_h_preact(a) if of_h else 0
     panels, terms = (a.H + L - 1) // L, a.terms
@@ -233,9 +246,11 @@ def add_weight_gradients(a, strips, s_first, s_last, k_set, p_first, p_last):
     """Add a time chunk to the accumulators: all at once if `host.accumulators` lets them follow each other."""
     h_row, ones_row, columns = a.first_h_row, a.ones_row, columns_of_h(a)
     for g in range(a.product_groups):
-        column, gate = first_value_column(a, g), a.preacts + record_first(a, g)
-        last, gates = column + a.H, record_count(a, g)
-        add_products(a, strips, s_first, s_last, k_set, p_first, p_last, column, last, 0, gate, gates)
+        p, gate, gates = p_first, a.preacts + record_first(a, g), record_count(a, g)
+        while p < p_last:
+            end, column = seen_alike(a, p, p_last), first_value_column(a, g) + seen_begin(a, p)
+            add_products(a, strips, s_first, s_last, k_set, p, end, column, column + seen_count(a, p), 0, gate, gates)
+            p = end
     if a.joint != 0 and a.heads == 1:
         add_products(a, strips, s_first, s_last, k_set, p_first, p_last, 0, ones_row + 1, 0, 0, a.preacts)
         return

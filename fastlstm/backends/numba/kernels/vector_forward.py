@@ -5,10 +5,9 @@ products. Few rows multiply an x with K blocks of its own for several steps at o
 x.
 """
 
-from fastlstm.backends.numba.kernels.heads import add_h_product_of_heads
+from fastlstm.backends.numba.kernels.heads import add_product_of_heads
 from fastlstm.backends.numba.kernels.layout import (
-    block_hh,
-    block_ih,
+    block,
     count_vector_groups,
     expand,
     first_h_preact,
@@ -51,24 +50,28 @@ def biases_address(a, p):
     return a.biases + p * a.preacts * VECTOR
 
 
-def pack_panel(a, p, weight, weight_row, columns, of_h, panel):
+def pack_panel(a, p, weight, weight_row, columns, gates, first_block, has_heads, panel):
     """Pack panel p of a weight as [vector group][k][gate][lane]. A compact panel is [k], with its gates side by side
     and then zeros. Units of several heads have zeros in the columns that only others see.
+
+    Args:
+        gates: the weight's blocks of H rows, whose order the gate blocks have from `first_block` on.
+        has_heads: whether a unit sees the columns of its own head alone.
     """
-    L, size, H, gates = a.lanes, a.size, a.H, a.h_preacts if of_h else a.x_preacts
+    L, size, H = a.lanes, a.size, a.H
     valid, vectors = min(L, H - p * L), vectors_of(a, p, gates)
-    width, first_column = (a.head, seen_begin(a, p)) if of_h else (columns, 0)
+    width, first_column = (a.head, seen_begin(a, p)) if has_heads else (columns, 0)
     if valid < L or width < columns:
         call(a.copy_rows, 1, 0, columns * vectors * L, panel, 0, panel, 0)
     for q in range(count_vector_groups(vectors)):
         first, last = first_vector(vectors, q), first_vector(vectors, q + 1)
         target, stride = panel + first * columns * VECTOR, (last - first) * VECTOR
         for gate in range(first, gates if last == vectors else last):
-            row = (block_hh(a, gate) if of_h else block_ih(a, gate)) * H
+            row = block(a, first_block + gate) * H
             gate_target, unit = target + gate_offset(a, p, gate) - first * VECTOR, p * L
             while unit < p * L + valid:
-                column = head_begin(a, unit) if of_h else 0
-                end = head_end(a, unit, p * L + valid) if of_h else p * L + valid
+                column = head_begin(a, unit) if has_heads else 0
+                end = head_end(a, unit, p * L + valid) if has_heads else p * L + valid
                 unit_target = gate_target + (unit - p * L) * size + (column - first_column) * stride
                 source = weight + (row + unit) * weight_row
                 call(a.transpose, end - unit, width, source, weight_row, unit_target, stride)
@@ -77,12 +80,13 @@ def pack_panel(a, p, weight, weight_row, columns, of_h, panel):
 
 def pack_hh(a, p, packed_index):
     """Pack panel p of weight_hh."""
-    pack_panel(a, p, a.weight_hh, a.hh_row_stride, seen_count(a, p), True, packed_hh_address(a, packed_index))
+    panel, columns = packed_hh_address(a, packed_index), seen_count(a, p)
+    pack_panel(a, p, a.weight_hh, a.hh_row_stride, columns, a.h_preacts, a.x_preacts, True, panel)
 
 
 def pack_ih(a, p, packed_index):
     """Pack panel p of weight_ih."""
-    pack_panel(a, p, a.weight_ih, a.ih_row_stride, a.I, False, packed_ih_address(a, packed_index))
+    pack_panel(a, p, a.weight_ih, a.ih_row_stride, a.I, a.x_preacts, 0, False, packed_ih_address(a, packed_index))
 
 
 def pack_weights(a, p, packed_index, scratch):
@@ -204,7 +208,8 @@ def preact_of_only_row(a, s, p_first, p_last, scratch, x, h_in):
         crosses = spans_heads(a, begin)
         preact_of_row(a, s, p, p, end - begin, step, 0, out, x, 0 if crosses else h)
         if crosses and h_in != 0:  # no two panels of several heads see the same columns
-            add_h_product_of_heads(a, p, 1, out, packed_hh_address(a, p), h, 0)
+            of_h, w = out + first_h_preact(a) * VECTOR, packed_hh_address(a, p)
+            add_product_of_heads(a, p, 1, of_h, a.preacts * VECTOR, a.h_preacts, w, h, 0)
         begin = end
 
 
@@ -263,9 +268,10 @@ def preact(a, s, p, packed_index, b, rows, team_index, b_first, b_last, scratch,
                 rows, init + begin, init_row, out + begin, stride, h_in + b * h_in_stride, h_in_stride,
             )  # fmt: skip
     if crosses and h_of_heads != 0:
-        add_h_product_of_heads(
-            a, p, rows, out, packed_hh_address(a, packed_index), h_of_heads + b * h_in_stride, h_in_stride
-        )
+        add_product_of_heads(
+            a, p, rows, out + first_h_preact(a) * VECTOR, a.preacts * VECTOR, a.h_preacts,
+            packed_hh_address(a, packed_index), h_of_heads + b * h_in_stride, h_in_stride,
+        )  # fmt: skip
     if compact:
         expand(a, p, rows, out, scratch)
 

@@ -40,6 +40,18 @@ def unpack_weight(a, scratch, accumulators, width, units, weight):
             call(a.transpose, columns, units, source, row_stride, weight + k * a.size, width * a.size)
 
 
+def unpack_weight_of_heads(a, scratch, p, accumulators, first_column, weight):
+    """Transpose accumulators (columns, gates, lanes) of one gate and panel p into rows of a weight's gradient, whose
+    units have the columns of their own head. The accumulators begin at column `first_column`.
+    """
+    unit, last, D = p * a.lanes, min((p + 1) * a.lanes, a.H), a.head
+    while unit < last:  # of one head
+        end, row = head_end(a, unit, last), head_begin(a, unit) - first_column
+        source = accumulators + (unit - p * a.lanes) * a.size + row * accumulator_row_bytes(a)
+        unpack_weight(a, scratch, source, D, end - unit, weight + unit * D * element_bytes(a))
+        unit = end
+
+
 def write_vectors(a, p, ones):
     """Write panel p of the wanted gradients of biases and params: biases from `ones`, the accumulators of the ones."""
     size, unit = a.size, p * a.lanes
@@ -73,10 +85,9 @@ def unpack_weight_gradients(a, scratch, p_first, p_last):
             unpack_weight(a, scratch, source, I, valid, a.dweight_ih + row * I * element)
         h_accumulators = accumulators + a.first_h_row * accumulator_row_bytes(a)
         for gate in range(a.h_preacts if a.dweight_hh != 0 else 0):
-            row, unit, source = block_hh(a, gate) * H, p * L, h_accumulators + gate_offset(a, p, gate)
-            while unit < p * L + valid:  # of one head
-                end = head_end(a, unit, p * L + valid)
-                head = source + (unit - p * L) * a.size + (head_begin(a, unit) - seen_begin(a, p)) * row_stride
-                unpack_weight(a, scratch, head, D, end - unit, a.dweight_hh + (row + unit) * D * element)
-                unit = end
+            source, target = (
+                h_accumulators + gate_offset(a, p, gate),
+                a.dweight_hh + block_hh(a, gate) * H * D * element,
+            )
+            unpack_weight_of_heads(a, scratch, p, source, seen_begin(a, p), target)
         write_vectors(a, p, accumulators + (a.ones_row - columns + min(a.span, columns)) * row_stride)
