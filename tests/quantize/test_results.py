@@ -211,3 +211,15 @@ def test_changed_weights_of_odd_numbers_of_bytes_are_seen(I, H, backend):
         again = quantized(fastlstm.GRU(I, H), backend=backend)
         again.load_state_dict(made.state_dict())
         assert same_bits(flat(made(x)), flat(again(x)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+def test_h_is_rounded_as_if_its_largest_were_one(backend):
+    """A state below half of a 127th counts as zero, however small the row's others are."""
+    module, x = quantized(fastlstm.LSTM(5, 7), backend=backend), torch.randn(1, 2, 5)
+    zeros, below, above = (
+        module(x, (torch.full((1, 2, 7), value), torch.zeros(1, 2, 7)))[0] for value in (0.0, 3e-3, 5e-3)
+    )
+    assert torch.equal(below, zeros)
+    assert not torch.equal(above, zeros)

@@ -71,11 +71,11 @@ def test_steps_far_apart(kernels):
 
 @pytest.mark.sampled(2)
 def test_large_batches(kernels, first_program, monkeypatch):
-    """Gates and dpreact of two steps: those of the second begin beyond 2^31."""
+    """The product of x, gates and dpreact of two steps: those of the second begin beyond 2^31."""
     monkeypatch.setattr(gpu, "multiprocessors", lambda device: 2**24)  # programs of 8 rows for any batch
     T, B, H, rows = 2, 2**24, 32, 8
     assert B * 4 * H >= 2**31
-    x, weights, states = half(T, rows, 4), (half(4 * H, 4), half(4 * H, H)), (half(rows, H), half(rows, H))
+    x, weights, states = half(T, rows, 40), (half(4 * H, 40), half(4 * H, H)), (half(rows, H), half(rows, H))
     lengths, reset = torch.randint(0, T + 1, (rows,), device=DEVICE), torch.rand(T, rows, device=DEVICE) < 0.3
     dh = half(T, rows, H)
     product = launch.project
