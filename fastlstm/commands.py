@@ -5,8 +5,8 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,16 +49,18 @@ class Parser(argparse.ArgumentParser):
             self.error(f"{error.filename or 'standard output'}: cannot be written ({error.strerror})")
         return code
 
+    @contextmanager
+    def naming(self, argument: str, kind: type[Exception]) -> Iterator[None]:
+        """End with an error that names `argument` where an exception of `kind` is raised within."""
+        try:
+            yield
+        except kind as error:
+            self.error(f"argument {argument}: {error}")
+
     def make_directory(self, argument: str, path: Path) -> None:
         """Make `path`, or end with an error that names `argument`."""
-        try:
+        with self.naming(argument, OSError):
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            self.error(
-                f"argument {argument}: must be a directory or the name of a new one, got {path} ({error.strerror})"
-            )
-        if not os.access(path, os.W_OK):
-            self.error(f"argument {argument}: must be a directory that can be written, got {path}")
 
 
 def whole_number(low: int, high: int, text: str) -> int:

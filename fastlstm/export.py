@@ -1,10 +1,6 @@
 """Write a trained row-LSTM for C: `python -m fastlstm.export runs/row-lstm row_lstm.flstm`.
 
-The file, all numbers little-endian: the 8 bytes ``fastlstm``; uint32 version; uint32 I, H, C; uint32 CRC-32 of
-everything after it. Version 1 goes on with float32 weight_ih (4H, I), weight_hh (4H, H), bias (4H), and the linear
-layer's weight (C, H) and bias (C). Version 2, for int8 weights, goes on with uint32 bits of the activations, 8 or 16;
-float32 scales of the rows of weight_ih (4H) and weight_hh (4H), bias (4H), and the linear layer's weight and bias; and
-int8 weight_ih (4H, I) and weight_hh (4H, H). `fastlstm_model_load` of csrc/fastlstm.h reads it.
+docs/native.md has the format, and `fastlstm_model_load` of csrc/fastlstm.h reads it.
 """
 
 import argparse
@@ -20,7 +16,6 @@ from fastlstm.commands import Parser
 from fastlstm.files import replacing
 from fastlstm.int8.definition import BITS, quantize_weight
 from fastlstm.mnist import saved
-from fastlstm.mnist.data import DataError
 
 MAGIC, FLOAT_VERSION, INT8_VERSION = b"fastlstm", 1, 2
 EXAMPLES = f"""\
@@ -29,7 +24,7 @@ examples:
     python -m fastlstm.train
     python -m fastlstm.export {saved.DIRECTORY} row_lstm.flstm
   a model's file
-    python -m fastlstm.export {saved.DIRECTORY}/{saved.NAME} row_lstm.flstm
+    python -m fastlstm.export {saved.DIRECTORY}/{saved.MODEL} row_lstm.flstm
   with int8 weights, a quarter of the size and three times as fast
     python -m fastlstm.export --int8 {saved.DIRECTORY} row_lstm.flstm
 """
@@ -94,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         usage="%(prog)s [options] MODEL OUT",
     )
     add = parser.add_argument_group("files").add_argument
-    add("model", type=Path, nargs="?", metavar="MODEL", help="a run's directory or its model.pt")
-    add("out", type=Path, nargs="?", metavar="OUT", help="the file to write, such as row_lstm.flstm")
+    add("model", type=Path, metavar="MODEL", help="a run's directory or its model.pt")
+    add("out", type=Path, metavar="OUT", help="the file to write, such as row_lstm.flstm")
     add = parser.add_argument_group("numbers").add_argument
     add("--int8", action="store_true", help="write the LSTM's weights as int8, with a scale for each row")
     add(
@@ -108,22 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(parser: Parser, args: argparse.Namespace) -> int:
-    path, out = args.model, args.out
-    if path is None:
-        parser.error(
-            "argument MODEL: must be a run's directory or its model.pt, got none; python -m fastlstm.train trains one"
-        )
-    if out is None:
-        parser.error("argument OUT: must be the file to write, such as row_lstm.flstm, got none")
-    try:
-        content = model_bytes(saved.load(path)[0].state_dict(), args.int8, args.activations)
-    except DataError as error:  # names the file
-        parser.error(f"argument MODEL: {error}")
-    except ValueError as error:
-        parser.error(f"argument MODEL: {path}: {error}")
-    with replacing(out) as file:
+    with parser.naming("MODEL", ValueError):
+        model, _ = saved.load(args.model)
+        content = model_bytes(model.state_dict(), args.int8, args.activations)
+    with replacing(args.out) as file:
         file.write(content)
-    print(f"{out}: {len(content)} bytes")
+    print(f"{args.out}: {len(content)} bytes")
     return 0
 
 

@@ -1,26 +1,21 @@
 """Read digits with a trained row-LSTM: `python -m fastlstm.predict IMAGE...`."""
 
 import argparse
-import functools
-import itertools
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from fastlstm.commands import Parser, whole_number
-from fastlstm.files import replacing
+from fastlstm.commands import Parser
 from fastlstm.mnist import images, report, saved
-from fastlstm.mnist.data import FILES, DataError, read_idx
+from fastlstm.mnist.data import FILES, DataError, find, read_labels
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.training import predict
 
-INVERT = {"auto": None, "yes": True, "no": False}
-LONGEST = 50  # characters of a picture's name: of four bytes each they fit a file name, whose limit is mostly 255
+LONGEST = 100  # characters of a picture's name
+DRAWN = 10  # images of a file that are drawn, at most
 EXAMPLES = """\
 A picture of the training images' size with light ink on a dark ground is
 taken as it is. Every other is cropped to its ink, scaled and centred as
@@ -37,104 +32,62 @@ examples:
 """
 
 
-class _Source(NamedTuple):
-    path: Path
-    images: Tensor  # (N, rows, columns)
-    labels: Tensor | None  # (N,)
-
-    def name(self, index: int) -> str:
-        return str(self.path) if len(self.images) == 1 else f"{self.path}[{index}]"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line for each image, and draw how it was read; the exit code is 0, or 2 after a bad argument or file."""
     parser = Parser(
-        prog="python -m fastlstm.predict",
-        description="Read digits from pictures or IDX files with a model that fastlstm.train wrote.",
-        epilog=EXAMPLES,
-        usage="%(prog)s [options] IMAGE...",
+        "python -m fastlstm.predict",
+        "Read digits from pictures or IDX files with a model that fastlstm.train wrote.",
+        EXAMPLES,
+        "%(prog)s [options] IMAGE...",
     )
-    add = parser.add_argument_group("what is read").add_argument
-    add(
-        "images",
-        type=Path,
-        nargs="*",
-        metavar="IMAGE",
-        help="PNG, JPEG or IDX file, gzipped or not, or a directory with the test images of an IDX set",
-    )
-    add("--model", type=Path, default=saved.DIRECTORY, help="a run's directory or model.pt (default: %(default)s)")
-    add("--invert", choices=INVERT, default="auto", help="dark ink on light paper (default: by the picture's border)")
-    add = parser.add_argument_group("what is drawn").add_argument
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="draw there how each image is read, step by step; images of the same name get a number",
-    )
-    count = functools.partial(whole_number, 0, 2**31 - 1)
-    add("--draw", type=count, default=10, metavar="N", help="draw only the first N of a file (default: %(default)s)")
+    add = parser.add_argument_group("what is read, and drawn").add_argument
+    files = "PNG, JPEG or IDX file, gzipped or not, or a directory with the test images of an IDX set"
+    add("images", type=Path, nargs="+", metavar="IMAGE", help=files)
+    model = "a run's directory or model.pt (default: %(default)s)"
+    add("--model", type=Path, default=Path(saved.DIRECTORY), help=model)
+    add("--out", type=Path, metavar="DIR", help=f"draw there how up to {DRAWN} images of each file are read")
     return parser.run(argv, _run)
 
 
 def _run(parser: Parser, args: argparse.Namespace) -> int:
-    try:
+    with parser.naming("--model", DataError):
         model, size = saved.load(args.model)
-    except DataError as error:
-        parser.error(f"argument --model: {error}")
-    if not args.images:
-        parser.error("argument IMAGE: must be one or more pictures, IDX files or directories, got none")
-    try:
-        sources = [_source(path, size, INVERT[args.invert]) for path in args.images]
-    except DataError as error:
-        parser.error(f"argument IMAGE: {error}")
+    with parser.naming("IMAGE", DataError):
+        sources = [_read(path, size) for path in args.images]
     if args.out:
         if not report.can_draw():
             parser.error(f"argument --out: {report.NEEDED}")
         parser.make_directory("--out", args.out)
-    for source in sources:
-        probabilities = predict(model, source.images).softmax(1)
-        for index, row in enumerate(probabilities):
+    drawn: list[tuple[str, Tensor]] = []
+    for source, read, labels in sources:
+        names = [str(source)] if len(read) == 1 else [f"{source}[{index}]" for index in range(len(read))]
+        probabilities = predict(model, read).softmax(1)
+        for name, row in zip(names, probabilities, strict=True):
             (best, second), (first, other) = (part[:2].tolist() for part in row.sort(descending=True))
-            print(f"{source.name(index)}: {first} ({100 * best:.1f} %), else {other} ({100 * second:.1f} %)")
-        if source.labels is not None:
-            right = (probabilities.argmax(1) == source.labels).sum().item()
-            total = len(source.labels)
-            print(f"{source.path}: {right} of {total} read rightly ({right / total:.2%})")
-    if args.out:
-        _draw(args.out, model, sources, args.draw)
+            print(f"{name}: {first} ({100 * best:.1f} %), else {other} ({100 * second:.1f} %)")
+        if labels is not None:
+            right, total = (probabilities.argmax(1) == labels).sum().item(), len(labels)
+            print(f"{source}: {right} of {total} read rightly ({right / total:.2%})")
+        drawn += zip(names[:DRAWN], read, strict=False)
+    for number, (name, image) in enumerate(drawn if args.out else [], 1):
+        _draw(args.out, number, model, image, Path(name).name)
     return 0
 
 
-def _draw(directory: Path, model: RowLSTM, sources: Sequence[_Source], most: int) -> None:
+def _draw(directory: Path, number: int, model: RowLSTM, image: Tensor, name: str) -> None:
     from fastlstm.mnist import pictures  # not above: it imports matplotlib
 
-    taken: set[str] = set()
-    for source in sources:
-        for index in range(min(most, len(source.images))):
-            title = Path(source.name(index)).name
-            plain = re.sub(r"[^\w.-]+", "-", title).strip("-")[:LONGEST] or "image"
-            numbered = itertools.chain([plain], (f"{plain}-{n}" for n in itertools.count(2)))
-            name = next(name for name in numbered if name.casefold() not in taken)
-            taken.add(name.casefold())  # some file systems hold no two names that differ in case alone
-            figure = pictures.reading(model, source.images[index : index + 1], [title])
-            with replacing(directory / f"{name}.reading.png") as file:
-                figure.savefig(file, format="png", dpi=110)
+    title = name.encode("ascii", "backslashreplace").decode()  # no font has all characters
+    plain = re.sub(r"[^\w.-]+", "-", title)[:LONGEST]
+    report.draw(directory / f"{number}-{plain}.reading.png", pictures.reading(model, image.unsqueeze(0), [title]))
 
 
-def _source(path: Path, size: tuple[int, int], invert: bool | None) -> _Source:
-    if path.is_dir():
-        plain = path / FILES[2]
-        path = plain if plain.exists() else plain.with_name(f"{plain.name}.gz")
-    read = images.read(path, size, invert)
+def _read(path: Path, size: tuple[int, int]) -> tuple[Path, Tensor, Tensor | None]:
+    """Return the path of the images that `path` stands for, the images, and the labels that lie beside them."""
+    path = find(path, FILES[2]) if path.is_dir() else path
+    read = images.read(path, size)
     beside = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
-    if beside == path or not beside.exists():
-        return _Source(path, read, None)
-    labels = torch.from_numpy(read_idx(beside, 1).astype("int64"))
-    if len(labels) != len(read):
-        raise DataError(
-            f"{beside}: expected {len(read)} labels, one for each image of {path.name}, found {len(labels)}"
-        )
-    return _Source(path, read, labels)
+    return path, read, read_labels(beside, len(read)) if beside != path and beside.exists() else None
 
 
 if __name__ == "__main__":

@@ -7,20 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastlstm.mnist.data import DataError, read_idx
-
-IDX_MAGIC = b"\0\0\x08\x03"  # unsigned bytes, three dimensions
-GZIP_MAGIC = b"\x1f\x8b"
+from fastlstm.mnist.data import GZIP_MAGIC, DataError, check_size, read_images
 
 
-def read(path: Path, size: tuple[int, int], invert: bool | None = None) -> Tensor:
+def read(path: Path, size: tuple[int, int]) -> Tensor:
     """Return the images (N, rows, columns) of one file, float32 in [0, 1], ink 1 on background 0.
 
     Args:
         path: an IDX file of images of `size`, gzipped or not, or a picture (PNG, JPEG and what else Pillow reads).
         size: rows and columns. A picture of this size with light ink on a dark ground is taken as it is, and every
             other is brought into MNIST's form, see `centred`.
-        invert: whether a picture has dark ink on a light background; None finds out by its border.
 
     Raises:
         DataError: when the file is missing, neither of the two, empty of ink, or an IDX file of another size, and for
@@ -28,21 +24,23 @@ def read(path: Path, size: tuple[int, int], invert: bool | None = None) -> Tenso
     """
     try:
         with path.open("rb") as file:
-            magic = file.read(4)
+            magic = file.read(2)
     except OSError as error:
         raise DataError(f"{path}: expected a picture or an IDX file, found none ({error.strerror})") from error
-    if magic == IDX_MAGIC or magic.startswith(GZIP_MAGIC):
-        images = read_idx(path, 3)
-        if images.shape[1:] != size:
-            rows, columns = images.shape[1:]
-            raise DataError(f"{path}: expected images of {size[0]} x {size[1]} pixels, found {rows} x {columns}")
-        return torch.from_numpy(np.divide(images, np.float32(255), dtype=np.float32))
+    if magic in (b"\0\0", GZIP_MAGIC):
+        images = read_images(path)
+        check_size(path, images, size)
+        return images
     if importlib.util.find_spec("PIL") is None:
-        needed = "pictures need the package pillow; pip install 'fastlstm[plots]'"
-        raise DataError(f"{path}: expected an IDX file, found another ({needed})")
-    ink, as_drawn = _ink(path, invert)
-    taken = ink if as_drawn and ink.shape == size else centred(_on_blank(ink, path), size)
-    return torch.from_numpy(taken).unsqueeze(0)
+        raise DataError(f"{path}: pictures need the package pillow; pip install 'fastlstm[plots]'")
+    brightness = _brightness(path)
+    paper = np.median(np.concatenate((brightness[0], brightness[-1], brightness[:, 0], brightness[:, -1]))).item()
+    if paper < 0.5 and brightness.shape == size:
+        return torch.from_numpy(brightness).unsqueeze(0)
+    ink = brightness - paper if paper < 0.5 else paper - brightness
+    if ink.max() < 0.1:
+        raise DataError(f"{path}: expected a picture with ink on it, found an even one")
+    return torch.from_numpy(centred((ink / ink.max()).clip(0, 1), size)).unsqueeze(0)
 
 
 def centred(ink: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -67,34 +65,14 @@ def centred(ink: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return image
 
 
-def _ink(path: Path, invert: bool | None) -> tuple[np.ndarray, bool]:
-    """Return a picture's ink (rows, columns) float32: what is opaque on a transparent ground, else what is not paper.
-
-    Also whether that is the picture's own brightness, as in MNIST.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def _brightness(path: Path) -> np.ndarray:
+    """Return a picture's brightness (rows, columns) float32: black is 0, white 1, what is transparent white."""
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as picture:
-            layers = ImageOps.exif_transpose(picture).convert("LA").split()
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+            colours = ImageOps.exif_transpose(picture).convert("RGBA")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: expected a picture or an IDX file, found another ({error})") from error
-    grey, opaque = (np.asarray(layer, np.float32) / 255 for layer in layers)
-    if _border(opaque) < 0.5:
-        return opaque, False
-    if invert is None:
-        invert = _border(grey) > 0.5
-    return (1 - grey, False) if invert else (grey, True)
-
-
-def _on_blank(ink: np.ndarray, path: Path) -> np.ndarray:
-    """Return `ink` on a scale from 0, the shade of the paper, to 1, its darkest."""
-    paper = _border(ink)
-    depth = ink.max() - paper
-    if depth < 0.1:
-        raise DataError(f"{path}: expected a picture with ink on it, found an even one")
-    return ((ink - paper) / depth).clip(0, 1)
-
-
-def _border(layer: np.ndarray) -> float:
-    return np.median(np.concatenate((layer[0], layer[-1], layer[:, 0], layer[:, -1]))).item()
+    white = Image.new("RGBA", colours.size, "white")
+    return np.asarray(Image.alpha_composite(white, colours).convert("L"), np.float32) / 255

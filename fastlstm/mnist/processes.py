@@ -1,8 +1,9 @@
 """Training on several processes, as `torchrun` starts them: each takes its share of every batch."""
 
+import gc
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import torch
@@ -29,11 +30,26 @@ class Processes(NamedTuple):
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return `model` with its gradients averaged over the processes in every backward pass."""
+        return model if self.number == 1 else nn.parallel.DistributedDataParallel(model)
+
+    @contextmanager
+    def joined(self, device: torch.device) -> Iterator[None]:
+        """Join the others, over NCCL on GPUs and gloo on CPUs; each process has its GPU already."""
         if self.number == 1:
-            return model
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        wrapped.broadcast_buffers = False  # the argument of that name is deprecated; buffers do not change in training
-        return wrapped
+            yield
+            return
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        try:
+            yield
+        finally:
+            gc.collect()  # a wrapped model holds the group, whose threads must end before the interpreter does
+            distributed.destroy_process_group()
+
+    def wait(self) -> None:
+        """Wait for the others, since torchrun may end those that still write when the first one ends."""
+        if self.number > 1:
+            with suppress(RuntimeError):  # another one has ended, and has said why
+                distributed.barrier()
 
 
 ALONE = Processes()
@@ -44,14 +60,6 @@ def started() -> Processes:
     return Processes(int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)))
 
 
-@contextmanager
-def joined(processes: Processes, device: torch.device) -> Iterator[None]:
-    """Join the others, over NCCL on GPUs and gloo on CPUs; each process has its GPU already."""
-    if processes.number == 1:
-        yield
-        return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
+def restarted() -> bool:
+    """Return whether torchrun has started the processes anew, after one of them was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0

@@ -1,10 +1,8 @@
-"""What a run is: sizes, length and the named recipes. The techniques that a recipe adds are `PARTS`."""
+"""The sizes and the length of a run, and the named recipes. `PARTS` are the techniques that a recipe adds."""
 
 import math
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 # What a recipe may add to plain Adam; docs/training.md shows what each one brings.
 PARTS = {
@@ -16,7 +14,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "tutorial": {},
     "best": {"epochs": 15, "lr": 4e-3, "parts": ("augmentation", "average")},
 }
-AVERAGE_DECAY = 0.999
 
 
 @dataclass(frozen=True)
@@ -31,29 +28,24 @@ class Recipe:
     parts: tuple[str, ...] = ()  # of PARTS
     layers: int = 1
     bidirectional: bool = False
-    proj_size: int = 0
     dropout: float = 0.0  # between the layers and on the last state
-    steps: int | None = None  # an image's pixels are read in this many steps; None: its rows
-    permuted: bool = False  # the pixels in one fixed random order
+    steps: int = 0  # an image's pixels are read in this many steps; 0: its rows
     precision: str = "fp32"  # or bf16: autocast
     compile: bool = False
 
-    def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, self.lr, fused=True)  # a third of foreach's time on a CPU
+    def step_size(self, done: int) -> float:
+        """Return Adam's step size after `done` iterations.
 
-    def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler | None:
-        """Return a scheduler that multiplies `lr`, or None for a constant `lr`. The factor rises linearly in the first
-        tenth of the iterations, and then falls to zero as half a cosine.
+        It is `lr`. With the schedule it rises linearly to `lr` in the first tenth of the iterations, and then falls to
+        zero as half a cosine.
         """
         if "schedule" not in self.parts:
-            return None
+            return self.lr
         rise = max(1, self.iterations // 10)
+        if done < rise:
+            return self.lr * ((done + 1) / rise)
         fall = max(1, self.iterations - rise)
-
-        def factor(done: int) -> float:
-            return (done + 1) / rise if done < rise else (1 + math.cos(math.pi * (done - rise) / fall)) / 2
-
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return self.lr * ((1 + math.cos(math.pi * (done - rise) / fall)) / 2)
 
 
 def iterations(epochs: int, images: int, batch_size: int) -> int:

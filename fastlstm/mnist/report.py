@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,27 +22,44 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NEEDED = "needs the package matplotlib; pip install 'fastlstm[plots]'"
-TARGET = 0.99  # the validation accuracy whose time is reported
 
 
 def metrics(recipe: Recipe, runs: Mapping[str, Run], backend: str, processes: int = 1) -> dict[str, Any]:
     """Return the content of metrics.json: the first run's figures, and under "compare" the second run's and the
     differences between the two.
     """
-    (name, run), *others = runs.items()
+    figures = [{"lstm": name, **_figures(run, recipe.batch_size)} for name, run in runs.items()]
     result: dict[str, Any] = {
         **asdict(recipe),
-        "lstm": name,
-        "device": next(run.model.parameters()).device.type,
+        "device": next(next(iter(runs.values())).model.parameters()).device.type,
         "backend": backend,
         "threads": torch.get_num_threads(),
         "processes": processes,
         "torch": torch.__version__,
-        **_figures(run),  # the iterations done take the place of those asked for
+        **figures[0],  # the iterations done take the place of those asked for
     }
-    for other_name, other in others:
-        result["compare"] = {"lstm": other_name, **_figures(other), **compare(run.history, other.history)}
+    if len(runs) > 1:
+        result["compare"] = {**figures[1], **compare(*(run.history for run in runs.values()))}
     return result
+
+
+def _figures(run: Run, batch_size: int) -> dict[str, Any]:
+    history, scores = run.history, run.scores
+    done, seconds = len(history.loss), history.seconds
+    return {
+        "iterations": done,
+        "interrupted": history.interrupted,
+        "seconds": seconds,
+        "ms_per_iteration": 1000 * seconds / done if done else None,
+        "images_per_second": batch_size * done / seconds if done else None,
+        "validation_accuracy": scores.validation_accuracy,
+        "test_accuracy": scores.test_accuracy,
+        "test_accuracy_first_128": scores.test_accuracy_first_128,
+        "test_images": len(scores.predictions),
+        "loss": history.loss,
+        "accuracy": history.accuracy,
+        "validation": [{"iterations": done, "accuracy": value} for done, value in history.validation.items()],
+    }
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
@@ -58,35 +74,31 @@ def summary(metrics: Mapping[str, Any]) -> str:
         "iterations": [f"{run['iterations']}{' (interrupted)' * run['interrupted']}" for run in runs],
     }
     if all(run["iterations"] for run in runs):
-        rows |= {
-            "seconds": [f"{run['seconds']:.1f}" for run in runs],
-            "ms per iteration, mean": [f"{run['ms_per_iteration']:.2f}" for run in runs],
-            "ms per iteration, median": [f"{run['ms_per_iteration_median']:.2f}" for run in runs],
-            "images per second": [f"{run['images_per_second']:.0f}" for run in runs],
-        }
-    if any(run["time_to_99"] for run in runs):
-        times = [f"{run['time_to_99']['seconds']:.1f}" if run["time_to_99"] else "" for run in runs]
-        rows["seconds to 99 %, validation"] = times
+        rows["seconds"] = [f"{run['seconds']:.1f}" for run in runs]
+        rows["ms per iteration"] = [f"{run['ms_per_iteration']:.2f}" for run in runs]
+        rows["images per second"] = [f"{run['images_per_second']:.0f}" for run in runs]
     lines = [f"{label:28}" + "".join(f"{cell:>18}" for cell in cells) for label, cells in rows.items()]
     lines[0] += f"   ({metrics['backend']} on {metrics['device']}, {metrics['threads']} CPU threads)"
-    if len(runs) == 2 and runs[1]["iterations"]:
+    if "compare" in metrics and runs[1]["iterations"]:
         first_100, all_of_them = runs[1]["loss_difference_first_100"], runs[1]["loss_difference"]
         lines += [
             f"largest difference of the losses: first 100 iterations {first_100:.1e}, all {all_of_them:.1e}",
-            f"time of {runs[1]['lstm']} / {runs[0]['lstm']}, medians: {runs[1]['time_ratio']:.2f}",
+            f"time of {runs[1]['lstm']} / {runs[0]['lstm']}: {runs[1]['time_ratio']:.2f}",
         ]
     return "\n".join(lines)
 
 
 def write(directory: Path, metrics: Mapping[str, Any], runs: Mapping[str, Run], test: Split) -> None:
     """Write metrics.json, and model.pt and the pictures of the first run, each whole or not at all."""
-    run = next(iter(runs.values()))
+    finite = json.loads(json.dumps(metrics), parse_constant=lambda name: None)  # JSON has no NaN and no infinity
     with replacing(directory / "metrics.json") as file:
-        file.write((json.dumps(_finite(metrics), indent=1, allow_nan=False) + "\n").encode())
-    saved.save(directory / saved.NAME, run.model, test.images.shape[1:])
-    for name, figure in draw(runs, test).items():
-        with replacing(directory / f"{name}.png") as file:
-            figure.savefig(file, format="png", dpi=110)
+        file.write((json.dumps(finite, indent=1) + "\n").encode())
+    saved.save(directory / saved.MODEL, next(iter(runs.values())).model, test.images.shape[1:])
+    if can_draw():
+        from fastlstm.mnist import pictures  # not above: it imports matplotlib
+
+        for name, figure in pictures.of_runs(runs, test).items():
+            draw(directory / f"{name}.png", figure)
 
 
 def can_draw() -> bool:
@@ -94,43 +106,6 @@ def can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def draw(runs: Mapping[str, Run], test: Split) -> dict[str, Figure]:
-    """Return the pictures of a run by name: how it trained, where it errs, how it reads. Without matplotlib the dict is
-    empty.
-    """
-    if not can_draw():
-        return {}
-    from fastlstm.mnist import pictures  # not above: it imports matplotlib
-
-    run = next(iter(runs.values()))
-    wrong = pictures.confident_mistakes(run.scores, test)[:1]
-    right = (run.scores.predictions == test.labels.cpu()).nonzero().flatten().tolist()[:1]
-    read = right + wrong
-    titles = [f"test image {index}, a {test.labels[index]}" for index in read]
-    drawn = {"training": pictures.training(runs, test), "mistakes": pictures.mistakes(run.scores, test)}
-    if read:
-        drawn["reading"] = pictures.reading(run.model, test.images[read], titles)
-    return drawn
-
-
-def _figures(run: Run) -> dict[str, Any]:
-    return {
-        **run.history.figures(),
-        "validation_accuracy": run.scores.validation_accuracy,
-        "test_accuracy": run.scores.test_accuracy,
-        "test_accuracy_first_128": run.scores.test_accuracy_first_128,
-        "test_images": len(run.scores.predictions),
-        "loss": run.history.loss,
-        "accuracy": run.history.accuracy,
-        "validation": [{"iterations": done, "accuracy": accuracy} for done, accuracy in run.history.validation],
-        "time_to_99": run.history.reached(TARGET),
-    }
-
-
-def _finite(value: Any) -> Any:
-    """Return `value` with None in the place of NaN and infinity, for which JSON has no number."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def draw(path: Path, figure: Figure) -> None:
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=110)

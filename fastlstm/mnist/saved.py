@@ -1,45 +1,87 @@
-"""model.pt: a trained model with what it takes to build it."""
+"""model.pt and checkpoint.pt: files of `torch.save`, which are whole or not there, and checked when they are read."""
 
-import io
-import warnings
+import zipfile
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastlstm.files import replacing
-from fastlstm.mnist import checkpoint
 from fastlstm.mnist.data import DataError
 from fastlstm.mnist.model import RowLSTM
 
-NAME = "model.pt"
+MODEL, CHECKPOINT = "model.pt", "checkpoint.pt"
 DIRECTORY = "runs/row-lstm"  # where a run is written and looked for unless another place is named
-ARCHIVE = b"PK\x03\x04"  # how a file of torch.save begins, a zip archive
-KINDS = {
-    b"\x89PNG": "a PNG picture",
-    b"\xff\xd8\xff": "a JPEG picture",
-    b"\0\0\x08": "an IDX file",
-    b"\x1f\x8b": "a gzip file",
-    b"fastlstm training checkpoint": "a checkpoint, which {resume} trains to its end and makes a model of",
-    b"fastlstm": "a model that fastlstm.export wrote for C",
-}
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write `content`, of tensors and plain values, to `path`; the file there stays until the new one is whole."""
+    with replacing(path) as file:
+        torch.save(content, file)
+
+
+def read(path: Path, expected: str, example: dict[str, Any]) -> dict[str, Any]:
+    """Return what `write` wrote to `path`, with its tensors on the CPU. No code in the file is run.
+
+    Args:
+        expected: what the file should be, for the error.
+        example: a content of the form that the file must have, see `has_form`.
+
+    Raises:
+        DataError: when the file is missing, damaged, or of another form.
+    """
+    found = "a damaged file, or one of another kind"
+    if not path.is_file():
+        raise DataError(f"{path}: expected {expected}, found none")
+    try:
+        data = path.read_bytes()
+        with zipfile.ZipFile(BytesIO(data)) as archive:
+            is_whole = archive.testzip() is None  # torch.load compares no checksums
+        content = torch.load(BytesIO(data), map_location="cpu", weights_only=True) if is_whole else None
+    except Exception as error:  # of many kinds, and torch's texts advise to run the file's code
+        reason = error.strerror if isinstance(error, OSError) else found
+        raise DataError(f"{path}: expected {expected}, found {reason}") from error
+    if not isinstance(content, dict) or not has_form(content, example):
+        raise DataError(f"{path}: expected {expected}, found {found}")
+    return content
+
+
+def has_form(value: Any, example: Any) -> bool:
+    """Return whether `value` has the keys, types, shapes and dtypes of `example`.
+
+    In `example` a type stands for any value of it. A tensor without elements stands for one that is longer in its last
+    dimension.
+    """
+    if isinstance(example, type):
+        return type(value) is example
+    if type(value) is not type(example):
+        return False
+    if isinstance(example, Tensor):
+        sizes = example.ndim - (example.numel() == 0)
+        return (value.dtype, value.ndim) == (example.dtype, example.ndim) and value.shape[:sizes] == example.shape[
+            :sizes
+        ]
+    if isinstance(example, dict):
+        return value.keys() == example.keys() and all(has_form(value[key], example[key]) for key in example)
+    if isinstance(example, list | tuple):
+        return len(value) == len(example) and all(map(has_form, value, example))
+    return True
 
 
 def save(path: Path, model: RowLSTM, image_size: Sequence[int]) -> None:
     """Write the model to `path`, for `load`.
 
-    Without `load` it is read by `RowLSTM(**state["config"]).load_state_dict(state["state_dict"])`.
-
-    Raises:
-        FileError: when the file cannot be written.
+    Without `load` it is read by `RowLSTM(**content["config"]).load_state_dict(content["state_dict"])`.
     """
     weights = {name: value.cpu() for name, value in model.state_dict().items()}
-    with replacing(path) as file:
-        torch.save({"config": model.config, "image_size": list(image_size), "state_dict": weights}, file)
+    write(path, {"config": model.config, "image_size": [*image_size], "state_dict": weights})
 
 
 def load(path: Path) -> tuple[RowLSTM, tuple[int, int]]:
-    """Return the model that `save` wrote, and the rows and columns of its images; no code of the file's is run.
+    """Return the model that `save` wrote, and the rows and columns of its images.
 
     Args:
         path: the file, or the directory of the run that wrote it.
@@ -47,35 +89,13 @@ def load(path: Path) -> tuple[RowLSTM, tuple[int, int]]:
     Raises:
         DataError: when the file is missing, damaged or no such model.
     """
-    path = path / NAME if path.is_dir() else path
-    expected = f"{path}: expected a model that fastlstm.train wrote, found"
-    resume = f"python -m fastlstm.train --resume {path.parent}"
+    path = path / MODEL if path.is_dir() else path
+    expected = "a model that python -m fastlstm.train wrote"
+    content = read(path, expected, {"config": RowLSTM(1, 1, 1).config, "image_size": [1, 1], "state_dict": dict})
     try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        unfinished = path.name == NAME and (path.parent / checkpoint.NAME).exists()
-        train = resume if unfinished else "python -m fastlstm.train"
-        raise DataError(f"{expected} none; {train} trains one") from error
-    except OSError as error:
-        raise DataError(f"{expected} none that can be read ({error.strerror})") from error
-    if not content.startswith(ARCHIVE):
-        kinds = (kind.format(resume=resume) for start, kind in KINDS.items() if content.startswith(start))
-        begins = f"a file that begins with {content[:20]!r}" if content else "an empty file"
-        raise DataError(f"{expected} {next(kinds, begins)}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds, and torch's texts advise to run the file's code
-        raise DataError(f"{expected} an archive that is damaged or holds more than tensors and plain values") from error
-    fields = ("config", "image_size", "state_dict")
-    if not isinstance(state, dict) or not state.keys() >= {*fields}:
-        raise DataError(f"{expected} an archive without {', '.join(fields)}")
-    try:
-        model = RowLSTM(**state["config"])
-        model.load_state_dict(state["state_dict"])
-        rows, columns = state["image_size"]
-    except (RuntimeError, TypeError, ValueError, LookupError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"{expected} another ({reason})") from error
+        model = RowLSTM(**content["config"])
+        model.load_state_dict(content["state_dict"])
+    except Exception as error:  # of the constructors, and of load_state_dict
+        raise DataError(f"{path}: expected {expected}, found one that cannot be built") from error
+    rows, columns = content["image_size"]
     return model.eval(), (rows, columns)

@@ -1,64 +1,57 @@
-"""Everything that changes while a model trains, so that training can be interrupted and resumed."""
+"""Everything that changes while a model trains, and the checkpoint that keeps it."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fastlstm.mnist.data import Batches
+from fastlstm.mnist import saved
+from fastlstm.mnist.data import DataError
 from fastlstm.mnist.history import History
 from fastlstm.mnist.model import RowLSTM
-from fastlstm.mnist.recipe import AVERAGE_DECAY, Recipe
+from fastlstm.mnist.recipe import Recipe
+
+AVERAGE_DECAY = 0.999
 
 
 class State:
-    """A model in training: its optimiser, its place in the data, its random numbers and its history."""
+    """A model in training, with its optimiser, the average of its weights and its history."""
 
-    def __init__(self, model: RowLSTM, recipe: Recipe, images: int, device: torch.device):
-        self.model = model
-        self.optimizer = recipe.optimizer(model.parameters())
-        self.schedule = recipe.schedule(self.optimizer)
-        self.average = None
-        if "average" in recipe.parts:
-            self.average = AveragedModel(model, multi_avg_fn=_blend)
-        self.batches = Batches(images, recipe.batch_size, torch.Generator().manual_seed(recipe.seed), device)
-        # not the batches' generator, and the same for any device and number of processes
-        self.chances = torch.Generator().manual_seed(recipe.seed ^ 0x5EED)
-        self.history = History(recipe.batch_size)
+    def __init__(self, model: RowLSTM, recipe: Recipe):
+        self.model, self.recipe, self.history = model, recipe, History()
+        self.done = 0  # iterations
+        self.optimizer = torch.optim.Adam(model.parameters(), recipe.lr, fused=True)  # a third of foreach's time
+        for parameter in model.parameters():  # what Adam begins with, so that all checkpoints have one form
+            zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **zeros}
+        self.average = AveragedModel(model, multi_avg_fn=_blend) if "average" in recipe.parts else None
 
     @property
     def tested(self) -> RowLSTM:
-        """Return the model to evaluate: with the averaged weights, if there are any."""
+        """The model to evaluate: with the averaged weights, if there are any."""
         return self.model if self.average is None else cast(RowLSTM, self.average.module)
 
     def step(self) -> None:
-        """Do a step of the optimiser, the schedule and the average."""
+        """Do a step of the optimiser and of the average."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.step_size(self.done)
         self.optimizer.step()
-        if self.schedule is not None:
-            self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
+        self.done += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            **{name: part.state_dict() for name, part in self._parts().items()},
-            "chances": self.chances.get_state(),
-        }
+        return {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
-        self.chances.set_state(state["chances"])
+        self.done = len(self.history.loss)
 
     def _parts(self) -> dict[str, Any]:
-        parts = {
-            "model": self.model,
-            "optimizer": self.optimizer,
-            "schedule": self.schedule,
-            "average": self.average,
-            "batches": self.batches,
-            "history": self.history,
-        }
+        parts = {"model": self.model, "optimizer": self.optimizer, "average": self.average, "history": self.history}
         return {name: part for name, part in parts.items() if part is not None}
 
 
@@ -66,3 +59,29 @@ def _blend(averaged: Any, current: Any, blended: Any) -> None:
     """Average the weights, with less decay than AVERAGE_DECAY at first, so that the initial weights soon fade."""
     decay = min(AVERAGE_DECAY, (1 + int(blended)) / (10 + int(blended)))
     get_ema_multi_avg_fn(decay)(averaged, current, blended)
+
+
+@dataclass
+class Checkpoint:
+    """The file at `path` that keeps the states of a run.
+
+    Its `content` has the states by the name of the LSTM under "states", where {} has not begun, and beside them what
+    the run is about. `every` are the iterations between two writings.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    every: int = 200
+
+    def keep(self, name: str, state: State) -> None:
+        """Write the file, with the state of the model `name`; a FileError says that it cannot be written."""
+        self.content["states"][name] = state.state_dict()
+        saved.write(self.path, self.content)
+
+    def take_up(self, name: str, state: State) -> None:
+        """Give `state` what was kept of the model `name`, if it has begun. A state of another form is a DataError."""
+        kept = self.content["states"][name]
+        if kept and not saved.has_form(kept, state.state_dict()):
+            raise DataError(f"{self.path}: expected a checkpoint of this recipe, found a damaged or another state")
+        if kept:
+            state.load_state_dict(kept)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import fastlstm.train
-from fastlstm.mnist import checkpoint, report, saved
+from fastlstm.mnist import pictures, saved
 from fastlstm.mnist.model import RowLSTM
+from fastlstm.mnist.state import Checkpoint
 from tests.helpers.idx import tiny_arrays, write_set
 
 
@@ -31,7 +32,7 @@ def _threads(set_threads):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """They take longer than short runs."""
-    monkeypatch.setattr(report, "draw", lambda *arguments: {})
+    monkeypatch.setattr(pictures, "of_runs", lambda *arguments: {})
 
 
 @pytest.fixture
@@ -49,6 +50,7 @@ def refused(capsys):
     """Runs a command that ends with one line and nothing else, and returns the line."""
 
     def call(main, *arguments):
+        capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             main([*map(str, arguments)])
         assert stop.value.code == 2
@@ -65,15 +67,15 @@ def interrupted(monkeypatch, ctrl_c):
     """Trains until Ctrl-C's signal, which comes once a checkpoint of so many iterations is written."""
 
     def call(iterations, *arguments):
-        save = checkpoint.save
+        keep = Checkpoint.keep
 
-        def interrupting(path, state):
-            save(path, state)
-            if state["state"]["history"]["curves"].shape[1] == iterations:
+        def interrupting(checkpoint, name, state):
+            keep(checkpoint, name, state)
+            if state.done == iterations:
                 ctrl_c()
 
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "save", interrupting)
+            patch.setattr(Checkpoint, "keep", interrupting)
             assert fastlstm.train.main([*map(str, arguments)]) == 130
 
     return call

@@ -1,6 +1,7 @@
+"""Reading IDX files, the split, and batches without replacement."""
+
 import gzip
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
 
 from fastlstm.mnist import data
-from fastlstm.mnist.data import Batches, DataError, load, read_idx
+from fastlstm.mnist.data import DataError, load, read_idx, shuffled_batches
 from tests.helpers.idx import (
     NAMES,
     TEST_IMAGES,
@@ -24,9 +25,9 @@ from tests.helpers.idx import (
 )
 
 
-def refused(path, text):
-    """Expect a DataError that names `path` and then matches `text`."""
-    return pytest.raises(DataError, match=f"^{re.escape(str(path))}: {text}")
+def refused(path):
+    """Expect a DataError that names `path`."""
+    return pytest.raises(DataError, match=f"^{re.escape(str(path))}: ")
 
 
 @given(
@@ -39,12 +40,12 @@ def test_idx_round_trip(tmp_path_factory, array, name):
     np.testing.assert_array_equal(read_idx(path, array.ndim), array, strict=True)
 
 
-@given(content=st.binary(max_size=40), ndim=st.sampled_from([1, 3]), suffix=st.sampled_from(["", ".gz"]))
-def test_any_other_bytes_are_refused(tmp_path_factory, content, ndim, suffix):
+@given(content=st.binary(max_size=40), ndim=st.sampled_from([1, 3]), packed=st.booleans())
+def test_any_other_bytes_are_refused(tmp_path_factory, content, ndim, packed):
     assume(content[:4] != bytes([0, 0, 8, ndim]))
-    path = tmp_path_factory.mktemp("idx") / f"file{suffix}"
-    path.write_bytes(content)
-    with refused(path, "expected .*, found "):
+    path = tmp_path_factory.mktemp("idx") / "file"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    with refused(path):
         read_idx(path, ndim)
 
 
@@ -53,32 +54,30 @@ IMAGES = idx_bytes(np.zeros((2, 5, 3)))
 
 
 @pytest.mark.parametrize(
-    ("content", "ndim", "expected", "found"),
+    ("content", "ndim"),
     [
-        pytest.param(b"", 1, "an IDX file .*magic number 0x00000801", "an empty file", id="empty"),
-        pytest.param(b"\x89PNG\r\n", 3, "an IDX file .*magic number 0x00000803", "0x89504e47", id="another format"),
-        pytest.param(LABELS, 3, "an IDX file .*with 3 dimensions", "0x00000801", id="labels for images"),
-        pytest.param(bytes([0, 0, 13, 1]) + LABELS[4:], 1, "unsigned bytes", "0x00000d01", id="floats"),
-        pytest.param(IMAGES[:10], 3, "a header of 16 bytes", "a file of 10", id="half a header"),
-        pytest.param(LABELS[:-1], 1, "28 bytes, a header of 8 and 20 values", "27", id="a byte short"),
-        pytest.param(IMAGES + b"\0", 3, "46 bytes, a header of 16 and 2 x 5 x 3 values", "47", id="a byte long"),
-        pytest.param(IMAGES[:4] + b"\xff" * 12, 3, f"{16 + (2**32 - 1) ** 3} bytes", "16", id="counts past 64 bits"),
-        pytest.param(IMAGES[:12] + b"\0" * 4, 3, "at least one value", "the shape 2 x 5 x 0", id="no columns"),
+        pytest.param(LABELS, 3, id="labels for images"),
+        pytest.param(bytes([0, 0, 13, 1]) + LABELS[4:], 1, id="floats"),
+        pytest.param(IMAGES[:10], 3, id="half a header"),
+        pytest.param(LABELS[:-1], 1, id="a byte short"),
+        pytest.param(IMAGES + b"\0", 3, id="a byte long"),
+        pytest.param(IMAGES[:4] + b"\xff" * 12, 3, id="counts past 64 bits"),
+        pytest.param(IMAGES[:12] + b"\0" * 4, 3, id="no columns"),
     ],
 )
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_what_is_not_the_expected_idx_file_is_refused(tmp_path, content, ndim, expected, found, suffix):
-    path = tmp_path / f"file{suffix}"
-    path.write_bytes(gzip.compress(content) if suffix else content)
-    with refused(path, f"expected .*{expected}.*, found {found}$"):
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_what_is_not_the_expected_idx_file_is_refused(tmp_path, content, ndim, pack):
+    path = tmp_path / "file"
+    path.write_bytes(pack(content))
+    with refused(path):
         read_idx(path, ndim)
 
 
-@pytest.mark.parametrize("damage", [lambda b: idx_bytes(np.zeros(3)), lambda b: b[:-9], lambda b: b[:30] + b"\xff" * 9])
+@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[:30] + b"\xff" * 9])
 def test_a_file_that_is_not_whole_gzip_is_refused(tmp_path, damage):
     path = tmp_path / "labels.gz"
     path.write_bytes(damage(gzip.compress(idx_bytes(np.random.default_rng().integers(0, 10, 200)))))
-    with refused(path, "expected a whole gzip file, found another"):
+    with refused(path):
         read_idx(path, 1)
 
 
@@ -99,14 +98,6 @@ def test_mnist_is_embedded_and_split_as_the_tutorial_does():
     )
 
 
-def test_an_embedded_file_of_another_content_is_refused(tmp_path, monkeypatch):
-    shutil.copy(data.EMBEDDED / "SHA256SUMS", tmp_path)
-    write_set(tmp_path, tiny_arrays(), ".gz")
-    monkeypatch.setattr(data, "EMBEDDED", tmp_path)
-    with refused(tmp_path / f"{TRAIN_IMAGES}.gz", "expected .* SHA-256 sum ba891046.*, found "):
-        load()
-
-
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_another_set_is_read_gzipped_or_not(tmp_path, suffix):
     arrays = tiny_arrays(rows=1, columns=7)
@@ -119,54 +110,42 @@ def test_another_set_is_read_gzipped_or_not(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_missing_file_is_named(tmp_path, name):
+def test_a_missing_file_and_a_directory_in_its_place_are_named(tmp_path, name):
     write_set(tmp_path, tiny_arrays())
     (tmp_path / name).unlink()
-    with refused(tmp_path / name, f"expected this file or {name}.gz, found neither$"):
+    with refused(tmp_path / name):
         load(tmp_path)
-
-
-def test_a_directory_in_a_files_place_is_named(tmp_path):
-    write_set(tmp_path, tiny_arrays())
-    (tmp_path / TEST_LABELS).unlink()
-    (tmp_path / TEST_LABELS).mkdir()
-    with refused(tmp_path / TEST_LABELS, "expected a readable file, found none"):
+    (tmp_path / name).mkdir()
+    with refused(tmp_path / name):
         load(tmp_path)
-
-
-@pytest.mark.parametrize(("name", "found"), [("nowhere", "nothing"), (TRAIN_LABELS, "a file")])
-def test_the_directory_must_be_one(tmp_path, name, found):
-    write_set(tmp_path, tiny_arrays())
-    with refused(tmp_path / name, f"expected a directory .*{TEST_IMAGES}.*, found {found}$"):
-        load(tmp_path / name)
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "expected", "found"),
+    ("name", "change"),
     [
-        (TRAIN_LABELS, lambda a: a[:-1], f"5090 labels, one for each image of {TRAIN_IMAGES}", "5089"),
-        (TEST_LABELS, lambda a: np.append(a, 0), f"130 labels, one for each image of {TEST_IMAGES}", "131"),
-        (TRAIN_LABELS, lambda a: np.append(a[1:], 10), "labels 0 to 9", "10"),
-        (TEST_LABELS, lambda a: np.append(a[1:], 47), "labels 0 to 9", "47"),
-        (TEST_IMAGES, lambda a: a[:, 1:], f"images of 4 x 3 pixels, as in {TRAIN_IMAGES}", "3 x 3"),
+        (TRAIN_LABELS, lambda a: a[:-1]),
+        (TEST_LABELS, lambda a: np.append(a, 0)),
+        (TRAIN_LABELS, lambda a: np.append(a[1:], 10)),
+        (TEST_LABELS, lambda a: np.append(a[1:], 47)),
+        (TEST_IMAGES, lambda a: a[:, 1:]),
     ],
 )
-def test_files_that_do_not_belong_together_are_refused(tmp_path, name, change, expected, found):
+def test_files_that_do_not_belong_together_are_refused(tmp_path, name, change):
     arrays = tiny_arrays()
     arrays[name] = change(arrays[name])
     write_set(tmp_path, arrays)
-    with refused(tmp_path / name, f"expected {expected}, found {found}$"):
+    with refused(tmp_path / name):
         load(tmp_path)
 
 
 def test_a_set_without_images_beyond_the_validation_split_is_refused(tmp_path):
     write_set(tmp_path, tiny_arrays(train=5000))
-    with refused(tmp_path / TRAIN_IMAGES, "expected more than 5000 images, .*, found 5000$"):
+    with refused(tmp_path / TRAIN_IMAGES):
         load(tmp_path)
 
 
 def take(count, batch_size, seed, batches_taken):
-    stream = Batches(count, batch_size, torch.Generator().manual_seed(seed), "cpu")
+    stream = shuffled_batches(count, batch_size, torch.Generator().manual_seed(seed))
     return [next(stream) for _ in range(batches_taken)]
 
 

@@ -22,6 +22,7 @@ from fastlstm.backends import native
 from fastlstm.backends.base import Layer
 from fastlstm.mnist import data, saved
 from fastlstm.mnist.model import RowLSTM
+from fastlstm.mnist.state import State
 from fastlstm.mnist.training import Recipe, evaluate, train
 from tests.helpers import ROOT, interpreter
 from tests.helpers.native import SOURCES
@@ -111,7 +112,7 @@ def test_the_example_is_small(tmp_path):
 def test_the_example_reads_test_images_as_python_does(example, tmp_path, count, most):
     mnist = data.load()
     model = RowLSTM(generator=torch.Generator().manual_seed(1))
-    train(model, mnist.train, Recipe(iterations=25))
+    train(State(model, Recipe(iterations=25)), mnist.train)
     want = evaluate(model, mnist).predictions[:count]
     images, content = tmp_path / "images", gzip.decompress((data.EMBEDDED / f"{data.FILES[2]}.gz").read_bytes())
     images.write_bytes(content[:4] + struct.pack(">I", count) + content[8 : 16 + count * 28 * 28])
@@ -291,7 +292,7 @@ def test_export_refuses_what_is_no_model(content, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         export.main([str(tmp_path / "model.pt"), str(tmp_path / "out")])
     assert stopped.value.code == 2
-    assert "expected a model that fastlstm.train wrote" in capsys.readouterr().err
+    assert f"{tmp_path / 'model.pt'}: " in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
 
 
