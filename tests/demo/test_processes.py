@@ -80,7 +80,7 @@ def worker_of(agent):
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="finds the worker by Linux's /proc")
 def test_an_elastic_restart_after_a_killed_worker_ends_as_an_undisturbed_run(tiny, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    arguments = ["--data", tiny, *OPTIONS, "--iterations", "400", "--out"]
+    arguments = ["--data", tiny, *OPTIONS, "--iterations", "200", "--out"]
     finish(torchrun(*arguments, whole))
     running, path, deadline = torchrun(*arguments, cut, restarts=1), cut / "checkpoint.pt", time.monotonic() + 120
     while not (path.exists() and iterations_in(path) >= 8):
@@ -90,7 +90,7 @@ def test_an_elastic_restart_after_a_killed_worker_ends_as_an_undisturbed_run(tin
     os.kill(worker_of(running.pid), signal.SIGKILL)
     killed_at = iterations_in(path)
     _, err = finish(running)
-    assert f"| {killed_at}/400" in err or f"| {killed_at + 4}/400" in err  # the progress bar goes on from there
+    assert f"| {killed_at}/200" in err or f"| {killed_at + 4}/200" in err  # the progress bar goes on from there
     assert figures(cut) == figures(whole)
 
 
