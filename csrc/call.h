@@ -51,33 +51,52 @@ template <class Args> bool are_input_strides(const Args &a) {
     return is_stride(a.T, a.x_step) && is_stride(a.B, a.x_row) && is_stride(a.B, a.h_0_row) && is_stride(a.B, a.c_0_row);
 }
 
-// How many threads work, and in how many teams. Teams split the batch rows, and the threads of a team split the units.
+// How many threads work, and in how many teams: those of the least predicted time, in multiply-adds of float32. Teams
+// split the batch rows, and the threads of a team, its members, split the units.
 //
-// Teams do not wait for each other, but each reads all weights. A split of the units halves what a thread reads, at the
-// cost of a barrier of a microsecond a step. So a team gets as many rows as make its products take longer than reading
-// the weights, which are fewer for small weights, and at most a row block. All other threads split units.
+// thread_split.py, in fastlstm/backends/numba/host, has the same rule and says what its numbers stand for.
 struct Split {
     int64_t threads = 1, teams = 1;
     Barrier barriers[MAX_THREADS + 2];  // of which 2 + teams are used
 
     // is_backward: such a step reads weight_hh alone. size: bytes of a weight, by which a multiply-add's time goes.
-    Split(const Cell &cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t panels, const fastlstm_threads *requested,
+    Split(const Cell &cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t lanes, const fastlstm_threads *requested,
           bool is_backward, int64_t size = 4) {
-        if (requested && requested->count > 1) {
-            threads = min(requested->count, MAX_THREADS);
-            const int64_t weights = cell.weights(I, H);
-            const int64_t rows_per_team = min(64, max(2, size * H * (is_backward ? cell.weights(0, H) : weights) >> 15));
-            teams = min(threads, max(max(1, B / rows_per_team), min(ceil_div(threads, panels), B / 2)));
-            // With fewer multiply-adds a step, the barrier would cost as much as the second thread saves.
-            if (teams < threads && (double)B * H * weights * size < 4 * 75000) threads = teams;
-            threads = min(threads, teams * panels);
-            // With less work a call, waking the threads would. A gate of the cell counts as 32 multiply-adds.
-            const double work = (double)T * B * (H + 8) * (weights * size / 4 + 32 * cell.preacts);
-            if (teams == threads && work < 1000000) threads = teams = 1;
-            // The project's tests choose the split: they ask for teams times 2**32, plus the threads of a team.
-            if (const int64_t chosen = min(requested->count >> 32, MAX_THREADS))
-                teams = chosen, threads = chosen * max(1, min((int32_t)requested->count, MAX_THREADS / chosen));
+        const int64_t available = requested ? max(1, min(requested->count, MAX_THREADS)) : 1;
+        const int64_t panels = ceil_div(H, lanes), groups = is_backward ? ceil_div(panels, 4) : panels;
+        const int64_t products = cell.weights(I, H), read = is_backward ? cell.weights(0, H) : products;
+        auto wake_time = [](int64_t count) { return count > 1 ? 400000. + 15000. * count : 0.; };
+        auto predicted_time = [&](int64_t n, int64_t members) {
+            const int64_t own_panels = ceil_div(panels * ceil_div(groups, members), groups), rows = ceil_div(B, n);
+            const int64_t units = min(H, own_panels * lanes), enough = min(64, max(2, size * units * read >> 15));
+            const int64_t most_rows = max(rows, n > 1 ? enough : enough / 8);
+            const double sums = (double)B * (products - read) * min(H, ceil_div(panels, n * members) * lanes);
+            const double multiply_adds = (double)most_rows * read * units + sums;
+            double step = multiply_adds * size / 4 + 32. * cell.preacts * rows * own_panels * lanes;
+            if (members > 1) step += 20000. + 5000. * members + 32. * rows * (H - units);
+            return T * step + wake_time(n * members);
+        };
+        double least = available > 1 ? predicted_time(1, 1) : 0;
+        auto consider = [&](int64_t n, int64_t members) {
+            const double time = predicted_time(n, members);
+            const bool is_smaller = n * members < threads || (n * members == threads && n < teams);
+            if (time < least || (time == least && is_smaller)) least = time, teams = n, threads = n * members;
+        };
+        auto more = [](int64_t count, int64_t n) {  // the next number of shares whose largest is smaller
+            return n < count ? ceil_div(count, ceil_div(count, n) - 1) : MAX_THREADS + 1;
+        };
+        const int64_t most_teams = least > wake_time(2) ? min(available, B) : 0;
+        for (int64_t n = 1; n <= most_teams; n = more(B, n)) {
+            const int64_t most_members = min(available / n, groups);
+            for (int64_t members = 1; members <= most_members; members = more(groups, members)) {
+                consider(n, members);
+                if (is_backward && n == 1) consider(min(available / members, B), members);
+            }
+            if (is_backward) consider(n, most_members);
         }
+        // The project's tests choose the split: they ask for teams times 2**32, plus the threads of a team.
+        if (const int64_t chosen = requested ? min(requested->count >> 32, MAX_THREADS) : 0)
+            teams = chosen, threads = chosen * max(1, min((int32_t)requested->count, MAX_THREADS / chosen));
         for (int64_t k = 0; k < teams + 2; k++) barriers[k].arrived = 0;
     }
 };

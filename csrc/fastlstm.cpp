@@ -110,7 +110,7 @@ int run_int8(fastlstm_forward_args &a, const Kernels &kernels, const fastlstm_th
     const Cell &cell = cells[a.cell];
     const int64_t lanes = kernels.vector_bytes / 4, panels = ceil_div(a.H, lanes);
     const int64_t act_bytes = a.dtype == FASTLSTM_INT8 ? 1 : 2;
-    Split split(cell, a.T, a.B, a.I, a.H, panels, threads, /*is_backward=*/false, 1);
+    Split split(cell, a.T, a.B, a.I, a.H, lanes, threads, /*is_backward=*/false, 1);
     Int8Job job = {};
     job.args = &a, job.teams = split.teams, job.barriers = split.barriers;
     job.pack = !a.packed, job.packed = (void *)a.packed;
@@ -196,7 +196,7 @@ int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *
     if (is_int8(a.dtype)) return run_int8(a, kernels, threads);
     const Cell &cell = cells[a.cell];
     const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size;
-    Split split(cell, a.T, a.B, a.I, a.H, ceil_div(a.H, lanes), threads, /*is_backward=*/false);
+    Split split(cell, a.T, a.B, a.I, a.H, lanes, threads, /*is_backward=*/false);
     ForwardJob job = {};
     job.args = &a, job.teams = split.teams, job.barriers = split.barriers;
     job.pack = !a.packed, job.packed = (void *)a.packed;
@@ -230,7 +230,7 @@ int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads
     const Cell &cell = cells[a.cell];
     const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size;
     const int64_t T = a.T, B = a.B, I = a.I, H = a.H, panels = ceil_div(H, lanes);
-    Split split(cell, T, B, I, H, panels, threads, /*is_backward=*/true);
+    Split split(cell, T, B, I, H, lanes, threads, /*is_backward=*/true);
     BackwardJob job = {};
     job.args = &a, job.teams = split.teams, job.barriers = split.barriers;
     job.chunk = ceil_div(T, max(1, (T * B + CHUNK_PAIRS / 2) / CHUNK_PAIRS));

@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 
 from fastlstm.backends import csrc
-from fastlstm.backends.numba.host import plans, sizes
+from fastlstm.backends.numba.host import plans, thread_split
 from fastlstm.layers import functional
 
 MOST = 5  # threads, which may be more than the cores
@@ -54,9 +54,9 @@ def split(teams, members):
     """
     count, before, argument = teams * members, torch.get_num_threads(), csrc.threads_argument
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sizes, "split_threads", lambda *_: (count, teams))
+        patch.setattr(thread_split, "split_threads", lambda *_: (count, teams))
         patch.setattr(csrc, "threads_argument", lambda _: argument(teams << 32 | members))  # see `Split` in csrc/call.h
-        torch.set_num_threads(count)  # of a stack of layers, which has no teams
+        torch.set_num_threads(count)  # by which plans are kept apart
         forget()
         try:
             yield

@@ -16,6 +16,7 @@ import torch
 import fastlstm
 from fastlstm.backends.cpu import threads_now
 from fastlstm.backends.numba.host import passes, sizes
+from fastlstm.backends.numba.host.thread_split import split_threads
 from tests.helpers import ROOT, interpreter
 from tests.helpers.layers import CPU_BACKENDS
 from tests.helpers.numba import signature
@@ -40,10 +41,10 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system star
 )
 def test_how_threads_split_the_work(T, B, I, H, forward, backward):
     panels, layer = sizes.panels_of(H, 16), signature(T, B, I, H)
-    assert sizes.split_threads(2, layer, panels) == forward
-    assert sizes.split_threads(2, layer, panels, backward=True) == backward
-    assert sizes.split_threads(1, layer, panels) == (1, 1)
-    assert sizes.split_threads(8, signature(100, 1, 2000, 16), 1) == (1, 1)  # no more threads than have something to do
+    assert split_threads(2, layer, panels) == forward
+    assert split_threads(2, layer, panels, backward=True) == backward
+    assert split_threads(1, layer, panels) == (1, 1)
+    assert split_threads(8, signature(100, 1, 2000, 16), 1) == (1, 1)  # no more threads than have something to do
 
 
 def work(backend, seed=0):

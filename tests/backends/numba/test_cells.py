@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -26,8 +27,7 @@ from tests.cells.layers import (
     normalized,
     stacked,
 )
-from tests.helpers.numba import under
-from tests.helpers.threads import on_any_split, splits
+from tests.helpers.threads import on_any_split, split, splits
 from tests.helpers.tolerances import BF16, F32, F64, KINDS, close
 
 LIMIT = {F64: (OUTPUTS, GRADIENTS), F32: (KINDS["layer"].bounds[F32],) * 2}
@@ -85,23 +85,25 @@ def to(record: Run, dtype: torch.dtype) -> Run:
     return Run(h[0], last, kept)
 
 
-def on_kernels(layer: Layer, grads: Run, needs: Gradients, team: int = 1) -> list[torch.Tensor | None]:
-    """All results and gradients, on so many threads."""
+def on_kernels(layer: Layer, grads: Run, needs: Gradients) -> list[torch.Tensor | None]:
+    """All results and gradients."""
+    run = numba.forward(layer, True)
+    return [*flat(run), *numba.backward(grads, layer, run, needs).flat]
 
-    def both() -> list[torch.Tensor | None]:
-        run = numba.forward(layer, True)
-        return [*flat(run), *numba.backward(grads, layer, run, needs).flat]
 
-    return under(both, team, MIN_PARALLEL_STEP=0, MIN_PARALLEL_CALL=0)
+def on_threads(teams: int, members: int, *arguments: Any) -> list[torch.Tensor | None]:
+    """The same on so many teams of so many threads."""
+    with split(teams, members):
+        return on_kernels(*arguments)
 
 
 def check(case: Case, dtype: torch.dtype, needs: Gradients | None = None) -> None:
-    """Compare with plain PyTorch in float64, and one thread with two."""
+    """Compare with plain PyTorch in float64, and with a team of two threads."""
     needs, layer = needs or case.needs, case.layer.to(F32).to(F64)  # values that float32 has
     given, grads = layer.to(dtype), to(to(case.grads, F32), dtype)
     want = reference.forward(layer, True)
     expected = [*flat(want), *reference.backward(to(grads, F64), layer, want, needs).flat]
-    one, two = (on_kernels(given, grads, needs, team) for team in (1, 2))
+    one, two = on_kernels(given, grads, needs), on_threads(1, 2, given, grads, needs)
     for k, (got, other, exact) in enumerate(zip(one, two, expected, strict=True)):
         assert (got is None) == (exact is None), k
         if got is not None:
@@ -132,7 +134,8 @@ def test_large_layers(cell):
 def test_gradients_of_params_on_any_number_of_threads(masked):
     """They are sums over groups of rows, whose bounds do not depend on the number of threads."""
     case = Case(cells.layer_norm_lstm, 3, 70, 5, 20, masked=masked)
-    alone, *others = (on_kernels(case.layer, case.grads, case.needs, team) for team in (1, 2, 3, 5))
+    threads = (1, 1), (2, 1), (1, 3), (5, 1)
+    alone, *others = (on_threads(*each, case.layer, case.grads, case.needs) for each in threads)
     for other in others:
         for wanted, found in zip(alone, other, strict=True):
             assert wanted is found is None or torch.equal(wanted, found)
@@ -178,8 +181,8 @@ def test_stacks(cell, masked):
     """A stack of layers is each of them, to the bit."""
     parts = [Case(cell, 4, 3, 6, 7, masked=masked, seed=seed) for seed in range(3)]
     stack, incoming = stacked(parts)
-    for team in (1, 2):
-        got = on_kernels(stack, incoming, parts[0].needs, team)
+    for threads in (1, 2):
+        got = on_threads(threads, 1, stack, incoming, parts[0].needs)
         each = [on_kernels(case.layer, case.grads, case.needs) for case in parts]
         for found, wanted in zip(got, zip(*each), strict=True):
             if found is not None:

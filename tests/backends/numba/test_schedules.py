@@ -41,9 +41,12 @@ def test_steps_that_multiply_the_input_together(T, B, I, H, reverse, masked, dty
 def test_sums_over_more_pairs_at_a_time(size, masked, reverse):
     """As where they no longer stay in the caches; four chunks of them and more."""
     layers = draws(*size, reverse=reverse, masked=masked)
-    options = {"SUM_BYTES": 0, "CHUNK_PAIRS": 4, "MIN_PARALLEL_STEP": 0, "MIN_PARALLEL_CALL": 0}
-    one, two = (under(lambda: list(compare(layers, torch.float32, "numba")), team, **options) for team in (1, 2))
-    for (name, got, want), (_, other, _) in zip(one, two, strict=True):
+    results = []
+    for teams in (1, 2):
+        with split(teams, 1):
+            calls = under(lambda: list(compare(layers, torch.float32, "numba")), SUM_BYTES=0, CHUNK_PAIRS=4)
+        results.append(calls)
+    for (name, got, want), (_, other, _) in zip(*results, strict=True):
         assert torch.equal(got, other), name
         assert error(got, want) < 6e-6, name  # as in test_layer: float32's rounding in sums of a few hundred terms
 

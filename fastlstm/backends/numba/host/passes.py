@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastlstm.backends.base import WEIGHTS, Layer
 from fastlstm.backends.cpu import rows_contiguous, snapshot_of
-from fastlstm.backends.numba.host import sizes
+from fastlstm.backends.numba.host import sizes, thread_split
 from fastlstm.backends.numba.host.addresses import address_and_strides, stack_row_strides, stack_strides
 from fastlstm.backends.numba.host.frames import Frame, Kernel, zeros
 from fastlstm.backends.numba.host.packed_weights import PackedCache, addresses, digest_bytes
@@ -44,11 +44,8 @@ class Pass:
         self.state_shape, self.state_row_bytes = (*s.state_axes, s.rows, s.H), s.H * size
         self.zero_row = zeros(self.state_row_bytes)
         self.zeros_address = ctypes.addressof(self.zero_row)
-        if self.stack_size == 1:
-            self.threads, self.team_count = sizes.split_threads(s.threads, s, self.panels, self.kind == "Backward")
-        else:  # each layer runs on one thread, and needs no barrier
-            is_small = s.rows * s.H * s.multiply_adds_per_unit < sizes.MIN_PARALLEL_STEP
-            self.threads, self.team_count = 1 if is_small else min(s.threads, self.stack_size), 1
+        split = thread_split.split_threads(s.threads, s, self.panels, self.kind == "Backward")
+        self.threads, self.team_count = split
 
     def prepare(
         self, components: int, x_components: int, fields: dict[str, int], buffers: dict[str, int],

@@ -1,4 +1,4 @@
-"""How many threads run a call, how it is cut into blocks, and how much memory its buffers take.
+"""How a call is cut into blocks, and how much memory its buffers take.
 
 Sizes of buffers are in elements of the type that a layer computes in. `fields` says what each field of the argument
 structs holds. The bf16 unit is AMX or an instruction on vectors, see `llvm.matrix`, which also describes its operands.
@@ -28,12 +28,6 @@ def max_components() -> int:
     return matrix.max_components()
 
 
-MIN_PARALLEL_STEP = 75_000  # multiply-adds of a step, below which a barrier costs what the second thread saves
-# Multiply-adds of a call, below which waking the second thread costs as much as it saves. Each pre-activation counts as
-# 32 more, and as 64 more in a cell that takes means.
-MIN_PARALLEL_CALL = 1_000_000
-WEIGHT_BYTES_PER_ROW = 1 << 15  # bytes of float32 weights for which a team gets one more row
-
 CHUNK_PAIRS = 128  # (step, row) pairs of a time chunk, whose dpreact becomes weight gradients at once
 RING = 4  # time chunks that stay in memory: a thread may write one while another reads the chunk three before it
 # Bytes of the accumulators of the weight gradients from which they no longer stay in the second-level caches: a time
@@ -57,37 +51,6 @@ MIN_UNIT_INPUTS = 1 << 18  # elements of weight_ih, from which the unit has the 
 READ_IN_EIGHT_STEPS = 5 << 24
 INPUT_BLOCK_PAIRS = 512  # (step, row) pairs of an input block at most
 ROWS_TOGETHER = 48  # rows of a cell that takes means, whose products for all units stay in the second-level cache
-
-
-def split_threads(available: int, s: Signature, panels: int, backward: bool = False) -> tuple[int, int]:
-    """Return how many of the `available` threads work, and how many teams they form. In the `backward` pass a step
-    reads weight_hh alone.
-
-    Teams split the batch rows and do not wait for each other between steps, but each team reads all weights. The
-    threads of one team split the hidden units, so that each reads a share of the weights, at the cost of a barrier of a
-    microsecond a step. A team gets enough rows for its products to last longer than its reading: few rows if there are
-    few weights, and no more than a row block.
-    """
-    threads, T, B, H, components, products = available, s.T, s.B, s.H, s.components, s.multiply_adds_per_unit
-    if s.counts.means:  # a thread has all units of at least 6 rows, a register tile; a larger team waits twice a step
-        team_count = max(1, min(threads, B // 6))
-        if team_count < threads and B * H * products < 2 * MIN_PARALLEL_STEP:
-            threads = team_count
-        threads = min(threads, team_count * panels)
-        small = team_count == threads and T * B * (H + 8) * (products + 64 * s.counts.preacts) < MIN_PARALLEL_CALL
-        return (1, 1) if small else (threads // team_count * team_count, team_count)
-    least = 2 if components < 2 else 32  # rows of a team: 32 fill the AMX tiles
-    reads = s.counts.h_preacts * H // s.heads if backward else products
-    enough = min(64, max(least, 4 * H * reads // WEIGHT_BYTES_PER_ROW))
-    team_count = min(threads, max(1, B // enough, min(panels_of(threads, panels), B // 2)))
-    # how much faster products of bfloat16 are where few rows use them: on AMX, or on vectors
-    speedup = 1 if components != 1 else 8 if max_components() > 1 else 2
-    if team_count < threads and MIN_PARALLEL_STEP * speedup > B * H * products:
-        threads = team_count
-    threads = min(threads, team_count * panels)
-    if team_count == threads and T * B * (H + 8) * (products + 32 * s.counts.preacts) < MIN_PARALLEL_CALL:
-        return 1, 1
-    return threads, team_count
 
 
 def transposed_sizes(s: Signature, panels: int, lanes: int, x_components: int) -> dict[str, int]:

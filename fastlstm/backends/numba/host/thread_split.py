@@ -1,0 +1,117 @@
+"""How threads share a call: the teams, and the members of each team, for which the call is predicted to be shortest.
+
+Teams split the batch rows. They do not wait for each other between steps, but each team reads all weights. The members
+of a team split the hidden units. Each of them reads a share of the weights, but they meet at a barrier after each step.
+
+Times are in multiply-adds, of which a thread does about 40 in a nanosecond where rows are few. `Split` in csrc/call.h
+predicts the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from fastlstm.backends.numba.host.panels import lanes_of, panels_of
+from fastlstm.backends.numba.host.sizes import ROWS_TOGETHER, max_components, row_group
+
+if TYPE_CHECKING:
+    from fastlstm.backends.numba.host.signature import Signature
+
+# Measured on two threads: what it takes to start threads and to join them, and a barrier of two members, 30 000. What
+# each further member adds to a barrier lies between 60 and 200 ns on one socket.
+WAKE, WAKE_PER_THREAD = 400_000, 15_000
+BARRIER, BARRIER_PER_MEMBER = 20_000, 5_000
+PREACT = 32  # what the cell takes for each pre-activation, and twice that if it takes means
+RECEIVED = 32  # what it takes to read an element of h that another member has written
+WEIGHT_BYTES_PER_ROW = 1 << 15  # bytes of float32 weights for which a team gets one more row
+ONE_TEAM = 8  # how many times as fast weights are read if no other team reads them too
+
+
+def split_threads(available: int, s: Signature, panels: int, backward: bool = False) -> tuple[int, int]:
+    """Return how many of the `available` threads work, and how many teams of equal size they form.
+
+    Threads that work on a stack split its layers, and are one team.
+    """
+    time = predicted_time(s, panels, backward)
+    alone, layers = time(1, 1), s.stack_size or 1
+    if layers > 1:
+        counts = fewest(lambda n: -(-layers // n), min(available, layers))
+        return min((-(-layers // n) * alone + wake_time(n), n, 1) for n in counts)[1:]
+    if available == 1 or s.B == 0 or alone <= wake_time(2):
+        return 1, 1
+    row_groups, groups = panels_of(s.B, unsplit_rows(s)), panels_of(panels, 4) if backward else panels
+    team_counts = fewest(rows_of_largest_team(s), min(available, row_groups))
+    team_sizes = fewest(lambda n: -(-groups // n), min(available, groups))
+    splits = [(n, members) for n in team_counts for members in team_sizes if n * members <= available]
+    if backward:  # threads that shorten no step still take their share of the sums over rows
+        splits += [(n, min(available // n, groups)) for n in team_counts]
+        splits += [(min(available // members, row_groups), members) for members in team_sizes]
+    return min((time(n, members), n * members, n) for n, members in splits)[1:]
+
+
+def fewest(largest_share: Callable[[int], int], most: int) -> list[int]:
+    """Return the numbers of shares, up to `most`, whose largest share is smaller than with one share less."""
+    shares = [largest_share(n) for n in range(1, most + 1)]
+    return [1] + [n + 2 for n, (before, share) in enumerate(pairwise(shares)) if share < before]
+
+
+def unsplit_rows(s: Signature) -> int:
+    """Return how many neighbouring rows no two teams split: those of a row group, or a pair."""
+    return max(2, row_group(s))
+
+
+def rows_of_largest_team(s: Signature) -> Callable[[int], int]:
+    """Return a function of the number of teams, which returns the rows of the team that has most. See `team_rows` in
+    `kernels.threads`: the last row group, which may have fewer rows, belongs to a team of most row groups.
+    """
+    B, unit = s.B, unsplit_rows(s)
+    row_groups = panels_of(B, unit)
+
+    def rows(team_count: int) -> int:
+        most = -(-row_groups // team_count)
+        of_others = unit * (most - (row_groups % team_count == 1))
+        return min(B, max(of_others, B - unit * (row_groups - most)))
+
+    return rows
+
+
+def wake_time(threads: int) -> int:
+    """Return how long it takes to start and to join so many threads."""
+    return WAKE + WAKE_PER_THREAD * threads if threads > 1 else 0
+
+
+def predicted_time(s: Signature, panels: int, backward: bool) -> Callable[[int, int], float]:
+    """Return a function of the number of teams and of each team's members. It returns the time of the slowest thread.
+
+    Each step of the `backward` pass reads weight_hh alone, in groups of four panels. The other products are sums over
+    rows, whose panels are split among all threads.
+    """
+    counts, lanes, B, H, products = s.counts, lanes_of(s.dtype), s.B, s.H, s.multiply_adds_per_unit
+    read = counts.h_preacts * H // s.heads if backward else products  # weights a step, for each unit
+    rows_of = rows_of_largest_team(s)
+    groups, preact = panels_of(panels, 4) if backward else panels, PREACT * max(1, counts.preacts)
+    # From so many rows on, products last longer than reading the weights: a register tile where the cell takes means,
+    # else at most a row block, and at least a pair, or what fills AMX tiles.
+    least, most = (6, 6) if counts.means else (2 if s.components < 2 else 32, 64)
+    part = row_group(s) if backward else 1  # rows that no two members split in a cell that takes means
+    # how much faster products of bfloat16 are where few rows use them: on AMX, or on vectors
+    speedup = 1 if s.components != 1 else 8 if max_components() > 1 else 2
+
+    def time(team_count: int, members: int) -> float:
+        rows, threads, barriers = rows_of(team_count), team_count * members, 1
+        own_panels = -(-panels * -(-groups // members) // groups)
+        units = min(H, own_panels * lanes)
+        enough = min(most, max(least, 4 * units * read // WEIGHT_BYTES_PER_ROW)) // (1 if team_count > 1 else ONE_TEAM)
+        sums = B * (products - read) * min(H, -(-panels // threads) * lanes)
+        cells = preact * rows * own_panels * lanes
+        if counts.means:  # members split the rows for the cell, and wait around each product of its values
+            cells = 2 * preact * part * -(-rows // (part * members)) * panels * lanes
+            barriers = (2 + 2 * counts.product_groups) * -(-rows // ROWS_TOGETHER)
+        step = (max(rows, enough) * read * units + sums) / speedup + cells
+        if members > 1:
+            step += barriers * (BARRIER + BARRIER_PER_MEMBER * members) + RECEIVED * rows * (H - units)
+        return s.T * step + wake_time(threads)
+
+    return time
