@@ -117,7 +117,10 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     versions, processor = report["versions"], report["processor"]
     packages = (f"{name} {version or 'is not installed'}" for name, version in versions.items())
     yield f"versions      {', '.join(packages)}"
-    yield f"processor     {processor['name']}, {processor['cores']} cores; torch uses {processor['threads']} threads"
+    cores, threads, usable, reason = (processor[key] for key in ("cores", "threads", "usable", "reason"))
+    limit = f", of which this process may use {usable} ({reason})" if reason else ""
+    most = f"; torch uses {threads} threads, and a call at most {min(threads, usable)}"
+    yield f"processor     {processor['name']}, {cores} cores{limit}{most}"
     sets = (f"{backend} uses {name}" for backend, name in report["instructions"].items() if name)
     yield f"instructions  {', '.join(sets) or 'none: no backend for CPUs can be used'}"
     yield f"GPUs          {', '.join(report['gpus']) or 'torch finds none'}"

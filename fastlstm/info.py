@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastlstm.backends import csrc, dispatch, numba, settings
+from fastlstm.backends import cpu, csrc, dispatch, numba, settings
 from fastlstm.backends.triton import device as gpu
 from fastlstm.cells.library import CELLS
 from fastlstm.version import __version__
@@ -23,7 +23,9 @@ def info() -> dict[str, Any]:
         A dictionary of plain values, which `json.dumps` takes:
 
         - ``versions``: of fastlstm, Python, torch, numba and triton; None for a package that is not installed.
-        - ``processor``: its ``name``, the number of its ``cores``, and the number of ``threads`` that torch uses.
+        - ``processor``: its ``name``, the number of its ``cores``, and the number of ``threads`` that torch uses. This
+          process may use only the number of ``usable`` processors, which a call's threads do not exceed. The ``reason``
+          is "affinity", or the quota of a control group, or None if all cores are usable.
         - ``instructions``: for numba and native the vector instructions that the kernels use, such as "avx512", or None
           where the backend cannot be used. "+amx" and "+vdpbf16ps" are instructions for products of bfloat16.
         - ``gpus``: the names of the GPUs that torch finds.
@@ -41,7 +43,8 @@ def info() -> dict[str, Any]:
             "torch": torch.__version__,
             **{package: _version(package) for package in ("numba", "triton")},
         },
-        "processor": {"name": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "processor": {"name": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+        | {"usable": cpu.PROCESSORS, "reason": cpu.PROCESSORS_REASON},
         "instructions": {"numba": _of_numba(), "native": _of_native()},
         "gpus": gpus,
         "default": settings.named(None),
@@ -127,6 +130,9 @@ def _notes(report: dict[str, Any]) -> list[str]:
             "The native backend was not built. If GCC or Clang is installed, two commands build it: 'pip cache remove "
             "fastlstm', then 'pip install --force-reinstall --no-deps' with what was installed (fastlstm, a path)."
         )
-    if report["processor"]["threads"] > (report["processor"]["cores"] or 1):
-        notes.append("torch uses more threads than there are cores: see torch.set_num_threads.")
+    if report["processor"]["threads"] > (usable := report["processor"]["usable"]):
+        notes.append(
+            "torch uses more threads than this process may use processors: its own operations are faster after "
+            f"torch.set_num_threads({usable})."
+        )
     return notes

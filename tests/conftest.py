@@ -76,6 +76,16 @@ def ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def processors_enough():
+    """Calls take as many threads as a test asks for, however few processors there are."""
+    from fastlstm.backends import cpu  # after the interpreter has been chosen
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "PROCESSORS", 256)
+        yield
+
+
 @pytest.fixture
 def set_threads():
     """torch.set_num_threads, until the end of the test."""

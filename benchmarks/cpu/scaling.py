@@ -1,14 +1,22 @@
 """How much faster fastlstm.LSTM is on all threads than on one, for the shapes of the grid with 16 rows and more.
 
 python -m benchmarks.cpu.scaling [--threads 2] [--rounds 31]
+python -m benchmarks.cpu.scaling --asked 2 4 16 64
+
+With --asked it compares fastlstm.LSTM with torch.nn.LSTM where torch is asked for these numbers of threads, which may
+be more than there are processors.
 """
 
 from collections.abc import Iterator
 
 from benchmarks.shared.clock import compare
 from benchmarks.shared.contest import Contest
-from benchmarks.shared.shapes import GRID, MODES
+from benchmarks.shared.shapes import GRID, MODES, Shape
 from benchmarks.shared.tables import Options, parser, print_table
+from fastlstm.commands import positive
+
+ASKED = Shape(28, 1, 28, 128), Shape(28, 128, 28, 128), Shape(100, 32, 128, 256)
+LIMIT = 30.0  # seconds for each figure, after which no more than the fewest rounds are taken
 
 
 def rows(options: Options) -> Iterator[list[str]]:
@@ -21,6 +29,24 @@ def rows(options: Options) -> Iterator[list[str]]:
         yield [str(shape), *cells]
 
 
+def asked(options: Options) -> Iterator[list[str]]:
+    for shape in ASKED:
+        contest = Contest(shape)
+        for mode in MODES:
+            cells = []
+            for threads in options.asked:
+                runs = {name: {threads: contest.run(name, mode)} for name in contest.modules}
+                sides = compare(runs, options.rounds, limit=LIMIT)
+                ours, theirs = sides["fastlstm"], sides[contest.theirs]
+                cells.append(f"{ours.ms} and {theirs.ms}, {ours.to(theirs)}")
+            yield [f"{shape}, {mode}", *cells]
+
+
 if __name__ == "__main__":
-    options = parser("cpu.scaling", __doc__).parse_args()
-    print_table(["shape", *(f"{mode}: 1 to {options.threads} threads" for mode in MODES)], rows(options))
+    options = parser("cpu.scaling", __doc__)
+    options.add_argument("--asked", type=positive, nargs="+", metavar="N", help="numbers of threads, beside torch")
+    options = options.parse_args()
+    if options.asked:
+        print_table(["shape", *(f"{n} threads: fastlstm and torch" for n in options.asked)], asked(options))
+    else:
+        print_table(["shape", *(f"{mode}: 1 to {options.threads} threads" for mode in MODES)], rows(options))

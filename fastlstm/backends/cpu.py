@@ -1,6 +1,7 @@
 """Helpers of the CPU backends: the number of threads and their pool, addresses, and copies of weights."""
 
 import ctypes
+import math
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -25,9 +26,57 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def time_quota(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float:
+    """Return how many processors' time the control groups of this process allow, or infinity if they set no limit.
+
+    Args:
+        cgroups: the folder of the control groups, of version 1 or 2.
+        membership: the file that says which of them this process is in.
+    """
+    quota = math.inf
+    for line in membership.read_text().splitlines() if membership.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "cpu" in controllers.split(","):
+            folder = cgroups / "cpu" if controllers else cgroups
+            for part in ("", *path.split("/")):  # a group has no more than those that it is in
+                folder = folder / part
+                quota = min(quota, _quota_of(folder))
+    return quota
+
+
+def _quota_of(folder: Path) -> float:
+    try:
+        if (limit := folder / "cpu.max").exists():
+            time, period = limit.read_text().split()
+        else:
+            time, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(time) / int(period) if int(time) > 0 else math.inf
+    except (OSError, ValueError):  # no such group, or no limit, which version 2 calls "max"
+        return math.inf
+
+
+def usable_processors(quota: float) -> tuple[int, str | None]:
+    """Return how many processors this process may use, and why these are not all cores.
+
+    A quota of 1.5 processors counts as 2, since one thread would leave a third of it. The system stops all threads
+    together when they have used it up, so that none spins for another.
+    """
+    cores = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    if quota < allowed:
+        return math.ceil(quota), f"a quota of {quota:.3g}"
+    return allowed, "affinity" if allowed < cores else None
+
+
+# Read once, since reading takes longer than a short call
+PROCESSORS, PROCESSORS_REASON = usable_processors(time_quota())
+
+
 def threads_now() -> int:
-    """Return how many threads a call may use: torch's number, or one in a forked child."""
-    return 1 if _forked else torch.get_num_threads()
+    """Return how many threads a call may use: torch's number, but at most as many as this process may use processors,
+    and one in a forked child. More threads would wait for each other while the system runs none of them.
+    """
+    return 1 if _forked else min(torch.get_num_threads(), PROCESSORS)
 
 
 @cache

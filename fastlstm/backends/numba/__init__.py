@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 from fastlstm.backends.base import Traits
+from fastlstm.backends.cpu import threads_now
 from fastlstm.backends.numba.host import plans, sizes, streams
 from fastlstm.backends.numba.host.forward import saved_shape
 from fastlstm.torch_private import constant
@@ -104,7 +105,7 @@ def compile_ahead(runs: Sequence[Callable[[], object]]) -> None:
     are too few kernels for more. Without a folder for the kernels, do nothing. See
     `fastlstm.backends.numba.host.ahead`.
     """
-    workers = min(torch.get_num_threads(), 8)
+    workers = min(threads_now(), 8)
     if runs and workers > 1 and cache_folder() is not None:
         importlib.import_module("fastlstm.backends.numba.host.ahead").compile_ahead(runs, workers)
 
