@@ -1,17 +1,15 @@
 """torch's own LSTM, GRU and RNN, for calls that no fused backend supports: projections, devices without a kernel, and
-ONNX.
+exports to ONNX.
 """
 
-import sys
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from fastlstm.backends import onnx
 from fastlstm.backends.base import Layer, Run, Traits, fill, given_states, held_steps
-from fastlstm.cells.spec import Cell
-from fastlstm.torch_private import dispatch_mode_count
 
 _FUNCTIONS: dict[str, Any] = {
     "lstm": torch.lstm,
@@ -25,15 +23,6 @@ TRAITS = Traits(takes_sixteen_bits=True, cells=tuple(_FUNCTIONS))
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why the backend cannot run, or None."""
     return None  # torch raises its own errors
-
-
-def exports_onnx() -> bool:
-    """Return whether `torch.onnx.export` traces the call, not one in another thread. An export has imported torch.onnx
-    already. To import it here would take as long as to import all of this package.
-    """
-    if "torch.onnx" not in sys.modules or not torch.onnx.is_in_onnx_export():
-        return False
-    return bool(dispatch_mode_count()) or torch.jit.is_tracing()
 
 
 def packs(device: torch.device) -> bool:
@@ -55,8 +44,8 @@ def forward(layer: Layer) -> Run:
     # torch.jit.trace runs with gradients and without, and both runs have to record the same
     train = torch.is_grad_enabled() or torch.jit.is_tracing()
     states, has_biases = given_states(layer), bias_ih is not None
-    if exports_onnx() and not torch.jit.is_tracing():  # the older exporter, which traces, translates torch's own
-        return _onnx_node(cell, x, weights, states, reverse, has_biases)
+    if onnx.is_exporting() and not torch.jit.is_tracing():  # the older exporter, which traces, translates torch's own
+        return onnx.node(cell, x, weights, states, reverse, has_biases)
     lengths, run = layer.lengths, _FUNCTIONS[cell.key]
     first = [a.unsqueeze(0).contiguous() for a in states]  # cuDNN needs contiguous states
     if lengths is None:
@@ -87,42 +76,3 @@ def _turned(a: Tensor, lengths: Tensor, reverse: bool) -> Tensor:
     steps = torch.arange(a.shape[0], device=a.device).unsqueeze(1)
     index = torch.where(steps < lengths, lengths - 1 - steps, steps)
     return a.gather(0, index.unsqueeze(2).expand_as(a))
-
-
-# ONNX's operators: their name, the places of torch's row blocks in theirs, and attributes. ONNX has the GRU's blocks in
-# the order z, r, n. With `linear_before_reset` its reset gate acts after the product with h, as torch's does.
-_NODES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
-    "lstm": ("LSTM", (0, 3, 1, 2), {}),
-    "gru": ("GRU", (1, 0, 2), {"linear_before_reset": 1}),
-    "elman_tanh": ("RNN", (0,), {"activations": ["Tanh"]}),
-    "elman_relu": ("RNN", (0,), {"activations": ["Relu"]}),
-}
-
-
-def _onnx_node(
-    cell: Cell, x: Tensor, weights: list[Tensor], states: tuple[Tensor, ...], reverse: bool, has_biases: bool
-) -> Run:
-    """Run `forward` as ONNX's own operator. torch's would fix the number of time steps at the example's."""
-    (T, B, _), H = x.shape, states[0].shape[1]
-    name, order, attributes = _NODES[cell.key]
-
-    def reordered(a: Tensor) -> Tensor:
-        blocks = a.split(H)
-        return torch.cat([blocks[k] for k in order]).unsqueeze(0)
-
-    weight_ih, weight_hh, *biases = map(reordered, weights)
-    y, *last = torch.onnx.ops.symbolic_multi_out(
-        name,
-        (
-            x,
-            weight_ih,
-            weight_hh,
-            torch.cat(biases, 1) if has_biases else None,
-            None,  # no lengths: all rows are equally long
-            *(a.unsqueeze(0) for a in states),
-        ),
-        {"direction": "reverse" if reverse else "forward", "hidden_size": H, **attributes},
-        dtypes=(x.dtype,) * (1 + len(states)),
-        shapes=((T, 1, B, H), *[(1, B, H)] * len(states)),
-    )
-    return Run(y.squeeze(1), tuple(a.squeeze(0) for a in last), ())

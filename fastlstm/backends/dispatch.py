@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from fastlstm import torch_private
-from fastlstm.backends import aten, native, numba, reference, settings, triton
+from fastlstm.backends import aten, native, numba, onnx, reference, settings, triton
 from fastlstm.backends.base import Layer, Traits, heads_of, hidden_size
 from fastlstm.backends.triton import device as gpu
 from fastlstm.cells.spec import Cell
@@ -220,7 +220,7 @@ def choose(
         RuntimeError: if the backend that was asked for by name cannot run them, with its reason.
         ValueError: for an unknown name.
     """
-    name, exports = settings.check_name(settings.named(name)), aten.exports_onnx()
+    name, exports = settings.check_name(settings.named(name)), onnx.is_exporting()
     heads = 1 if layer is None or projected else heads_of(layer)
     aten_takes_lengths = masked and layer is not None and layer.reset is None and not transformed and not traced
     aten_takes_lengths = aten_takes_lengths and aten.packs(device)

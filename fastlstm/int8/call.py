@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastlstm.autograd.modes import wants_autograd, wants_gradient
 from fastlstm.autograd.operators import LIBRARIES, define, tensors_of
-from fastlstm.backends import aten, dispatch, native, settings
+from fastlstm.backends import dispatch, native, onnx, settings
 from fastlstm.backends.base import Layer, Run, empty_run
 from fastlstm.cells.library import gru, lstm
 from fastlstm.cells.spec import Cell
@@ -122,7 +122,7 @@ def _define(cell: Cell) -> Any:
 
     @torch.library.register_fake(f"fastlstm::{name}", lib=LIBRARIES[name])
     def _(*args: Any) -> tuple[Tensor, ...]:
-        if aten.exports_onnx():
+        if onnx.is_exporting():
             raise RuntimeError("ONNX has no operator of int8 layers: export the float model that dequantize gives back")
         x, H = args[0], args[2].shape[1]
         return (*(x.new_empty(shape) for shape in ((*x.shape[:2], H), *[(x.shape[1], H)] * states)),)

@@ -207,26 +207,6 @@ def test_a_row_alone_is_what_it_is_in_a_batch(kind, backend, dtype):
 
 
 @each_kind
-def test_strides_of_any_kind(kind, backend):
-    module = kind(5, 9, dtype=F64, backend=backend)
-    inputs, masks = (
-        inputs_of(module, 4, 6),
-        {"lengths": torch.tensor([4, 0, 3, 1, 2, 4]), "reset": torch.rand(4, 6) < 0.3},
-    )
-    directions = [torch.randn_like(a) for a in called(module, inputs[0], inputs[1:])]
-    want = results(module, inputs, directions, **masks)
-
-    def spread(a):
-        return torch.stack([a, a], -1)[..., 0]
-
-    assert same(results(module, [a.mT.contiguous().mT for a in inputs], directions, **masks), want)
-    masks = {name: spread(a) for name, a in masks.items()}
-    for parameter in module.parameters():
-        parameter.data = spread(parameter.data)
-    assert same(results(module, list(map(spread, inputs)), list(map(spread, directions)), **masks), want)
-
-
-@each_kind
 def test_infinite_inputs_reach_what_they_reach_in_plain_pytorch(kind, backend):
     """H ends within a vector, whose other lanes take no part."""
     module, exact = modules_of(kind, backend, 4, 9, F64)

@@ -124,16 +124,6 @@ def test_all_models_read_one_input():
     close(gradient, sum(torch.autograd.grad(m(shared)[0].sum(), shared)[0] for m in modules), "gradients")
 
 
-def test_threads_change_no_bit(set_threads):
-    modules, x, hx = drawn("LSTM")
-    ensemble, results = fastlstm.Ensemble(modules), []
-    for threads in (1, 2, 5):
-        set_threads(threads)
-        output, states = ensemble(x, hx)
-        results.append([output, *states, *gradients(output, states, [x, *ensemble.parameters()])])
-    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
-
-
 def test_trained_and_unstacked():
     modules, x, _ = drawn("GRU")
     ensemble, alone = fastlstm.Ensemble(iter(modules)), copy.deepcopy(modules)

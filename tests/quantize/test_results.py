@@ -105,21 +105,6 @@ def test_a_row_alone_and_among_others(size, kind, activations, scale, states, ma
 @kernels
 @both_kinds
 @both_activations
-@pytest.mark.parametrize("size", [(40, 1, 128, 128), (5, 40, 100, 90), (9, 3, 300, 520)], ids=str)
-def test_one_thread_and_two(kind, activations, size, backend):
-    module, inputs, options = draw(2, *size, kind)
-    made, before, found = quantized(module, activations, backend), torch.get_num_threads(), []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        found.append(flat(made(*inputs, **options)))
-    torch.set_num_threads(before)
-    assert same_bits(*found)
-
-
-@torch.no_grad()
-@kernels
-@both_kinds
-@both_activations
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_not_finite_stays_in_its_row(kind, activations, value, backend):
     torch.manual_seed(0)
