@@ -57,7 +57,11 @@ class Plans:
         for a in weights:
             if a is None:
                 weight_keys.append(a)
-            elif (type(a) is Parameter or activations or is_plain(a)) and a.device == device and not a.is_neg():
+            elif (
+                (activations or (a.data_ptr() if type(a) is Parameter else is_plain(a)))
+                and a.device == device
+                and not a.is_neg()
+            ):
                 weight_keys.append((type(a), a.shape, a.dtype, a.is_contiguous()))
             else:
                 return None, None

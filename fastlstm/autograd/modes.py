@@ -30,6 +30,15 @@ def is_plain(*tensors: Tensor | None) -> bool:
     return True
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Return False for a tensor whose storage was resized to nothing, of which a kernel would read address 0. What a
+    transform or a tracer holds counts as there.
+    """
+    if type(tensor) not in _PLAIN or not is_plain() or transformed():
+        return True
+    return bool(tensor.data_ptr()) or tensor.numel() == 0 or tensor.is_meta or tensor._is_zerotensor()
+
+
 def is_untransformed(*tensors: Tensor | None) -> bool:
     """Return whether only ordinary reverse mode is active, so that a Function needs no rule of a transform."""
     if not is_plain(*tensors):  # first: under a compiler it returns False, before calls that cannot be traced

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastlstm.autograd.modes import is_plain, wants_gradient
+from fastlstm.autograd.modes import has_memory, is_plain, wants_gradient
 from fastlstm.backends import dispatch
 from fastlstm.backends.base import Gradients, Layer, Run, count_tensors, flat_input, hidden_size, stack_size_of
 from fastlstm.cells.library import lstm
@@ -76,6 +76,7 @@ def define_for(cell: Cell) -> Operators:
     def run_layer(*args: Any) -> tuple[Tensor, ...]:
         *tensors, reverse, save, backend = args
         layer = Layer.of(cell, tensors, reverse)
+        check_memory(layer)
         run: Run = dispatch.module(backend).forward(layer, save)
         saved = run.saved or [layer.x.new_empty(0) for _ in range(states)]
         return run.h, *run.last, *saved
@@ -118,6 +119,24 @@ def define_for(cell: Cell) -> Operators:
     return Operators(forward_op, backward_op, None, run_layer, gradients)
 
 
+def check_memory(layer: Layer) -> None:
+    """Raise ValueError if the storage of a layer's tensor was resized to nothing."""
+    cell = layer.cell
+    weights = (
+        "weight_ih",
+        "weight_hh",
+        "bias_ih",
+        "bias_hh",
+        *cell.params,
+        *(f"weight_{name}" for name in cell.products),
+    )
+    names = "x", *weights, *(f"{name}_0" for name in cell.states), *cell.inputs, "lengths", "reset"
+    scales = zip(("weight_ih_scale", "weight_hh_scale"), layer.scales)
+    for name, a in (*zip(names, layer.tensors), *scales):
+        if a is not None and not has_memory(a):
+            raise ValueError(f"{name} must have memory for its {a.numel()} numbers, got a storage of 0 bytes")
+
+
 def tensors_of(count: int) -> str:
     return f"({', '.join(['Tensor'] * count)})"
 
@@ -125,6 +144,7 @@ def tensors_of(count: int) -> str:
 def _gradients(cell: Cell, *args: Any) -> tuple[Optional, ...]:
     *tensors, reverse, needs, backend = args
     grads, layer, run = unflatten(cell, reverse, tensors)
+    check_memory(layer)
     gradients: Gradients = dispatch.module(backend).backward(grads, layer, run, Gradients.of(cell, needs))
     return gradients.flat
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.autograd.modes import wants_autograd, wants_gradient
-from fastlstm.autograd.operators import LIBRARIES, define, tensors_of
+from fastlstm.autograd.operators import LIBRARIES, check_memory, define, tensors_of
 from fastlstm.backends import dispatch, native, onnx, settings
 from fastlstm.backends.base import Layer, Run, empty_run
 from fastlstm.cells.library import gru, lstm
@@ -105,6 +105,7 @@ def _define(cell: Cell) -> Any:
         weights, scales, first = tuple(tensors[:4]), tuple(tensors[4:6]), tuple(tensors[6:])
         layer = Layer(x, weights, first, lengths, reset, reverse, cell, (), scales, activations)
         definition.check(layer)
+        check_memory(layer)
         is_native = choose(backend, x.device) == "native"
         if 0 in x.shape[:2]:
             run = empty_run(layer)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastlstm.autograd.modes import autocast_of
+from fastlstm.autograd.modes import autocast_of, has_memory
 
 States = Sequence[Tensor]
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
@@ -201,12 +201,14 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def check_states(x: Tensor, states: States, name: str = "hidden") -> None:
-    """Raise RuntimeError unless the `states` have the device and, without autocast, the dtype of `x`."""
+    """Raise RuntimeError unless the `states` have memory, the device and, without autocast, the dtype of `x`."""
     for state in states:
         if state.device != x.device:
             raise RuntimeError(_devices(name, x, state))
         if state.dtype != x.dtype and autocast_of(x) is None:
             raise RuntimeError(dtypes(name, x, state))
+        if not has_memory(state):
+            raise RuntimeError(f"{name} must have memory for its {state.numel()} numbers, got a storage of 0 bytes")
 
 
 def with_only_input(cell: Any, x: Any, inputs: Any) -> tuple[Any, tuple[Any, ...]]:

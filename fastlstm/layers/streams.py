@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import parametrize
 
-from fastlstm.autograd.modes import is_untransformed, no_autocast
+from fastlstm.autograd.modes import has_memory, is_untransformed, no_autocast
 from fastlstm.backends import settings
 from fastlstm.backends.base import Layer
 from fastlstm.backends.cpu import threads_now
@@ -148,6 +148,8 @@ class Stream:
                 raise ValueError(f"x_t must have the {what} {wanted}, got {getattr(x_t, what)}")
         if x_t.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("a stream has no gradients: pass x_t.detach(), or call it under torch.no_grad()")
+        if not has_memory(x_t):
+            raise ValueError(f"x_t must have memory for its {x_t.numel()} numbers, got a storage of 0 bytes")
         x_t = x_t.resolve_neg()
         if not is_untransformed(x_t):
             raise RuntimeError("a stream runs plain tensors, outside of torch.func's transforms and of tracers")
