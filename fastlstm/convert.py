@@ -70,7 +70,7 @@ def replace(model: M, *, backend: Backend | None = None, keep_type: bool = False
 
     Raises:
         TypeError: when `model` is no module, or a scripted one, whose code is fixed; for a subclass that has an
-            attribute of its own where ours keeps another, as `backend`.
+            attribute of its own where ours keeps another, as `backend`; if `keep_type` is no bool.
         ValueError: for an unknown backend.
     """
     return _replace("replace", PAIRS, model, backend, keep_type)
@@ -116,6 +116,7 @@ def restore_lstm(model: M) -> M:
 def _replace(function: str, pairs: Any, model: M, backend: Backend | None, keep_type: bool) -> M:
     if backend is not None:
         settings.check_name(backend)
+    settings.check_bool("keep_type", keep_type)
     modules, replacements = modules_of(model, function), []
     if not any(isinstance(module, pair) for module in modules for pair in pairs):
         warnings.warn(_nothing_found(function, pairs, model, modules), stacklevel=3)

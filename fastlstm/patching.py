@@ -42,11 +42,13 @@ class patch:
 
     Raises:
         ValueError: for an unknown backend; nothing is patched then.
+        TypeError: if `keep_type` is no bool; nothing is patched then.
     """
 
     def __init__(self, *, backend: Backend | None = None, keep_type: bool = False) -> None:
         if backend is not None:
             settings.check_name(backend)
+        settings.check_bool("keep_type", keep_type)
         self.backend, self.keep_type = backend, keep_type
         self.__enter__()
 

@@ -87,11 +87,15 @@ class batch_invariant:
 
     Args:
         enabled: whether outputs are to be so.
+
+    Raises:
+        TypeError: if `enabled` is no bool.
     """
 
     def __init__(self, enabled: bool = True) -> None:
         global _invariant
-        self._enabled, self._previous = bool(enabled), _invariant
+        check_bool("enabled", enabled)
+        self._enabled, self._previous = enabled, _invariant
         _invariant = self._enabled
 
     def __enter__(self) -> None:
@@ -101,6 +105,12 @@ class batch_invariant:
     def __exit__(self, *exception: object) -> None:
         global _invariant
         _invariant = self._previous
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Raise TypeError if the argument of this name is no bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
 
 
 def invariant() -> bool:

@@ -24,7 +24,8 @@ _ELSEWHERE = Tensor, int, float  # tuples, since Dynamo of torch 2.9 knows no un
 
 
 def _check_values(name: str, *args: Any, hint: str = "") -> None:
-    """Raise TypeError unless the arguments of the function `name` are values of a cell, or tensors, and numbers.
+    """Raise TypeError unless the arguments of the function `name` are values of a cell, or tensors, and numbers. A bool
+    counts as neither: ``weight=True`` would be a weight of 1.
 
     Args:
         hint: the end of the message about a sequence.
@@ -32,7 +33,8 @@ def _check_values(name: str, *args: Any, hint: str = "") -> None:
     in_cell = any(isinstance(a, Node) for a in args)
     kinds: tuple[type, ...] = _IN_CELLS if in_cell else _ELSEWHERE
     for a in args:
-        if isinstance(a, kinds) or (not in_cell and hasattr(a, "__float__")):  # as NumPy's numbers have
+        is_number = isinstance(a, kinds) or (not in_cell and hasattr(a, "__float__"))  # as NumPy's numbers have
+        if is_number and (not isinstance(a, bool) or (name == "where" and not in_cell)):  # a comparison of numbers
             continue
         takes = f"{name} takes {'a value or a number' if len(args) == 1 else 'values and numbers'}"
         if not isinstance(a, (tuple, list)):

@@ -218,7 +218,7 @@ def _check(cell: Cell) -> None:
         raise ValueError(f"cell {cell.name}: {wanted}, got {cell.gates[wrong]!r}{instead}")
     start: Any
     for name, start in cell.initial.items():
-        if not isinstance(start, int | float) or not math.isfinite(start):
+        if isinstance(start, bool) or not isinstance(start, int | float) or not math.isfinite(start):
             raise TypeError(f"cell {cell.name}: param {name} must start from a finite number or None, got {start!r}")
     declared = (*cell.gates, *cell.states, *cell.params, *cell.inputs, *cell.products)
     odd = next((n for n in declared if not (n.isidentifier() and n.isascii()) or n in ON_TENSORS), None)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.autograd.modes import autocast_of, no_autocast
+from fastlstm.backends import settings
 from fastlstm.backends.base import Layer
 from fastlstm.backends.settings import Backend
 from fastlstm.call import run
@@ -124,8 +125,8 @@ def lstm(
     if x.dim() != 3:
         raise ValueError(f"x must have shape (T, B, I), got {tuple(x.shape)}")
     _check_tensors(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-    if not isinstance(reverse, bool):
-        raise TypeError(f"reverse must be a bool, got {type(reverse).__name__}")
+    settings.check_bool("reverse", reverse)
+    settings.check_bool("return_cells", return_cells)
     ends, begins = masks_of(lengths, reset, x)
     h_0, c_0 = (None, None) if hx is None else hx
     layer = Layer(x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, c_0), ends, begins, reverse, library.lstm)

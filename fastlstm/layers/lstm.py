@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from fastlstm.backends import settings
 from fastlstm.backends.settings import Backend
 from fastlstm.cells import Cell, library
 from fastlstm.cells.hints import checked_by
@@ -195,6 +196,8 @@ class LSTM(Regularized[State], InPlaceOf[nn.LSTM]):
 
         Equivalent to `torch.nn.LSTM.forward`.
         """
+        if return_cells is not False:
+            settings.check_bool("return_cells", return_cells)
         return self._forward(input, hx, reset, lengths, return_cells)
 
     if TYPE_CHECKING:  # torch.nn.Module leaves it untyped

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter, init
 from torch.nn.utils.rnn import PackedSequence
 
+from fastlstm.backends import settings
 from fastlstm.backends.base import WEIGHTS
 from fastlstm.backends.settings import Backend
 from fastlstm.cells.hints import checked_by
@@ -248,6 +249,8 @@ class RNN(Recurrent):
             TypeError: for any argument of the wrong type.
         """
         x, cell_inputs = input_checks.with_only_input(self.cell, input, inputs)
+        if return_states is not False:
+            settings.check_bool("return_states", return_states)
         output, last, *others = self._forward(x, states, reset, lengths, return_states, cell_inputs)
         return (output, last, (output, *others)) if return_states else (output, last)
 

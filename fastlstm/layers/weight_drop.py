@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastlstm.layers import checks
+
 
 class WeightDrop(nn.Module):
     """A parametrization that drops single weights, with one mask for all steps of a call:
@@ -19,7 +21,7 @@ class WeightDrop(nn.Module):
         p: the probability, from 0 to 1.
 
     Raises:
-        ValueError: for a number that is no probability.
+        TypeError, ValueError: for what is no number, and for a number that is no probability.
 
     Source: Merity, Keskar and Socher, Regularizing and optimizing LSTM language models, 2018, after the DropConnect of
     Wan et al., 2013. Equivalent to `torch.nn.functional.dropout` of the weight before each call.
@@ -27,8 +29,7 @@ class WeightDrop(nn.Module):
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        if not 0 <= p <= 1:
-            raise ValueError(f"p must be a number from 0 to 1, got {p}")
+        checks.check_probability("p", p)
         self.p = p
 
     def forward(self, weight: Tensor) -> Tensor:
