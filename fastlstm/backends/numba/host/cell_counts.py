@@ -19,7 +19,7 @@ class Counts(NamedTuple):
         carries_h: whether the gradient of h goes to the step before also beside its product.
         reads_new: whether the backward pass reads states after the step.
         means: whether the cell takes means over units or has products, and so runs in phases.
-        products, product_groups, group_size: the products of values of the step, the values, and the most of one value.
+        products, product_groups, group_size: products of values of the step, their groups, and the most of a group.
     """
 
     preacts: int
@@ -75,10 +75,10 @@ def product_records(cell: Cell, backward: bool) -> Any:
 
     functions, layout, numbers, first = functions_of(cell), cell.layout, list[int](), 0
     phases = functions.backward if backward else functions.forward
-    of_group = {g: k for k, each in enumerate(phases.phases) for g in each.products}
-    for g, group in enumerate(layout.product_groups):
-        numbers += of_group.get(g, -1), first, len(group), layout.multiplied[g]
-        first += len(group)
+    phase_of_group = {group: k for k, each in enumerate(phases.phases) for group in each.products}
+    for k, names in enumerate(layout.product_groups):
+        numbers += phase_of_group.get(k, -1), first, len(names), layout.multiplied[k]
+        first += len(names)
     return (ctypes.c_int64 * len(numbers))(*numbers)
 
 

@@ -47,9 +47,9 @@ from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 def pack_back_products(a, first, last):
     """Pack vector groups `first` to `last` of the transposed weights of all products."""
-    for g in range(a.product_groups):
-        first_block, packed = a.x_preacts + a.h_preacts + record_first(a, g), packed_back_address(a, g)
-        row, count = a.head * a.size, record_count(a, g)
+    for group in range(a.product_groups):
+        first_block, packed = a.x_preacts + a.h_preacts + record_first(a, group), packed_back_address(a, group)
+        row, count = a.head * a.size, record_count(a, group)
         pack_transposed_gates(a, a.weight_products, row, a.H, count, first_block, True, packed, first, last)
 
 
@@ -197,9 +197,9 @@ def backward_with(products: BackwardProducts) -> Any:
                                 dh, valid = dh_group + (p - p_first) * VECTOR, min(L, H - p * L)
                                 if s >= 0:
                                     dpre = dpreact_target(a, p, s, b, scratch)
-                                    values = back_results_address(a, team_scratch, 0, q)
-                                    values += ((b - g_first) * 4 + p - p_first) * VECTOR
-                                    run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase, values)
+                                    transposed = back_results_address(a, team_scratch, 0, q)
+                                    transposed += ((b - g_first) * 4 + p - p_first) * VECTOR
+                                    run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase, transposed)
                                     if phase == a.phases - 1:
                                         store_dpreact(a, p, s, b, rows, dpre)
                                     continue

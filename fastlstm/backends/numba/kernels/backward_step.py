@@ -40,9 +40,9 @@ def inner_field(a, k, n):
 
 
 @inlined
-def run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase, values):
+def run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase, transposed):
     """Run one phase of the cell's backward pass for panel p and `rows` rows from `b` on. `dh`: the gradient of h from
-    the step after; `dpre`: where dpreact is stored; `values`: the transposed products of the first value.
+    the step after; `dpre`: where dpreact is stored; `transposed`: the transposed products of the first group.
     """
     L, H, panel_offset, pointers, panels = a.lanes, a.H, p * VECTOR, table, a.panels
     valid, is_last, corrects = min(L, H - p * L), phase == a.phases - 1, a.reverse != 0 and a.lengths != 0
@@ -84,7 +84,7 @@ def run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase, values):
                 a.cell_backward, together, b + r, panel_offset, valid, dh + r * 4 * VECTOR, saved,
                 dpre + r * gates * VECTOR, param_sums_address(a, p, b + r), -a.group_rows, a.group_stride,
                 dinputs + r * a.inputs * VECTOR, carried, state_bytes, pointers, phase,
-                later, shared, shared_row, saved_panel, values + r * 4 * VECTOR,
+                later, shared, shared_row, saved_panel, transposed + r * 4 * VECTOR,
                 ROW_BLOCK * count_vector_groups(panels) * 4 * VECTOR,
             )  # fmt: skip
     if has_held and is_last:

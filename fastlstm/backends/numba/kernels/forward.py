@@ -42,9 +42,9 @@ from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
 @inlined
-def run_cell(a, t, p, b, rows, preacts, scratch, table, phase, values, row):
+def run_cell(a, t, p, b, rows, preacts, scratch, table, phase, team_scratch, team_row):
     """Run one phase of the cell for panel p and `rows` rows from `b` on, from the pre-activations at `preacts`. In the
-    operands and results of products, in the scratch at `values`, these rows begin at `row`.
+    operands and results of products, in the scratch of the team, these rows begin at `team_row`.
     """
     L, H, panel_offset, states = a.lanes, a.H, p * VECTOR, 2 * a.inner_states + 2
     valid, pointers, is_last = min(L, H - p * L), table, phase == a.phases - 1
@@ -60,8 +60,8 @@ def run_cell(a, t, p, b, rows, preacts, scratch, table, phase, values, row):
         call(
             cell_forward_of(a), rows, b, panel_offset, preacts, saved, pointers, phase, later_address(a, scratch, p),
             shared_address(a, scratch), a.shared_values * VECTOR, valid,
-            operand_address(a, values, 0) + (row * a.panels + p) * VECTOR, ROW_BLOCK * a.panels * VECTOR,
-            a.panels * VECTOR, results_address(a, values, p) + row * a.products * VECTOR,
+            operand_address(a, team_scratch, 0) + (team_row * a.panels + p) * VECTOR, ROW_BLOCK * a.panels * VECTOR,
+            a.panels * VECTOR, results_address(a, team_scratch, p) + team_row * a.products * VECTOR,
         )  # fmt: skip
     if valid < L and is_last:  # whole vectors would reach into the next row
         for k in range(1, states, 2):

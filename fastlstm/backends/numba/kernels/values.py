@@ -1,4 +1,4 @@
-"""Products of values that a step computes, between two phases of its cell.
+"""Products of values that a step computes, between two phases of its cell. A product group has all products of a value.
 
 A phase stores such a value as rows of H units, the operand. The product of all its units with all weights of the value
 is there when the next phase begins. In the backward pass a phase stores the gradients of products beside dpreact, and
@@ -31,32 +31,32 @@ from fastlstm.backends.numba.kernels.weight_gradients import (
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
-def record_phase(a, g):
-    """Return the phase before which value g is multiplied, or -1."""
-    return get_int64(a.product_records + 32 * g)
+def record_phase(a, group):
+    """Return the phase before which a product group's value is multiplied, or -1."""
+    return get_int64(a.product_records + 32 * group)
 
 
-def record_first(a, g):
-    """Return the first product of value g."""
-    return get_int64(a.product_records + 32 * g + 8)
+def record_first(a, group):
+    """Return a group's first product."""
+    return get_int64(a.product_records + 32 * group + 8)
 
 
-def record_count(a, g):
-    """Return the number of products of value g."""
-    return get_int64(a.product_records + 32 * g + 16)
+def record_count(a, group):
+    """Return the number of a group's products."""
+    return get_int64(a.product_records + 32 * group + 16)
 
 
 def has_products(a, phase):
     """Return whether values are multiplied before a phase."""
-    for g in range(a.product_groups):  # noqa: SIM110 - `llvm.emit` knows no any()
-        if record_phase(a, g) == phase:
+    for group in range(a.product_groups):  # noqa: SIM110 - `llvm.emit` knows no any()
+        if record_phase(a, group) == phase:
             return True
     return False
 
 
-def operand_address(a, scratch, g):
-    """Return the address of the operand (ROW_BLOCK, panels, L) of value g, in the forward pass."""
-    return scratch_slot(a, scratch, a.operand_slot + g * a.panels)
+def operand_address(a, scratch, group):
+    """Return the address of the operand (ROW_BLOCK, panels, L) of a product group, in the forward pass."""
+    return scratch_slot(a, scratch, a.operand_slot + group * a.panels)
 
 
 def results_address(a, scratch, p):
@@ -64,17 +64,17 @@ def results_address(a, scratch, p):
     return scratch_slot(a, scratch, a.operand_slot + a.product_groups * a.panels + p * a.products)
 
 
-def packed_address(a, g, p):
-    """Return the address of the packed weights (columns, N, L) of the N products of value g, for panel p."""
+def packed_address(a, group, p):
+    """Return the address of the packed weights (columns, N, L) of the N products of a group, for panel p."""
     base = a.packed + a.packed_panels * (a.span * a.h_preacts + a.I * a.x_preacts) * VECTOR
-    return base + (record_first(a, g) * a.panels + record_count(a, g) * p) * a.span * VECTOR
+    return base + (record_first(a, group) * a.panels + record_count(a, group) * p) * a.span * VECTOR
 
 
 def pack_products(a, p):
     """Pack panel p of the weights of all products."""
-    for g in range(a.product_groups):
-        count, first_block = record_count(a, g), a.x_preacts + a.h_preacts + record_first(a, g)
-        row, panel = a.head * a.size, packed_address(a, g, p)
+    for group in range(a.product_groups):
+        count, first_block = record_count(a, group), a.x_preacts + a.h_preacts + record_first(a, group)
+        row, panel = a.head * a.size, packed_address(a, group, p)
         pack_panel(a, p, a.weight_products, row, seen_count(a, p), count, first_block, True, panel)
 
 
@@ -85,17 +85,17 @@ def multiply_values(a, scratch, phase, p_first, p_last, rows, barrier, team_size
     if not has_products(a, phase):
         return barriers_passed
     barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
-    for g in range(a.product_groups):
-        count, x_row, out_row = record_count(a, g), a.panels * VECTOR, a.products * VECTOR
-        for p in range(p_first, p_last if record_phase(a, g) == phase else p_first):
-            columns, x = seen_count(a, p), operand_address(a, scratch, g) + seen_begin(a, p) * a.size
-            out, crosses = results_address(a, scratch, p) + record_first(a, g) * VECTOR, spans_heads(a, p)
+    for group in range(a.product_groups):
+        count, x_row, out_row = record_count(a, group), a.panels * VECTOR, a.products * VECTOR
+        for p in range(p_first, p_last if record_phase(a, group) == phase else p_first):
+            columns, x = seen_count(a, p), operand_address(a, scratch, group) + seen_begin(a, p) * a.size
+            out, crosses = results_address(a, scratch, p) + record_first(a, group) * VECTOR, spans_heads(a, p)
             if crosses:
                 call(a.copy_rows, rows, 0, count * a.lanes, out, 0, out, out_row)
-                add_product_of_heads(a, p, rows, out, out_row, count, packed_address(a, g, p), x, x_row)
+                add_product_of_heads(a, p, rows, out, out_row, count, packed_address(a, group, p), x, x_row)
             for q in range(0 if crosses else count_vector_groups(count)):
                 v, w_row = first_vector(count, q), (first_vector(count, q + 1) - first_vector(count, q)) * VECTOR
-                w, target, begin, begin_row = packed_address(a, g, p), out + v * VECTOR, a.constants, 0
+                w, target, begin, begin_row = packed_address(a, group, p), out + v * VECTOR, a.constants, 0
                 for k in range(0, columns, a.k_block):
                     call(
                         gemm_of(a, w_row // VECTOR), rows, begin, begin_row, target, out_row,
@@ -111,13 +111,13 @@ def multiply_values_of_only_row(a, scratch, phase, p_first, p_last, barrier, tea
     if not has_products(a, phase):
         return barriers_passed
     barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
-    for g in range(a.product_groups):
-        count, out_step, begin = record_count(a, g), a.products * VECTOR, p_first
-        while begin < (p_last if record_phase(a, g) == phase else p_first):
+    for group in range(a.product_groups):
+        count, out_step, begin = record_count(a, group), a.products * VECTOR, p_first
+        while begin < (p_last if record_phase(a, group) == phase else p_first):
             end, columns = seen_alike(a, begin, p_last), seen_count(a, begin)
-            x = operand_address(a, scratch, g) + seen_begin(a, begin) * a.size
-            out = results_address(a, scratch, 0) + begin * out_step + record_first(a, g) * VECTOR
-            packed, crosses = packed_address(a, g, begin), spans_heads(a, begin)
+            x = operand_address(a, scratch, group) + seen_begin(a, begin) * a.size
+            out = results_address(a, scratch, 0) + begin * out_step + record_first(a, group) * VECTOR
+            packed, crosses = packed_address(a, group, begin), spans_heads(a, begin)
             if crosses:  # no two panels of several heads see the same columns
                 call(a.copy_rows, 1, 0, count * a.lanes, out, 0, out, 0)
                 add_product_of_heads(a, begin, 1, out, out_step, count, packed, x, 0)
@@ -132,16 +132,16 @@ def multiply_values_of_only_row(a, scratch, phase, p_first, p_last, barrier, tea
     return wait(barrier, team_size, barriers_passed, a.relax)
 
 
-def back_results_address(a, scratch, g, q):
-    """Return the address of the transposed product (ROW_BLOCK, 4, L) of value g, for vector group q of its units."""
-    return scratch_slot(a, scratch, a.operand_slot + (g * count_vector_groups(a.panels) + q) * 4)
+def back_results_address(a, scratch, group, q):
+    """Return the address of the transposed product (ROW_BLOCK, 4, L) of a group, for vector group q of units."""
+    return scratch_slot(a, scratch, a.operand_slot + (group * count_vector_groups(a.panels) + q) * 4)
 
 
-def packed_back_address(a, g):
-    """Return the address of the packed transposed weights (vector groups, reach, N L, 4 L) of the N products of value
-    g.
+def packed_back_address(a, group):
+    """Return the address of the packed transposed weights (vector groups, reach, N L, 4 L) of the N products of a
+    group.
     """
-    return a.packed_products + record_first(a, g) * count_vector_groups(a.panels) * a.reach * a.lanes * 4 * VECTOR
+    return a.packed_products + record_first(a, group) * count_vector_groups(a.panels) * a.reach * a.lanes * 4 * VECTOR
 
 
 def multiply_back(a, scratch, phase, s, b, rows, q_first, q_last, barrier, team_size, barriers_passed):
@@ -152,12 +152,12 @@ def multiply_back(a, scratch, phase, s, b, rows, q_first, q_last, barrier, team_
         return barriers_passed
     barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
     L, panels, row = a.lanes, a.panels, 4 * VECTOR
-    for g in range(a.product_groups):
-        count, gate, packed = record_count(a, g), a.preacts + record_first(a, g), packed_back_address(a, g)
+    for group in range(a.product_groups):
+        count, gate, packed = record_count(a, group), a.preacts + record_first(a, group), packed_back_address(a, group)
         blocks = (panels * count * L + BLOCK_K - 1) // BLOCK_K
         block = (panels + blocks - 1) // blocks  # panels
-        for q in range(q_first, q_last if record_phase(a, g) == phase else q_first):
-            out = back_results_address(a, scratch, g, q)
+        for q in range(q_first, q_last if record_phase(a, group) == phase else q_first):
+            out = back_results_address(a, scratch, group, q)
             if a.heads > 1:
                 back_product_of_heads(a, rows, b, s, gate, count, packed, panels, q, out)
                 continue
@@ -174,9 +174,9 @@ def multiply_back(a, scratch, phase, s, b, rows, q_first, q_last, barrier, team_
     return wait(barrier, team_size, barriers_passed, a.relax)
 
 
-def first_value_column(a, g):
-    """Return the first column of value g in the strips, and its first accumulator row."""
-    return a.first_value_row + g * ((a.H + a.strip - 1) // a.strip * a.strip)
+def first_value_column(a, group):
+    """Return the first column of a group's value in the strips, and its first accumulator row."""
+    return a.first_value_row + group * ((a.H + a.strip - 1) // a.strip * a.strip)
 
 
 def pack_values(a, strips, s_first, s_last, b_first, b_last):
@@ -185,10 +185,10 @@ def pack_values(a, strips, s_first, s_last, b_first, b_last):
     strip_bytes = (s_last - s_first) * B * row
     for s in range(s_first, s_last):
         t = a.T - 1 - s if a.reverse != 0 else s
-        for g in range(a.product_groups):
-            slot, unit = get_int64(a.product_records + 32 * g + 24), 0
+        for group in range(a.product_groups):
+            slot, unit = get_int64(a.product_records + 32 * group + 24), 0
             while unit < a.H:
-                column = first_value_column(a, g) + unit
+                column = first_value_column(a, group) + unit
                 run = min(min(L - unit % L, a.strip - column % a.strip), a.H - unit)
                 source = saved_address(a, a.gate_rows, t, unit // L, b_first) + slot * VECTOR + unit % L * size
                 target = strips + column // a.strip * strip_bytes
@@ -201,9 +201,9 @@ def pack_values(a, strips, s_first, s_last, b_first, b_last):
 def unpack_product_gradients(a, scratch, p_first, p_last):
     """Write the wanted gradients of the weights of products, of panels `p_first` to `p_last`, from accumulators."""
     for p in range(p_first, p_last):
-        for g in range(a.product_groups):
-            first = accumulator_address(a, 0, p) + first_value_column(a, g) * accumulator_row_bytes(a)
-            for k in range(record_count(a, g)):
-                target = get_int64(a.dparam_addresses + 8 * (a.params + record_first(a, g) + k))
+        for group in range(a.product_groups):
+            first = accumulator_address(a, 0, p) + first_value_column(a, group) * accumulator_row_bytes(a)
+            for k in range(record_count(a, group)):
+                target = get_int64(a.dparam_addresses + 8 * (a.params + record_first(a, group) + k))
                 if target != 0:
                     unpack_weight_of_heads(a, scratch, p, first + k * VECTOR, 0, target)

@@ -245,10 +245,10 @@ def add_products(a, strips, s_first, s_last, k_set, p_first, p_last, column, col
 def add_weight_gradients(a, strips, s_first, s_last, k_set, p_first, p_last):
     """Add a time chunk to the accumulators: all at once if `host.accumulators` lets them follow each other."""
     h_row, ones_row, columns = a.first_h_row, a.ones_row, columns_of_h(a)
-    for g in range(a.product_groups):
-        p, gate, gates = p_first, a.preacts + record_first(a, g), record_count(a, g)
+    for group in range(a.product_groups):
+        p, gate, gates = p_first, a.preacts + record_first(a, group), record_count(a, group)
         while p < p_last:
-            end, column = seen_alike(a, p, p_last), first_value_column(a, g) + seen_begin(a, p)
+            end, column = seen_alike(a, p, p_last), first_value_column(a, group) + seen_begin(a, p)
             add_products(a, strips, s_first, s_last, k_set, p, end, column, column + seen_count(a, p), 0, gate, gates)
             p = end
     if a.joint != 0 and a.heads == 1:

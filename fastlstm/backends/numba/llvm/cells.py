@@ -98,9 +98,9 @@ def forward(vtype: VectorType, cell: Functions, save: bool, streams: bool = Fals
                 if saved_units:
                     arrays.add("saved values", saved, layout.saved_vectors(vtype.count) * vector)
                 phased = AcrossPhases(arrays, phases, later, shared, row_stride)
-                for g, name in enumerate(phases.operands):
+                for group, name in enumerate(phases.operands):
                     if name in each.units.results:
-                        arrays.add(name, b.add(operands, b.mul(operand_bytes, I64(g))), operand_row)
+                        arrays.add(name, b.add(operands, b.mul(operand_bytes, I64(group))), operand_row)
                 if phases.products:
                     arrays.add("all products", products, len(phases.products) * vector)
                 arrays.loop(rows, partial(body, arrays, phased, each.units, inside))
@@ -164,9 +164,9 @@ def backward(vtype: VectorType, cell: Functions) -> Builder:
                 )
                 arrays.add("saved values", saved, layout.saved_vectors(vtype.count) * vector)
                 arrays.add("all dpreact", dpreact, len(terms) * vector)
-                for g, name in enumerate(phases.products):
+                for group, name in enumerate(phases.products):
                     if name in each.units.arguments:
-                        arrays.add(name, b.add(products, b.mul(product_bytes, I64(g))), 4 * vector)
+                        arrays.add(name, b.add(products, b.mul(product_bytes, I64(group))), 4 * vector)
                 arrays.add("number of the row", I64(0), 1)
                 arrays.add("all dinputs", dinputs, len(layout.inputs) * vector)
                 for n, state in enumerate(carried):
