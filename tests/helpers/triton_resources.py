@@ -38,15 +38,6 @@ OPERATIONS = {
     "streamed": r"\bHGMMA\S* R\d+, gdesc",  # weights that wgmma reads from shared memory
     "barriers": r"\bBAR\.SYNC",
 }
-PTX = {  # of the whole kernel
-    "wgmma": r"\bwgmma\.mma_async",
-    "mma.sync": r"\bmma\.sync",
-    "tcgen05.mma": r"\btcgen05\.mma",
-    "tanh.approx": r"\btanh\.approx",
-    "ex2.approx": r"\bex2\.approx",
-    "div": r"\bdiv\.\w+\.f32",
-    "cp.async": r"\bcp\.async\.c[ag]",  # loads on their way while something else is done
-}
 T, B = 5, 32
 DTYPES = {"bf16": "native", "fp16": "native", "tf32": "tf32", "ieee": "ieee"}
 
@@ -175,10 +166,7 @@ def _call(case: Case) -> None:
 
 
 def resources(case: Case, capability: tuple[int, int]) -> dict[str, Any]:
-    """The kernel's costs; of instructions those of one warp in one step, or in one K block (stepwise).
-
-    Of PTX those of the whole kernel.
-    """
+    """The kernel's costs; of instructions those of one warp in one step, or in one K block (stepwise)."""
     source, options = describe(case, capability)
     target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
     compiled = triton.compile(source, target=target, options=options)
@@ -196,7 +184,6 @@ def resources(case: Case, capability: tuple[int, int]) -> dict[str, Any]:
         "shared_bytes": compiled.metadata.shared,
         "instructions": len(loop),
         **{name: sum(bool(re.search(pattern, text)) for text in loop) for name, pattern in OPERATIONS.items()},
-        "ptx": {name: len(re.findall(pattern, compiled.asm["ptx"])) for name, pattern in PTX.items()},
     }
 
 

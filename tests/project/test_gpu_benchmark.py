@@ -7,7 +7,6 @@ import os
 import pytest
 import torch
 
-import fastlstm.mnist.report as mnist_report
 from benchmarks import test_speed
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import host, layers
@@ -59,42 +58,6 @@ def test_every_file_of_tests_exists():
     files = {argument for command in gpu.CHECKS for argument in command if argument.startswith("tests/")}
     assert len(files) > 5
     assert all((ROOT / name).exists() for name in files)
-
-
-def summary(accuracy):
-    """What the training prints at its end."""
-    run = {"lstm": "fastlstm.LSTM", "test_images": 10000, "test_accuracy": accuracy, "test_accuracy_first_128": 1.0}
-    run |= {"validation_accuracy": 1.0, "iterations": 0, "interrupted": False}
-    compared = {**run, "lstm": "torch.nn.LSTM", "test_accuracy": 0.5}
-    return mnist_report.summary({**run, "compare": compared, "backend": "triton", "device": "cuda", "threads": 1})
-
-
-def reported(ratio=3.0, status=0, accuracy=0.95, same_bits=True, keep=lambda row: True):
-    """A report in which all goals are met, but for what a test changes."""
-    rows = [
-        {"name": str(shape), "precision": precision, "mode": mode, "way": "eager", "same_bits": same_bits,
-         "ratios": {"nn.LSTM": {"median": ratio}, "torchrl": {"median": ratio}}}
-        for shape, precision, beside in gpu.items() if not beside for mode in MODES
-    ]  # fmt: skip
-    command = {"command": "train", "status": status, "output": summary(accuracy)}
-    return {"results": list(filter(keep, rows)), "commands": [command]}
-
-
-@pytest.mark.parametrize(
-    ("changes", "lines", "verdict"),
-    [
-        ({}, (), "pass"),
-        ({"ratio": 2.99}, (0,), "FAIL"),
-        ({"keep": lambda row: row["precision"] != "tf32"}, (0, 2), "not measured"),
-        ({"same_bits": False}, (3,), "FAIL"),
-        ({"accuracy": 0.9499}, (4,), "FAIL"),
-        ({"status": 1}, (5,), "FAIL"),
-        ({"status": None}, (5,), "not measured"),
-    ],
-)
-def test_goals_are_judged(changes, lines, verdict):
-    verdicts = [text.partition(":")[0] for text in gpu.goals(reported(**changes))]
-    assert verdicts == [verdict if n in lines else "pass" for n in range(6)]
 
 
 @pytest.mark.slow

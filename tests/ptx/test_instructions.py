@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from tests.ptx.assembly import computed, executed
-from tests.ptx.emulator import parse
 from tests.ptx.emulator.operands import Unsupported
 
 I16, I32, I64, F32 = torch.int16, torch.int32, torch.int64, torch.float32
@@ -53,39 +52,6 @@ def test_integers(instruction, operands, expected):
     assert computed(instruction, I32, *operands) == expected
 
 
-def test_wide_products():
-    assert computed("mul.wide.s32 {d}, {a}, {b};", I64, ints(-(2**31), 3), ints(2, 4)) == [-(2**32), 12]
-    assert computed("mul.wide.u32 {d}, {a}, 2;", I64, ints(-1)) == [2 * (2**32 - 1)]
-    c = torch.tensor([5, -5])
-    assert computed("mad.wide.s32 {d}, {a}, {b}, {c};", I64, ints(-(2**31), 3), ints(2, 4), c) == [5 - 2**32, 7]
-
-
-@pytest.mark.parametrize(
-    ("given", "bf16", "tf32"),
-    [
-        (0x3F808000, 0x3F80, 0x3F808000),  # halfway: to even
-        (0x3F818000, 0x3F82, 0x3F818000),
-        (0x3F808001, 0x3F81, 0x3F808000),
-        (0xBF801000, 0xBF80, 0xBF802000),  # halfway of tf32: away from zero
-        (0x7F800000, 0x7F80, 0x7F800000),
-    ],
-)
-def test_narrow_floats(given, bf16, tf32):
-    a = bits(given)
-    assert computed("cvt.rn.bf16.f32 {d}, {a};", I16, a)[0] & 0xFFFF == bf16
-    assert computed("cvt.rna.tf32.f32 {d}, {a};", I32, a)[0] & 0xFFFFFFFF == tf32
-    assert computed("cvt.rn.bf16x2.f32 {d}, {a}, {b};", I32, a, bits(0))[0] & 0xFFFFFFFF == bf16 << 16
-
-
-@pytest.mark.parametrize(("kind", "one", "two"), [("bf16", 0x3F80, 0x4000), ("f16", 0x3C00, 0x3C01)])
-def test_comparisons_of_two_halves_at_once(kind, one, two):
-    """The first predicate is that of the lower halves."""
-    a, b = bits(two << 16 | one, one << 16 | two), bits(one << 16 | two, two << 16 | one)
-    compare = f"setp.lt.{kind}x2 %p2|%p3, {{a}}, {{b}};\n"
-    for predicate, expected in (("%p2", [1, 0]), ("%p3", [0, 1])):
-        assert computed(compare + f"selp.b32 {{d}}, 1, 0, {predicate};", I32, a, b) == expected
-
-
 def test_a_register_that_is_wider_than_what_is_loaded():
     """PTX ISA, "Operand Size Exceeding Instruction-Type Size": above it are zeros, or copies of a sign."""
     x, out = torch.tensor([0x1234, -2], dtype=I16), torch.zeros(1, dtype=I32)
@@ -94,20 +60,6 @@ def test_a_register_that_is_wider_than_what_is_loaded():
     assert out.item() == 0xFFFE
     with pytest.raises(Unsupported, match=r"ld\.global\.s16"):
         executed(load.format("s16"), x=x, out=out)
-
-
-@pytest.mark.parametrize(
-    ("mode", "b", "c", "origin"),
-    [
-        ("bfly", 4, 31, lambda lane: lane ^ 4),
-        ("idx", 3, 31, lambda lane: 3),
-        ("up", 2, 0, lambda lane: lane - 2 if lane >= 2 else lane),
-        ("down", 5, 0x181F, lambda lane: lane + 5 if lane % 8 < 3 else lane),  # segments of 8
-    ],
-)
-def test_shfl(mode, b, c, origin):
-    got = computed(f"shfl.sync.{mode}.b32 {{d}}, {{a}}, {b}, {c}, -1;", I32, torch.arange(32, dtype=I32))
-    assert got == [origin(lane) for lane in range(32)]
 
 
 def test_branches_take_each_thread_where_it_belongs():
@@ -131,28 +83,3 @@ def test_branches_take_each_thread_where_it_belongs():
 def test_what_the_emulator_lacks_is_named(instruction):
     with pytest.raises(Unsupported, match=instruction.split(".")[0]):
         executed(instruction)
-
-
-def test_a_module_is_read_with_its_source_lines():
-    text = """
-.visible .entry k(
-	.param .u64 .ptr .global .align 1 k_param_0,
-	.param .u32 k_param_1
-)
-.reqntid 64
-{
-	.reg .b32 	%r<3>;
-$L__BB0_1:
-	.loc	1 7 5                           // layer.py:7:5
-	@!%p1 ld.global.v2.b32 { %r1, %r2 }, [ %rd1 + -8 ]; // a comment
-	bra $L__BB0_1;
-}
-"""
-    kernel = parse.parse(text)
-    load, branch = kernel.instructions
-    assert (kernel.name, kernel.threads, kernel.parameters) == ("k", 64, ["k_param_0", "k_param_1"])
-    assert (load.opcode, load.negated, load.guard.name) == ("ld.global.v2.b32", True, "%p1")
-    assert [r.name for r in load.operands[0]] == ["%r1", "%r2"]
-    assert (load.operands[1].base.name, load.operands[1].offset) == ("%rd1", -8)
-    assert (load.line, load.where) == (11, "layer.py:7:5")
-    assert kernel.labels[branch.operands[0]] == 0
