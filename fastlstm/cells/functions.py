@@ -180,6 +180,18 @@ def clamp(x: Any, min: Any = None, max: Any = None) -> Any:  # noqa: A002
     return x if max is None else where(x > max, max, x)
 
 
+def surrogate(value: Any, slope: Any) -> Any:
+    """Return 1 where `value` is above 0, else 0: a spike. Its derivative counts as `slope`, which has none itself.
+
+    Usual slopes, as functions of the value v, are ``1 / (1 + square(pi * v))`` of an arctangent, ``1 / square(1 + 25 *
+    abs(v))`` of a fast sigmoid, and ``0.3 * relu(1 - abs(v))``, a triangle.
+
+    Neftci, Mostafa and Zenke, Surrogate gradient learning in spiking neural networks, 2019.
+    """
+    _check_values("surrogate", value, slope)
+    return stop_gradient(where(value > 0, 1.0, 0.0)) + (value - stop_gradient(value)) * stop_gradient(slope)
+
+
 def softplus(x: Any) -> Any:
     """Return ``log(1 + exp(x))``, without overflow. Equivalent to `torch.nn.functional.softplus` without its threshold,
     above which it returns x.
@@ -285,6 +297,6 @@ def _normalized(name: str, values: Sequence[Any], weight: Any, bias: Any, eps: f
 PRIMITIVES = {
     f.__name__: f for f in (sigmoid, tanh, relu, exp, log_sigmoid, maximum, where, stop_gradient, sqrt, rsqrt, log)
 }
-_WRITTEN_WITH_THESE = (mean, abs, square, minimum, clamp, softplus, hard_sigmoid, layer_norm, rms_norm)
+_WRITTEN_WITH_THESE = (mean, abs, square, minimum, clamp, surrogate, softplus, hard_sigmoid, layer_norm, rms_norm)
 FUNCTIONS: dict[str, Callable[..., Any]] = {**PRIMITIVES, **{f.__name__: f for f in _WRITTEN_WITH_THESE}}
 ALLOWED = f"+ - * / ** < > <= >= and {' '.join(FUNCTIONS)}"

@@ -1,9 +1,15 @@
-"""The cells, as their papers write them."""
+"""The cells, as their papers write them. Cells with norms are in `fastlstm.cells.normalized`, and spiking neurons in
+`fastlstm.cells.neurons`.
+"""
 
+import functools
+import inspect
 from typing import Any
 
-from fastlstm.cells.functions import exp, layer_norm, log_sigmoid, maximum, relu, sigmoid, tanh
-from fastlstm.cells.spec import cell
+from fastlstm.cells.functions import exp, log_sigmoid, maximum, relu, sigmoid, tanh
+from fastlstm.cells.neurons import alif, lif, synaptic
+from fastlstm.cells.normalized import dreamer_gru, layer_norm_gru, layer_norm_lstm
+from fastlstm.cells.spec import Cell, cell
 
 
 @cell(gates={"i": "xh", "f": "xh", "g": "xh", "o": "xh"}, states=("h", "c"))
@@ -25,6 +31,18 @@ def gru(r: Any, z: Any, n_x: Any, n_h: Any, h: Any) -> Any:
     """
     r, z = sigmoid(r), sigmoid(z)
     n = tanh(n_x + r * n_h)
+    return n + z * (h - n)
+
+
+@cell(gates={"r": "xh", "z": "xh", "n": "x"}, states=("h",), products=("n_h",))
+def gru_reset_before(r: Any, z: Any, n: Any, h: Any, n_h: Any) -> Any:
+    """The gated recurrent unit as its paper writes it, with the reset gate before the product. This is Keras's GRU with
+    ``reset_after=False``, and ONNX's with ``linear_before_reset=0``.
+
+    Cho et al., Learning phrase representations using RNN encoder-decoder, 2014.
+    """
+    r, z = sigmoid(r), sigmoid(z)
+    n = tanh(n + n_h(r * h))
     return n + z * (h - n)
 
 
@@ -81,6 +99,25 @@ def li_gru(z: Any, n: Any, h: Any) -> Any:
     return n + z * (h - n)
 
 
+@cell(gates={"z": "x", "n": "x"}, states=("h",))
+def min_gru(z: Any, n: Any, h: Any) -> Any:
+    """The minimal GRU, whose gate and candidate see x alone. z lets the candidate in, where `gru` has 1 - z.
+
+    Feng et al., Were RNNs all we needed?, 2024.
+    """
+    return h + sigmoid(z) * (n - h)
+
+
+@cell(gates={"f": "x", "i": "x", "n": "x"}, states=("h",))
+def min_lstm(f: Any, i: Any, n: Any, h: Any) -> Any:
+    """The minimal LSTM, whose gates see x alone, and which divides each of them by their sum.
+
+    Feng et al., Were RNNs all we needed?, 2024.
+    """
+    f = sigmoid(log_sigmoid(f) - log_sigmoid(i))  # the share of sigmoid(f), without a quotient of zeros
+    return n + f * (h - n)
+
+
 @cell(gates={"a": "x"}, states=("h",), params=("u",))
 def ind_rnn(a: Any, h: Any, u: Any) -> Any:
     """Independent units: each has one recurrent weight, u, and there is no weight_hh.
@@ -105,78 +142,101 @@ def slstm(z: Any, i: Any, f: Any, o: Any, c: Any, n: Any, m: Any) -> Any:
     return o * c / n, c, n, m
 
 
-def _norms(gains: str, biases: str) -> dict[str, float]:
-    """Return the initial values of norms' params: 1 for the names in `gains`, and 0 for those in `biases`."""
-    return dict.fromkeys(gains.split(), 1.0) | dict.fromkeys(biases.split(), 0.0)
-
-
 @cell(
-    gates={**dict.fromkeys(("i_x", "f_x", "g_x", "o_x"), "x"), **dict.fromkeys(("i_h", "f_h", "g_h", "o_h"), "h")},
+    gates={"m_x": "x", "m_h": "h", "i": "x", "f": "x", "g": "x", "o": "x"},
     states=("h", "c"),
-    params=_norms(
-        "gain_i_x gain_f_x gain_g_x gain_o_x gain_i_h gain_f_h gain_g_h gain_o_h gain_c",
-        "bias_i bias_f bias_g bias_o bias_c",
-    ),
+    products=("i_m", "f_m", "g_m", "o_m"),
 )
-def layer_norm_lstm(
-    i_x, f_x, g_x, o_x, i_h, f_h, g_h, o_h, c, gain_i_x, gain_f_x, gain_g_x, gain_o_x, gain_i_h, gain_f_h, gain_g_h,
-    gain_o_h, gain_c, bias_i, bias_f, bias_g, bias_o, bias_c,
-):  # fmt: skip
-    """The LSTM with three layer normalizations: of the product with x and of that with h, each over all four gates, and
-    of the cell state on its way out. The paper's products have no biases, which is ``bias=False``. Its three biases of
-    a gate are one here, their sum.
+def multiplicative_lstm(
+    m_x: Any, m_h: Any, i: Any, f: Any, g: Any, o: Any, c: Any, i_m: Any, f_m: Any, g_m: Any, o_m: Any
+) -> Any:
+    """The multiplicative LSTM, mLSTM: its gates see, instead of h, a product of x times a product of h. The paper's two
+    products have no biases. The mLSTM of xLSTM is another cell, with a matrix as its state.
 
-    Ba, Kiros and Hinton, Layer normalization, 2016.
+    Krause, Lu, Murray and Renals, Multiplicative LSTM for sequence modelling, 2016.
     """
-    x = layer_norm(i_x, f_x, g_x, o_x, weight=(gain_i_x, gain_f_x, gain_g_x, gain_o_x))
-    h = layer_norm(i_h, f_h, g_h, o_h, weight=(gain_i_h, gain_f_h, gain_g_h, gain_o_h))
-    i, f, g, o = (a + b + bias for a, b, bias in zip(x, h, (bias_i, bias_f, bias_g, bias_o)))
-    i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
+    m = m_x * m_h
+    i, f, g, o = sigmoid(i + i_m(m)), sigmoid(f + f_m(m)), tanh(g + g_m(m)), sigmoid(o + o_m(m))
     c = f * c + i * g
-    return o * tanh(layer_norm(c, weight=gain_c, bias=bias_c)), c
+    return o * tanh(c), c
 
 
-@cell(
-    gates={"r_x": "x", "z_x": "x", "n_x": "x", "r_h": "h", "z_h": "h", "n_h": "h"},
-    states=("h",),
-    params=_norms("gain_r_x gain_z_x gain_n_x gain_r_h gain_z_h gain_n_h", "bias_r bias_z bias_n_x bias_n_h"),
-)
-def layer_norm_gru(
-    r_x, z_x, n_x, r_h, z_h, n_h, h, gain_r_x, gain_z_x, gain_n_x, gain_r_h, gain_z_h, gain_n_h, bias_r, bias_z,
-    bias_n_x, bias_n_h,
-):  # fmt: skip
-    """The GRU with four layer normalizations: of the product with x and of that with h, each over both gates and apart
-    over the candidate. z lets the candidate in, where `gru` has 1 - z. The paper's products have no biases, which is
-    ``bias=False``. Its two biases of a gate are one here, their sum.
+@cell(gates={"step_y": "xh", "step_z": "xh", "z_y": "xh", "y_x": "x"}, states=("y", "z"), products=("y_z",))
+def lem(step_y: Any, step_z: Any, z_y: Any, y_x: Any, y: Any, z: Any, y_z: Any) -> Any:
+    """Long expressive memory: two states, each with a learned step through time. The paper's bound of a step is 1 here.
 
-    Ba, Kiros and Hinton, Layer normalization, 2016.
+    Rusch, Mishra, Erichson and Mahoney, Long expressive memory for sequence modeling, 2022.
     """
-    r_x, z_x = layer_norm(r_x, z_x, weight=(gain_r_x, gain_z_x))
-    r_h, z_h = layer_norm(r_h, z_h, weight=(gain_r_h, gain_z_h))
-    n_x, n_h = layer_norm(n_x, weight=gain_n_x, bias=bias_n_x), layer_norm(n_h, weight=gain_n_h, bias=bias_n_h)
-    r, z = sigmoid(r_x + r_h + bias_r), sigmoid(z_x + z_h + bias_z)
-    n = tanh(n_x + r * n_h)
-    return h + z * (n - h)
+    z = z + sigmoid(step_z) * (tanh(z_y) - z)
+    return y + sigmoid(step_y) * (tanh(y_x + y_z(z)) - y), z
 
 
-@cell(
-    gates={"r": "xh", "n": "xh", "u": "xh"},
-    states=("h",),
-    params=_norms("gain_r gain_n gain_u", "bias_r bias_n bias_u"),
-)
-def dreamer_gru(r, n, u, h, gain_r, gain_n, gain_u, bias_r, bias_n, bias_u):
-    """The recurrent model of DreamerV2 and V3: one layer normalization over all three gates, the reset gate after the
-    product, and an update gate that starts out closed. V3's products have no biases, which is ``bias=False``.
+@cell(gates={"a": "xh"}, states=("y", "z"), products=("a_z",), params={"dt": 0.042, "gamma": 2.7, "epsilon": 4.7})
+def cornn(a: Any, y: Any, z: Any, a_z: Any, dt: Any, gamma: Any, epsilon: Any) -> Any:
+    """The coupled oscillatory network: a position y and a velocity z for each unit. ``dt``, ``gamma`` and ``epsilon``
+    are three numbers in the paper: give them no gradient, as by ``rnn.dt_l0.requires_grad_(False)``.
 
-    Hafner, Lillicrap, Norouzi and Ba, Mastering Atari with discrete world models, 2021.
+    Rusch and Mishra, Coupled oscillatory recurrent neural network (coRNN), 2021.
     """
-    r, n, u = layer_norm(r, n, u, weight=(gain_r, gain_n, gain_u), bias=(bias_r, bias_n, bias_u), eps=1e-3)
-    r, u = sigmoid(r), sigmoid(u - 1.0)
-    n = tanh(r * n)
-    return h + u * (n - h)
+    z = z + dt * (tanh(a + a_z(z)) - gamma * y - epsilon * z)
+    return y + dt * z, z
+
+
+@functools.cache
+def rhn(depth: int) -> Cell:
+    """Return the cell of a recurrent highway network of this depth: as many highway layers in each step.
+
+    Layer 1 sees x and h, and has the gates n and t. Each later layer k has the products ``n_k`` and ``t_k`` with the
+    state that layer k - 1 leaves, and their biases as params ``bias_n_k`` and ``bias_t_k``. The paper starts all biases
+    of t between -2 and -4. A process that loads an export of such a cell has to call this function before.
+
+    Raises:
+        ValueError: for a depth below 1.
+
+    Zilly, Srivastava, Koutník and Schmidhuber, Recurrent highway networks, 2017.
+    """
+    if depth < 1:
+        raise ValueError(f"depth must be 1 or more, got {depth}")
+    products = tuple(f"{gate}_{k}" for k in range(2, depth + 1) for gate in "nt")
+    biases = tuple(f"bias_{name}" for name in products)
+
+    def step(**values: Any) -> Any:
+        n, t, h = values["n"], values["t"], values["h"]
+        for k in range(1, depth + 1):
+            if k > 1:
+                n, t = (values[f"{gate}_{k}"](h) + values[f"bias_{gate}_{k}"] for gate in "nt")
+            h = h + sigmoid(t) * (tanh(n) - h)
+        return h
+
+    step.__name__ = step.__qualname__ = f"rhn_{depth}"
+    names = "n", "t", "h", *products, *biases
+    step.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # for the names that it takes
+        [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+    )
+    return cell(gates={"n": "xh", "t": "xh"}, states=("h",), products=products, params=biases)(step)
+
+
+def __getattr__(name: str) -> Cell:
+    """Return the cell that `rhn` makes under this name, by which a pickle refers to it."""
+    kind, _, depth = name.partition("_")
+    if kind == "rhn" and depth.isdecimal():
+        return rhn(int(depth))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@cell(gates={"f_1": "xh", "f_2": "xh", "time_a": "xh", "time_b": "xh"}, states=("h",), inputs=("gap",))
+def cfc(f_1: Any, f_2: Any, time_a: Any, time_b: Any, gap: Any) -> Any:
+    """The closed-form continuous-time network, without a backbone: ``ncps.torch.CfC`` with ``backbone_layers=0``. The
+    input ``gap`` is the time between two steps, and 1 where they are regular.
+
+    Hasani et al., Closed-form continuous-time neural networks, 2022.
+    """
+    f_1, f_2 = tanh(f_1), tanh(f_2)
+    return f_1 + sigmoid(time_a * gap + time_b) * (f_2 - f_1)
 
 
 CELLS = (
-    lstm, gru, elman_tanh, elman_relu, peephole_lstm, cifg, mgu, li_gru, ind_rnn, slstm, layer_norm_lstm,
-    layer_norm_gru, dreamer_gru,
+    lstm, gru, gru_reset_before, elman_tanh, elman_relu, peephole_lstm, cifg, mgu, li_gru, min_gru, min_lstm, ind_rnn,
+    slstm, multiplicative_lstm, lem, cornn, rhn(2), cfc, layer_norm_lstm, layer_norm_gru, dreamer_gru, lif, synaptic,
+    alif,
 )  # fmt: skip

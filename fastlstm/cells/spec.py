@@ -18,6 +18,7 @@ from fastlstm.cells.on_tensors import ON_TENSORS
 from fastlstm.cells.saving import Costs
 from fastlstm.cells.trace import Trace
 
+LIBRARY = tuple(f"fastlstm.cells.{name}" for name in ("library", "neurons", "normalized"))
 Params = Sequence[str] | Mapping[str, float | None]
 
 
@@ -187,7 +188,7 @@ def by_key(key: str) -> Cell:
 
 def _register(cell: Cell) -> str:
     module, name = cell.function.__module__, cell.function.__qualname__
-    if module == "fastlstm.cells.library":
+    if module in LIBRARY:
         base = name
     else:  # caches of compilers, and exports, must not take a cell for an edited one
         functions = [python(function) for function in (cell.derived().forward, cell.derived().backward)]
