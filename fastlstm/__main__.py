@@ -93,7 +93,8 @@ def _warm_up(parser: Parser, args: argparse.Namespace) -> None:
         except RuntimeError as error:
             parser.error(f"argument --backend: {error}")
         run = functools.partial(_run_layer, cell, *shape, args.backend, **of)
-        layers.append((f"{key} of {shape[0]} inputs and {shape[1]} units in {dtype}: {taken} is ready after", run))
+        size = f"{shape[0] if cell.gates_of_x else 0} inputs and {shape[1]} units"
+        layers.append((f"{key} of {size} in {dtype}: {taken} is ready after", run))
         if taken.startswith("numba"):
             ahead.append(run)
     numba.compile_ahead(ahead)
@@ -104,12 +105,14 @@ def _warm_up(parser: Parser, args: argparse.Namespace) -> None:
 
 def _run_layer(cell: Cell, I: int, H: int, B: int, backend: Any, **of: Any) -> None:
     """Run a sequence, a single step and a step of one row, without gradients and with them. `of`: device and dtype."""
-    layer = RNN(cell, I, H, backend=backend, **of)
+    layer = RNN(cell, I if cell.gates_of_x else 0, H, backend=backend, **of)
     for steps, rows in ((dispatch.MANY_STEPS, B), (1, B), (1, 1)):  # see `dispatch.may_use_components`
-        x = torch.zeros(steps, rows, I, **of)
+        x = torch.zeros(steps, rows, layer.input_size, **of)
+        inputs = {name: torch.zeros(steps, rows, H, **of) for name in cell.inputs}
         with torch.no_grad():
-            layer(x)
-        layer(x.requires_grad_(rows > 1))[0].sum().backward()  # some of a row's kernels serve only without dx
+            layer(x, None, inputs)
+        x.requires_grad_(rows > 1)  # some of a row's kernels serve only without dx
+        layer(x, None, inputs)[0].sum().backward()
 
 
 def lines(report: dict[str, Any]) -> Iterator[str]:

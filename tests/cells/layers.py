@@ -1,5 +1,6 @@
 """What the tests of cells share: a layer's operands, and the truth: each row by itself, step by step, in float64."""
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlstm import cells
-from fastlstm.backends.base import WEIGHTS, Gradients, Layer, Run
+from fastlstm.backends.base import WEIGHTS, Gradients, Layer, Run, hidden_size
 from fastlstm.cells import CELLS, Cell, exp, relu, sigmoid, tanh
 from fastlstm.cells import cell as declare
 from fastlstm.cells.functions import layer_norm, mean, rms_norm, rsqrt
@@ -118,7 +119,8 @@ class Case:
         weights = [a * scale if len(a) else None for a in weights]
         if not self.bias:
             weights[2:] = None, None
-        weights += [random(H) for _ in self.cell.params]
+        for start in map(self.cell.initial.get, self.cell.params):  # near to a number that keeps the states bounded
+            weights.append(start + 0.1 * start * random(H) if start else random(H))
         weights += [random(H, H // self.heads) * scale for _ in self.cell.products]
         states = [None if self.zeros else 0.5 * random(B, H) for _ in self.cell.states]
         if not self.zeros and "n" in self.cell.states:  # a normalizer is positive
@@ -184,10 +186,9 @@ def truth(layer: Layer) -> tuple[Tensor, ...]:
 
 
 def _row(cell: Cell, layer: Layer, b: int, length: int) -> list[Tensor]:
-    T, of_x = layer.x.shape[0], sum("x" in sums for sums in cell.gates.values())
-    H = layer.weights[0].shape[0] // of_x if of_x else layer.weights[1].shape[1]
+    T, H = layer.x.shape[0], hidden_size(layer)
     states = [layer.x.new_zeros(H) if a is None else a[b] for a in layer.states]
-    weights, taken = layer.weights, cell.function.__code__.co_varnames[: cell.function.__code__.co_argcount]
+    weights, taken = layer.weights, inspect.signature(cell).parameters
     after: list[list[Tensor]] = [[torch.zeros(0)] * T for _ in states]
     steps = range(T - 1, -1, -1) if layer.reverse else range(T)
     for t in steps:
@@ -207,7 +208,7 @@ def _row(cell: Cell, layer: Layer, b: int, length: int) -> list[Tensor]:
             given |= {name: a[t, b] for name, a in zip(cell.inputs, layer.inputs)}
             of_products = zip(cell.products, weights[WEIGHTS + len(cell.params) :])
             given |= {name: weight.__matmul__ for name, weight in of_products}
-            new = cell(*(given[name] for name in taken))
+            new = cell(**{name: given[name] for name in taken})
             states = [a.expand(H) for a in (new if isinstance(new, tuple) else (new,))]
         for place, a in zip(after, states):
             place[t] = a

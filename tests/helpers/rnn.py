@@ -1,5 +1,6 @@
 """What the tests of `fastlstm.RNN` share: cells, modules in float64, what they are called with, and a plain loop."""
 
+import inspect
 from functools import partial
 
 import torch
@@ -137,8 +138,7 @@ def loop(rnn, x, states, inputs, lengths=None, reset=None, views=False):
                         for gate, part in zip(gates[operand], parts):
                             sums[gate] = sums[gate] + part
                 values = {**sums, **dict(zip(cell.states, state)), **params, **{k: a[t] for k, a in inputs.items()}}
-                wanted = cell.function.__code__.co_varnames[: cell.function.__code__.co_argcount]
-                taken = {name: values[name] for name in wanted}
+                taken = {name: values[name] for name in inspect.signature(cell).parameters}
                 if views:
                     taken |= {
                         name: a.unflatten(-1, (rnn.heads, -1)) for name, a in taken.items() if name not in weights

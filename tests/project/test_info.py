@@ -75,10 +75,11 @@ def test_bad_arguments_are_one_line(capsys, arguments, message):
 
 def test_warming_up_takes_sizes_cells_and_types(capsys):
     sizes = ["--input-size", "3", "--hidden-size", "5", "--batch-size", "2"]
-    options = ["--cell", "gru", "mgu", "--dtype", "float32", "float64", "--backend", "reference"]
+    options = ["--cell", "gru", "lif", "--dtype", "float32", "float64", "--backend", "reference"]
     assert main(["--warm-up", *sizes, *options]) == 0
     *ready, kept = capsys.readouterr().out.splitlines()
-    told = [f"{cell} of 3 inputs and 5 units in {dtype}" for cell in ("gru", "mgu") for dtype in ("float32", "float64")]
+    layers, dtypes = ("gru of 3 inputs", "lif of 0 inputs"), ("float32", "float64")
+    told = [f"{layer} and 5 units in {dtype}" for layer in layers for dtype in dtypes]
     assert [line.partition(":")[0] for line in ready] == told
     assert all(re.fullmatch(r"[^:]*: reference is ready after \d+\.\d s", line) for line in ready)
     assert fastlstm.info()["caches"]["numba"] is None or kept.endswith(fastlstm.info()["caches"]["numba"])
