@@ -95,6 +95,7 @@ EXPRESSIONS = {
     "at_least": lambda a, b: cells.where(a <= b, a, b * b),
     "where": lambda a, b: cells.where(a < 0.1, 1.0, 2.0) * b,
     "stop_gradient": lambda a, b: cells.stop_gradient(a * b) * a,
+    "surrogate": lambda a, b: cells.surrogate(a, 1 / (1 + b * b)) * b,
     "powers": lambda a, b: a**3 * b * b,
     "abs": lambda a, b: abs(a) * b,
     "minimum": lambda a, b: cells.minimum(a, b) * a,
@@ -161,6 +162,7 @@ def test_numbers_as_tensors(name):
     function = FUNCTIONS[name]
     for x in SPECIAL:
         others = {"maximum": (x, 0.5), "minimum": (x, 0.5), "clamp": (x, 0.5), "where": (x > 0.5, x, 0.25)}
+        others["surrogate"] = x, 0.25
         args = others.get(name, (x,))
         tensors = [torch.tensor(a, dtype=torch.bool if isinstance(a, bool) else torch.double) for a in args]
         got, want = function(*args), function(*tensors).item()
