@@ -22,7 +22,7 @@ from tests.helpers.tolerances import close, equal
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     sizes=st.tuples(*(st.sampled_from([1, 2, 7, 19]) for _ in range(3)), st.sampled_from([1, 7, 16, 33, 100])),
     options=st.fixed_dictionaries(

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import saved_tensors_hooks
 
 import fastlstm
 from tests.helpers.layers import CPU_BACKENDS, UNAVAILABLE, Layer
@@ -210,3 +211,32 @@ def test_weight_gradients_of_few_rows_are_those_of_many(size, reverse, masked):
     # few rows are never summed on the matrix unit
     few, many = (under(gradients, 2, MIN_UNIT_STEP=1 << 60, FEW_PAIRS=rows) for rows in (0, 1 << 30))
     assert same(few, many)
+
+
+def test_weights_saved_as_copies(backend):
+    """What a hook kept counts, not what the parameter holds by the time of the backward pass."""
+    results = []
+    x, state = torch.randn(2, 5, dtype=torch.float64), torch.randn(2, 2, 6, dtype=torch.float64)
+    for module in cells(5, 6):
+        leaves = [x.clone().requires_grad_(), state.clone().requires_grad_()]
+        with saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+            h, _ = module(leaves[0], tuple(leaves[1]))
+        with torch.no_grad():
+            module.weight_ih.mul_(2)
+            module.weight_hh.mul_(2)
+        results.append(torch.autograd.grad(h.sum(), leaves))
+    assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-14
+
+
+def test_states_that_are_changed_in_place(backend):
+    results = []
+    xs, state = torch.randn(3, 2, 4, dtype=torch.float64), tuple(torch.randn(2, 2, 3, dtype=torch.float64))
+    for module in cells(4, 3):
+        module(xs[0], state)
+        h, c = module(xs[0], state)
+        h.mul_(2)
+        c.add_(1)
+        h, c = module(xs[1], (h, c))
+        h.mul_(2)
+        results.append(torch.autograd.grad((h * c).sum(), list(module.parameters())))
+    assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-13
