@@ -3,9 +3,15 @@
 import errno
 import io
 import os
+import secrets
+import stat
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+LEFT_BEHIND = 3600.0  # seconds: a temporary file that old is of a process that was killed, since writing takes far less
 
 
 class FileError(OSError):
@@ -21,23 +27,48 @@ def is_full(error: OSError) -> bool:
 def replacing(path: Path) -> Iterator[io.BytesIO]:
     """Yield a buffer, whose content becomes the file at `path` at the end, whole or not at all.
 
-    The content is written to a file of a temporary name beside `path`, which is then renamed. If anything fails, such
-    as a full disk, it fails here, and the earlier file at `path` stays.
+    The content is written to a temporary file beside `path`, which is then renamed. If anything fails, such as a full
+    disk, it fails here, and the earlier file at `path` stays. The new file has the earlier one's permissions.
+
+    The temporary name cannot be guessed, and is never that of a file or link which is there. A process that is killed
+    may leave its temporary file. The next write into the folder removes it once it is as old as `LEFT_BEHIND`.
 
     Raises:
         FileError: when the file cannot be written.
     """
     content = io.BytesIO()
     yield content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".fastlstm-{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())  # a power cut must not leave the name on an empty file
-        os.replace(temporary, path)
+        _remove_left_behind(path.parent)
+        earlier = _permissions(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # which follows no link
+        descriptor = os.open(temporary, flags, 0o666 if earlier is None else earlier)  # less the bits of the umask
+        try:
+            with open(descriptor, "wb") as file:
+                if earlier is not None and sys.platform != "win32":
+                    os.fchmod(descriptor, earlier)
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(descriptor)  # a power cut must not leave the name on an empty file
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise FileError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        with suppress(OSError):  # it has been renamed, or was never there
-            temporary.unlink()
+
+
+def _permissions(path: Path) -> int | None:
+    """Return the permissions of the file at `path`, or None if there is none."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode) & 0o777
+    except OSError:  # also where a link leads to nothing
+        return None
+
+
+def _remove_left_behind(folder: Path) -> None:
+    for temporary in folder.glob(".fastlstm-*.tmp"):
+        with suppress(OSError):  # another process has renamed or removed it
+            if time.time() - temporary.lstat().st_mtime > LEFT_BEHIND:
+                temporary.unlink()
