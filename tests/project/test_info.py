@@ -15,7 +15,7 @@ import torch
 import fastlstm
 from fastlstm.__main__ import lines, main
 from fastlstm.backends import csrc, dispatch, numba
-from fastlstm.backends.numba.host import tasks
+from fastlstm.backends.numba.host import kernel_files, tasks
 from tests.helpers import ROOT, interpreter
 from tests.helpers.layers import NOT_BUILT
 
@@ -109,7 +109,7 @@ WARMED = """
     from fastlstm.__main__ import main
     assert main(["--warm-up"]) == 0
     from fastlstm.backends.numba.host.tasks import compiled_functions
-    print(*(name for name, function in compiled_functions.items() if not function.cache_hits))
+    print(*(name for name, function in compiled_functions.items() if not function.is_loaded))
 """
 
 
@@ -123,7 +123,7 @@ def test_after_warming_up_nothing_is_compiled(tmp_path):
     assert folder.startswith(str(tmp_path))
     assert warmed.stderr in ("", f"{WAITING}later processes load them from {folder}\n")
     assert torch.get_num_threads() == 1 or own in ("", "region")  # of which one thread has no need
-    kernels = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb*")}
+    kernels = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.kernel")}
     assert kernels
     code = """
         import torch, fastlstm
@@ -135,7 +135,7 @@ def test_after_warming_up_nothing_is_compiled(tmp_path):
     """
     done = interpreter.run(code, cwd=ROOT, environment=variables)
     assert (done.returncode, done.stderr) == (0, "")
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb*")} == kernels
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.kernel")} == kernels
 
 
 @pytest.mark.slow  # it compiles kernels
@@ -145,7 +145,7 @@ def test_ctrl_c_ends_all_processes_that_compile(tmp_path):
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     variables = environment(NUMBA_CACHE_DIR=str(tmp_path), FASTLSTM_QUIET="1")
     running = subprocess.Popen(command, cwd=ROOT, env=variables, start_new_session=True, **streams)
-    while running.poll() is None and not any(tmp_path.rglob("*.nbi")):  # until the first of them is kept
+    while running.poll() is None and not any(tmp_path.rglob("*.kernel")):  # until the first of them is kept
         time.sleep(0.01)
     os.killpg(running.pid, signal.SIGINT)
     assert running.communicate(timeout=60) == ("", "interrupted\n")  # when none has the streams open any more
@@ -158,6 +158,7 @@ def test_an_error_of_a_process_that_compiles_is_raised(monkeypatch, two_threads)
     def compiled(signature, function):
         raise NotImplementedError("a kernel says what none may say")
 
+    monkeypatch.setattr(kernel_files, "load", lambda name: None)
     monkeypatch.setattr(tasks, "compiled", compiled)
     with pytest.raises(NotImplementedError, match="a kernel says"):
         main(["--warm-up", "--backend", "numba"])

@@ -4,8 +4,8 @@ Three kinds of code are compiled. The *loops* of both passes, over steps, teams,
 of 64-bit integers in `kernels`, which `llvm.emit` translates into LLVM statement by statement. *Products*, copies and
 other primitives are explicit LLVM instructions in `llvm`, since a vectoriser would not keep their register tiles in
 registers. The *cells*, the elementwise part of a step, are LLVM instructions too: a cell's derived source runs once on
-objects whose operators emit them. Numba gets all of this as a body for one-line functions, whose modules it optimises
-for this processor, caches and loads.
+objects whose operators emit them. Numba gets all of this as a body for one-line functions, whose modules it compiles
+for this processor. `host.kernel_files` keeps and loads the code.
 
 The loops know addresses and strides, and no arrays. A kernel reads one struct of integers, and calls primitives by
 address: so it depends on no type and no cell, no types have to be inferred, and no arrays are wrapped for a call.
@@ -96,8 +96,8 @@ def cache_folder() -> str | None:
     """Return the folder of compiled kernels, or None if none can be written or numba cannot be used."""
     if not _INSTALLED or failure() is not None:
         return None
-    folder: str | None = importlib.import_module("fastlstm.backends.numba.host.compiling").folder()
-    return folder
+    folder = importlib.import_module("fastlstm.backends.numba.host.kernel_files").folder()
+    return None if folder is None else str(folder)
 
 
 def compile_ahead(runs: Sequence[Callable[[], object]]) -> None:

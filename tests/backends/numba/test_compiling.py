@@ -14,7 +14,7 @@ def compiled(monkeypatch):
     """Calls what compiles a kernel, with a function in place of numba's compiler."""
 
     def call(compiler):
-        monkeypatch.setattr(compiling, "cfunc", lambda signature, cache: lambda function: compiler())
+        monkeypatch.setattr(compiling, "cfunc", lambda signature: lambda function: compiler())
         return compiling.compiled(None, None)
 
     before = gc.isenabled()

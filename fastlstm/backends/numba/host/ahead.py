@@ -4,6 +4,7 @@ import ctypes
 import multiprocessing
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from types import SimpleNamespace
@@ -33,7 +34,7 @@ class _Idle(dict[str, Any]):
 
 
 def compile_ahead(runs: Sequence[Run], workers: int) -> None:
-    """Compile all kernels that calls need, into numba's cache.
+    """Compile all kernels that calls need, into their files.
 
     Args:
         runs: functions that make the calls and can be pickled. Other processes run them with kernels that do nothing,
@@ -64,7 +65,7 @@ def _begin() -> None:
     """Prepare a worker."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, while the main process says so
     torch.set_num_threads(1)
-    compiling.QUIET = True
+    compiling.PATIENCE = threading.TIMEOUT_MAX  # the main process says what is compiled
 
 
 def _names(run: Run) -> list[str]:

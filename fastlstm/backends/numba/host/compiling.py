@@ -1,43 +1,26 @@
-"""Compiles kernels: once for each processor if numba's cache has a folder that can be written, and not in silence."""
+"""Compiles kernels, and not in silence."""
 
 import gc
-import os
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
-from numba import cfunc, njit
+from numba import cfunc
 
-QUIET = os.environ.get("FASTLSTM_QUIET", "0") not in ("", "0")
+from fastlstm.backends.numba.host.kernel_files import QUIET, folder
+
 PATIENCE = 1.0  # seconds: loading a kernel from the cache takes less
 _announced = False
-_turns = threading.RLock()  # numba has one of its own, but the garbage collector is the whole process's
-
-
-@cache
-def folder() -> str | None:
-    """Return the folder in which numba keeps the kernels, or None if no folder for them can be written.
-
-    numba then reads none either, so that a filled folder is of no use without the right to write to it.
-    """
-
-    def beside_the_kernels() -> None:  # numba chooses the folder by the file that a function stands in
-        pass
-
-    try:
-        return str(njit(cache=True)(beside_the_kernels).stats.cache_path)
-    except RuntimeError:
-        return None
+turns = threading.RLock()  # numba has one of its own, but the garbage collector is the whole process's
 
 
 def compiled(signature: Any, function: Callable[..., None]) -> Any:
-    """Return numba's C function of `function`, from the cache if it is there. Threads take turns."""
-    with _turns, _without_collection():
-        return cfunc(signature, cache=folder() is not None)(function)
+    """Return numba's C function of `function`. Threads take turns."""
+    with turns, _without_collection():
+        return cfunc(signature)(function)
 
 
 class Progress:

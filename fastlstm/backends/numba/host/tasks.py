@@ -3,7 +3,7 @@
 import ctypes
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any
@@ -13,6 +13,7 @@ from numba import types as nb
 from numba.extending import intrinsic
 
 from fastlstm.backends import cpu
+from fastlstm.backends.numba.host import kernel_files
 from fastlstm.backends.numba.host.arguments import (
     TAILS,
     BackwardArguments,
@@ -20,7 +21,7 @@ from fastlstm.backends.numba.host.arguments import (
     RegionArguments,
     StackArguments,
 )
-from fastlstm.backends.numba.host.compiling import Progress, compiled
+from fastlstm.backends.numba.host.compiling import Progress, compiled, turns
 from fastlstm.backends.numba.kernels.backward import backward, backward_matrix, backward_mixed
 from fastlstm.backends.numba.kernels.forward import forward, forward_matrix, forward_mixed
 from fastlstm.backends.numba.kernels.threads import share
@@ -29,7 +30,6 @@ from fastlstm.backends.numba.llvm.emit import fields_of, run
 from fastlstm.backends.numba.llvm.intrinsics import call, call_int
 from fastlstm.backends.numba.llvm.loops import store_addresses, tables
 from fastlstm.backends.numba.llvm.simd import VectorType
-from fastlstm.backends.numba.llvm.sources import fingerprint
 from fastlstm.cells.spec import Cell
 
 _TASK = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
@@ -87,44 +87,36 @@ def emit_task(typingctx, name, address, thread, threads):
     return nb.void(name, nb.intp, nb.intp, nb.intp), codegen
 
 
-def _functions(number: int) -> tuple[Callable[[str], Any], Any]:
-    """Return a function that makes the function to compile for a task, and the function of the task "region".
+def _to_compile(name: str) -> tuple[Any, Callable[..., None]]:
+    """Return the signature and the function to compile for a task or a table of this name."""
 
-    Numba's cache uses the values of a closure as part of its key. The fingerprint `number` belongs in the key. A kernel
-    does not, since its key differs in every process; so tasks are looked up by name. The cache may also take functions
-    of one name for each other, so a task's name is part of its function's.
-    """
-
-    def function_of(name):
-        def task(address, thread, threads):
-            if number != 0:
-                emit_task(name, address, thread, threads)
-
-        task.__qualname__ = f"{task.__qualname__}.{name}"
-        return task
+    def task(address, thread, threads):
+        emit_task(name, address, thread, threads)
 
     def region(address):
-        if number != 0:
-            emit_task("region", address, 0, 1)
+        emit_task("region", address, 0, 1)
 
-    return function_of, region
-
-
-_function_of, _region = _functions(fingerprint())
+    function, count = (region, 1) if name == "region" else (task, 3)
+    return nb.void(*[nb.intp] * count), function
 
 
 compiled_functions: dict[str, Any] = {}
 
 
-def prepare(names: Iterable[str]) -> None:
-    """Compile the tasks and tables of these names that this process has not compiled yet."""
-    missing = [name for name in names if name not in compiled_functions]
-    if missing:
+def prepare(names: Sequence[str]) -> None:
+    """Load or compile the tasks and tables of these names that this process does not have yet."""
+    if all(name in compiled_functions for name in names):
+        return
+    with turns:  # of threads that want the same kernel one compiles it
+        missing = [name for name in names if name not in compiled_functions]
         with Progress(missing) as progress:
             for name in missing:
-                function, count = (_region, 1) if name == "region" else (_function_of(name), 3)
-                compiled_functions[name] = compiled(nb.void(*[nb.intp] * count), function)
+                compiled_functions[name] = kernel_files.load(name) or _compiled_and_stored(name)
                 progress.done(name)
+
+
+def _compiled_and_stored(name: str) -> kernel_files.Kernel:
+    return kernel_files.store(name, compiled(*_to_compile(name)))
 
 
 def prepare_kernel(task: str, cell: Cell, size: int, components: int, rare: Sequence[str]) -> dict[str, int]:

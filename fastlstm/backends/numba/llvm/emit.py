@@ -2,8 +2,7 @@
 
 Kernels are integer code, in which no type has to be inferred. Numba would infer types nevertheless. It would also make
 each of their 125 functions a library of its own, optimise it there, and optimise it again in every caller: 14 seconds
-for a first training step, which takes 4 without. Here a kernel is one module, which Numba optimises, compiles and keeps
-in its cache.
+for a first training step, which takes 4 without. Here a kernel is one module, which Numba optimises and compiles.
 
 The kernels' Python means what it means in Python:
 
