@@ -16,6 +16,7 @@ from fastlstm.commands import Parser
 from fastlstm.files import replacing
 from fastlstm.int8.definition import BITS, quantize_weight
 from fastlstm.mnist import saved
+from fastlstm.mnist.data import DataError
 
 MAGIC, FLOAT_VERSION, INT8_VERSION = b"fastlstm", 1, 2
 EXAMPLES = f"""\
@@ -82,29 +83,22 @@ def _stored(kind: str, *tensors: Tensor) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export as `argv` says; the exit code is 0, or 2 after one line that says what was wrong."""
-    parser = Parser(
-        prog="python -m fastlstm.export",
-        description="Write a trained row-LSTM as a file that C programs load.",
-        epilog=EXAMPLES,
-        usage="%(prog)s [options] MODEL OUT",
-    )
+    description = "Write a trained row-LSTM as a file that C programs load."
+    parser = Parser("python -m fastlstm.export", description, EXAMPLES, "%(prog)s [options] MODEL OUT")
     add = parser.add_argument_group("files").add_argument
     add("model", type=Path, metavar="MODEL", help="a run's directory or its model.pt")
     add("out", type=Path, metavar="OUT", help="the file to write, such as row_lstm.flstm")
     add = parser.add_argument_group("numbers").add_argument
     add("--int8", action="store_true", help="write the LSTM's weights as int8, with a scale for each row")
-    add(
-        "--activations",
-        choices=("int8", "int16"),
-        default="int8",
-        help="with --int8, to what inputs and states are rounded; int16 has half the error (default: %(default)s)",
-    )
+    activations = "with --int8, to what inputs and states are rounded; int16 has half the error (default: %(default)s)"
+    add("--activations", choices=("int8", "int16"), default="int8", help=activations)
     return parser.run(argv, _run)
 
 
 def _run(parser: Parser, args: argparse.Namespace) -> int:
-    with parser.naming("MODEL", ValueError):
+    with parser.naming("MODEL", DataError):
         model, _ = saved.load(args.model)
+    with parser.naming(f"MODEL: {args.model}", ValueError):
         content = model_bytes(model.state_dict(), args.int8, args.activations)
     with replacing(args.out) as file:
         file.write(content)

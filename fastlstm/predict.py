@@ -34,12 +34,8 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line for each image, and draw how it was read; the exit code is 0, or 2 after a bad argument or file."""
-    parser = Parser(
-        "python -m fastlstm.predict",
-        "Read digits from pictures or IDX files with a model that fastlstm.train wrote.",
-        EXAMPLES,
-        "%(prog)s [options] IMAGE...",
-    )
+    description = "Read digits from pictures or IDX files with a model that fastlstm.train wrote."
+    parser = Parser("python -m fastlstm.predict", description, EXAMPLES, "%(prog)s [options] IMAGE...")
     add = parser.add_argument_group("what is read, and drawn").add_argument
     files = "PNG, JPEG or IDX file, gzipped or not, or a directory with the test images of an IDX set"
     add("images", type=Path, nargs="+", metavar="IMAGE", help=files)

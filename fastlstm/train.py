@@ -21,7 +21,7 @@ from fastlstm.files import FileError
 from fastlstm.layers.lstm import LSTM
 from fastlstm.mnist import report, saved
 from fastlstm.mnist.data import DataError, Dataset, Split, load
-from fastlstm.mnist.processes import Processes, restarted, started
+from fastlstm.mnist.processes import Processes, attempt, started
 from fastlstm.mnist.recipe import PARTS, RECIPES, Recipe, iterations
 from fastlstm.mnist.state import Checkpoint
 from fastlstm.mnist.training import Run, build, run
@@ -42,10 +42,8 @@ examples:
     python -m fastlstm.train --recipe best --compare --out runs/best
   a run that was cut short
     python -m fastlstm.train --resume runs/best
-  two layers in both directions, on other images
-    python -m fastlstm.train --data DIR --layers 2 --bidirectional
-  pixel by pixel
-    python -m fastlstm.train --steps 784
+  two layers in both directions, pixel by pixel, on other images
+    python -m fastlstm.train --data DIR --layers 2 --bidirectional --steps 784
   on two processes, each with half of every batch
     torchrun --nproc-per-node=2 -m fastlstm.train --out runs/two
 """
@@ -54,11 +52,8 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, report and write as `argv` says; the exit code is 0, or 130 after Ctrl-C. A bad argument exits with 2."""
     recipe = Recipe()
-    parser = Parser(
-        prog="python -m fastlstm.train",
-        description="Train an LSTM that reads each MNIST image row by row, 28 steps of 28 pixels.",
-        epilog=EXAMPLES,
-    )
+    description = "Train an LSTM that reads each MNIST image row by row, 28 steps of 28 pixels."
+    parser = Parser("python -m fastlstm.train", description, EXAMPLES)
     training = parser.add_argument_group("training")
     add = training.add_argument
     recipes = "tutorial, the default: plain Adam; best: 15 epochs of moved images, averaged weights"
@@ -105,7 +100,7 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
     processes, out = started(), args.resume or args.out or Path(saved.DIRECTORY)
     path, argument = out / saved.CHECKPOINT, "--resume" if args.resume else "--out"
     content = None
-    if args.resume or (restarted() and path.exists()):
+    if args.resume or (attempt() and path.exists()):
         with parser.naming(argument, DataError):
             content = saved.read(path, "a checkpoint of fastlstm.train", CHECKPOINT_FORM)
     if args.resume and content:

@@ -11,23 +11,20 @@ from fastlstm.mnist.data import GZIP_MAGIC, DataError, check_size, read_images
 
 
 def read(path: Path, size: tuple[int, int]) -> Tensor:
-    """Return the images (N, rows, columns) of one file, float32 in [0, 1], ink 1 on background 0.
+    """Return the images (N, rows, columns) of an IDX file or of a picture, float32 in [0, 1], ink 1 on background 0.
 
-    Args:
-        path: an IDX file of images of `size`, gzipped or not, or a picture (PNG, JPEG and what else Pillow reads).
-        size: rows and columns. A picture of this size with light ink on a dark ground is taken as it is, and every
-            other is brought into MNIST's form, see `centred`.
+    A picture of `size`, rows and columns, with light ink on a dark ground is taken as it is. Every other is brought
+    into MNIST's form, see `centred`. Pictures need the package pillow.
 
     Raises:
-        DataError: when the file is missing, neither of the two, empty of ink, or an IDX file of another size, and for
-            a picture where Pillow is not installed.
+        DataError: when the file is missing, neither of the two, empty of ink, or an IDX file of another size.
     """
     try:
         with path.open("rb") as file:
-            magic = file.read(2)
+            magic = file.read(3)
     except OSError as error:
         raise DataError(f"{path}: expected a picture or an IDX file, found none ({error.strerror})") from error
-    if magic in (b"\0\0", GZIP_MAGIC):
+    if magic.startswith((b"\0\0\x08", GZIP_MAGIC)):
         images = read_images(path)
         check_size(path, images, size)
         return images

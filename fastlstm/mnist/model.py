@@ -14,12 +14,10 @@ class RowLSTM(nn.Module):
 
     Args:
         input_size: pixels in a time step: the columns of an image to read it by row, 1 to read it by pixel.
-        hidden_size: units of the LSTM.
+        hidden_size, num_layers, bidirectional: of the LSTM.
         num_classes: classes to tell apart.
-        num_layers, bidirectional: of the LSTM.
         dropout: probability of dropout on the output of each layer, the last state included.
-        lstm_class: called as `lstm_class(input_size, hidden_size)`, with the keywords num_layers, bidirectional and
-            dropout: `fastlstm.LSTM`, `torch.nn.LSTM`, or one's partial.
+        lstm_class: `fastlstm.LSTM`, `torch.nn.LSTM`, or one's partial.
         generator: source of the initial weights, on the CPU; torch's own when None.
     """
 

@@ -38,7 +38,11 @@ class Processes(NamedTuple):
         if self.number == 1:
             yield
             return
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        store, rank, number = next(distributed.rendezvous("env://"))
+        # torchrun's store outlives a restart, and with it the addresses of the processes that it has ended
+        store = distributed.PrefixStore(f"attempt {attempt()}", store)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=number)
         try:
             yield
         finally:
@@ -60,6 +64,6 @@ def started() -> Processes:
     return Processes(int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)))
 
 
-def restarted() -> bool:
-    """Return whether torchrun has started the processes anew, after one of them was lost."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def attempt() -> int:
+    """Return how many times torchrun has started the processes anew, since one of them was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))

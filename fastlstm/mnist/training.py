@@ -39,7 +39,7 @@ class Run(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """What is random in one iteration, for all processes."""
+    """What is random in one iteration."""
 
     indices: Tensor  # (B,) of the images
     maps: Tensor | None  # (B, 2, 3), how the images move
@@ -107,14 +107,9 @@ def train(
 ) -> None:
     """Train `state.model` by its recipe on batches of `split`, which lies on the model's device.
 
-    Ctrl-C ends the run early, and so does a checkpoint or a line that cannot be written: the history says it.
-
-    Args:
-        validation: what the accuracy is taken of after each epoch, outside the clock.
-        name: stands before the progress bar, and in the checkpoint.
-        wrapped: what runs in the place of the model: itself, compiled or made parallel.
-        checkpoint: keeps the state as it goes. A run that was taken up from there continues bit for bit.
-        processes: each trains on its share of every batch.
+    Ctrl-C ends the run early, and so does a checkpoint or a line that cannot be written: the history says it. The
+    accuracy on `validation` is taken after each epoch, outside the clock. `name` stands before the progress bar and in
+    the `checkpoint`. `wrapped` runs in the place of the model: itself, compiled or made parallel.
     """
     recipe, history, is_first = state.recipe, state.history, processes.rank == 0
     model = (state.model if wrapped is None else wrapped).train()
