@@ -65,16 +65,16 @@ struct Split {
         const int64_t available = requested ? max(1, min(requested->count, MAX_THREADS)) : 1;
         const int64_t panels = ceil_div(H, lanes), groups = is_backward ? ceil_div(panels, 4) : panels;
         const int64_t products = cell.weights(I, H), read = is_backward ? cell.weights(0, H) : products;
-        auto wake_time = [](int64_t count) { return count > 1 ? 400000. + 15000. * count : 0.; };
+        auto wake_time = [](int64_t count) { return count > 1 ? 190000. + 15000. * count : 0.; };
         auto predicted_time = [&](int64_t n, int64_t members) {
             const int64_t own_panels = ceil_div(panels * ceil_div(groups, members), groups), rows = ceil_div(B, n);
             const int64_t units = min(H, own_panels * lanes), enough = min(64, max(2, size * units * read >> 15));
             const int64_t most_rows = max(rows, n > 1 ? enough : enough / 8);
-            const double sums = (double)B * (products - read) * min(H, ceil_div(panels, n * members) * lanes);
-            const double multiply_adds = (double)most_rows * read * units + sums;
+            const double own_units = min(H, ceil_div(panels, n * members) * lanes);  // where all threads split the panels
+            const double multiply_adds = (double)most_rows * read * units + B * (products - read) * own_units;
             double step = multiply_adds * size / 4 + 32. * cell.preacts * rows * own_panels * lanes;
-            if (members > 1) step += 20000. + 5000. * members + 32. * rows * (H - units);
-            return T * step + wake_time(n * members);
+            if (members > 1) step += 30000. + 5000. * members + 32. * rows * (H - units);
+            return T * step + 3. * products * own_units * size / 4 + wake_time(n * members);
         };
         double least = available > 1 ? predicted_time(1, 1) : 0;
         auto consider = [&](int64_t n, int64_t members) {
@@ -85,12 +85,13 @@ struct Split {
         auto more = [](int64_t count, int64_t n) {  // the next number of shares whose largest is smaller
             return n < count ? ceil_div(count, ceil_div(count, n) - 1) : MAX_THREADS + 1;
         };
-        const int64_t most_teams = least > wake_time(2) ? min(available, B) : 0;
+        // A row alone takes as long as two.
+        const int64_t most_teams = least > wake_time(2) ? min(available, ceil_div(B, 2)) : 0;
         for (int64_t n = 1; n <= most_teams; n = more(B, n)) {
             const int64_t most_members = min(available / n, groups);
             for (int64_t members = 1; members <= most_members; members = more(groups, members)) {
                 consider(n, members);
-                if (is_backward && n == 1) consider(min(available / members, B), members);
+                if (is_backward && n == 1) consider(min(available / members, most_teams), members);
             }
             if (is_backward) consider(n, most_members);
         }

@@ -34,8 +34,12 @@ def time_quota(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("
         membership: the file that says which of them this process is in.
     """
     quota = math.inf
-    for line in membership.read_text().splitlines() if membership.exists() else ():
-        _, controllers, path = line.split(":", 2)
+    try:
+        lines = membership.read_text().splitlines()
+    except (OSError, ValueError):  # no Linux, or a file that nobody may read
+        return quota
+    for line in lines:
+        controllers, _, path = line.partition(":")[2].partition(":")
         if not controllers or "cpu" in controllers.split(","):
             folder = cgroups / "cpu" if controllers else cgroups
             for part in ("", *path.split("/")):  # a group has no more than those that it is in
@@ -51,7 +55,7 @@ def _quota_of(folder: Path) -> float:
         else:
             time, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
         return int(time) / int(period) if int(time) > 0 else math.inf
-    except (OSError, ValueError):  # no such group, or no limit, which version 2 calls "max"
+    except (OSError, ValueError, ZeroDivisionError):  # no such group, or no limit, which version 2 calls "max"
         return math.inf
 
 

@@ -33,6 +33,7 @@ from tests.helpers.layers import UNAVAILABLE
         ("7:cpuset:/a\n", {"cpu.max": "50000 100000\n"}, math.inf),  # not of the group that limits time
         ("0::/\n", {"cpu.max": "many\n"}, math.inf),
         ("0::/\n", {}, math.inf),
+        ("nothing\n", {"cpu.max": "50000 100000\n"}, 0.5),
     ],
 )
 def test_quotas_of_control_groups(tmp_path, membership, files, quota):

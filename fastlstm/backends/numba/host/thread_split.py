@@ -19,10 +19,11 @@ from fastlstm.backends.numba.host.sizes import ROWS_TOGETHER, max_components, ro
 if TYPE_CHECKING:
     from fastlstm.backends.numba.host.signature import Signature
 
-# Measured on two threads: what it takes to start threads and to join them, and a barrier of two members, 30 000. What
-# each further member adds to a barrier lies between 60 and 200 ns on one socket.
-WAKE, WAKE_PER_THREAD = 400_000, 15_000
-BARRIER, BARRIER_PER_MEMBER = 20_000, 5_000
+# Two threads take 5 us to start and to join, if they have not gone to sleep, and two members 1 us to meet at a barrier.
+# What each further member adds to that lies between 60 and 200 ns on one socket.
+WAKE, WAKE_PER_THREAD = 190_000, 15_000
+BARRIER, BARRIER_PER_MEMBER = 30_000, 5_000
+PREPARED = 3  # a weight that a call packs, or compares with what it has packed
 PREACT = 32  # what the cell takes for each pre-activation, and twice that if it takes means
 RECEIVED = 32  # what it takes to read an element of h that another member has written
 WEIGHT_BYTES_PER_ROW = 1 << 15  # bytes of float32 weights for which a team gets one more row
@@ -99,12 +100,15 @@ def predicted_time(s: Signature, panels: int, backward: bool) -> Callable[[int, 
     # how much faster products of bfloat16 are where few rows use them: on AMX, or on vectors
     speedup = 1 if s.components != 1 else 8 if max_components() > 1 else 2
 
+    def units_of(threads: int) -> int:  # where all threads split the panels
+        return min(H, -(-panels // threads) * lanes)
+
     def time(team_count: int, members: int) -> float:
         rows, threads, barriers = rows_of(team_count), team_count * members, 1
         own_panels = -(-panels * -(-groups // members) // groups)
         units = min(H, own_panels * lanes)
         enough = min(most, max(least, 4 * units * read // WEIGHT_BYTES_PER_ROW)) // (1 if team_count > 1 else ONE_TEAM)
-        sums = B * (products - read) * min(H, -(-panels // threads) * lanes)
+        sums = B * (products - read) * units_of(threads)
         cells = preact * rows * own_panels * lanes
         if counts.means:  # members split the rows for the cell, and wait around each product of its values
             cells = 2 * preact * part * -(-rows // (part * members)) * panels * lanes
@@ -112,6 +116,6 @@ def predicted_time(s: Signature, panels: int, backward: bool) -> Callable[[int, 
         step = (max(rows, enough) * read * units + sums) / speedup + cells
         if members > 1:
             step += barriers * (BARRIER + BARRIER_PER_MEMBER * members) + RECEIVED * rows * (H - units)
-        return s.T * step + wake_time(threads)
+        return s.T * step + PREPARED * products * units_of(threads) + wake_time(threads)
 
     return time
