@@ -66,36 +66,38 @@ def keras_weights(kernel: Any, recurrent_kernel: Any, bias: Any, *, suffix: str 
 def keras_gru_weights(kernel: Any, recurrent_kernel: Any, bias: Any, *, suffix: str = "_l0") -> dict[str, Tensor]:
     """Return the weights of a Keras GRU layer (``get_weights()``) as parameters of a layer, for `load_state_dict`.
 
-    Keras has the gates in the order z, r, h (h is n here). The layer must have been built with ``reset_after=True``,
-    which is Keras' default: its reset gate acts on the product with the hidden state. With ``reset_after=False`` the
-    gate acts on the hidden state before the product, which is another function, and no weights of a `GRU` compute it.
+    Keras has the gates in the order z, r, h (h is n here). With ``reset_after=True``, Keras' default, the reset gate
+    acts on the product with the hidden state, as in a `GRU`. With ``reset_after=False`` it acts on the hidden state
+    before the product, as in ``fastlstm.RNN(fastlstm.cells.gru_reset_before, I, H)``. The shape of the bias tells them
+    apart.
 
     Args:
         kernel: (I, 3H): a tensor or an array.
         recurrent_kernel: (H, 3H).
-        bias: (2, 3H), the input's and the recurrent one; zeros of that shape for a layer with ``use_bias=False``.
-        suffix: ``_l{k}`` for layer k of a `GRU`, with ``_reverse`` for the backward half of Keras' Bidirectional, the
+        bias: (2, 3H), the input's and the recurrent one, or (3H,) with ``reset_after=False``; zeros of that shape for a
+            layer with ``use_bias=False``.
+        suffix: ``_l{k}`` for layer k of a module, with ``_reverse`` for the backward half of Keras' Bidirectional, the
             empty string for a `GRUCell`.
 
     Returns:
         ``weight_ih`` (3H, I), ``weight_hh`` (3H, H), ``bias_ih`` and ``bias_hh`` (3H,) under the names with `suffix`.
+        With ``reset_after=False`` ``weight_hh`` (2H, H) and ``bias_hh`` (2H,) lack n, whose ``weight_n_h`` is (H, H).
 
     Raises:
-        ValueError: for shapes that do not go together, and for the bias (3H,) of a layer with ``reset_after=False``.
+        ValueError: for shapes that do not go together.
 
     Source: ``keras.layers.GRU``.
     """
     kernel, recurrent_kernel, bias = (torch.as_tensor(a) for a in (kernel, recurrent_kernel, bias))
-    if bias.dim() == 1:
-        raise ValueError(
-            f"bias must have shape (2, 3H), got {tuple(bias.shape)}: that of a layer with reset_after=False, whose "
-            "reset gate acts before the product with the hidden state, which no GRU of PyTorch computes"
-        )
-    if bias.dim() != 2 or bias.shape[0] != 2 or bias.shape[1] % 3:
-        raise ValueError(f"bias must have shape (2, 3H), got {tuple(bias.shape)}")
-    _check_kernels(kernel, recurrent_kernel, 3, bias.shape[1] // 3)
-    weight_ih, weight_hh, bias_ih, bias_hh = (r_first(a) for a in (kernel.mT, recurrent_kernel.mT, *bias))
-    return _named(weight_ih, weight_hh, bias_ih, bias_hh, suffix)
+    if bias.shape[:-1] not in ((2,), ()) or bias.dim() == 0 or bias.shape[-1] % 3:
+        raise ValueError(f"bias must have shape (2, 3H), or (3H,) with reset_after=False, got {tuple(bias.shape)}")
+    H = bias.shape[-1] // 3
+    _check_kernels(kernel, recurrent_kernel, 3, H)
+    weight_ih, weight_hh, bias_ih = (r_first(a) for a in (kernel.mT, recurrent_kernel.mT, bias.view(-1, 3 * H)[0]))
+    if bias.dim() == 2:
+        return _named(weight_ih, weight_hh, bias_ih, r_first(bias[1]), suffix)
+    named = _named(weight_ih, weight_hh[: 2 * H], bias_ih, bias.new_zeros(2 * H), suffix)
+    return named | {f"weight_n_h{suffix}": weight_hh[2 * H :].clone()}
 
 
 def _hidden_size(bias: Tensor) -> int:

@@ -34,7 +34,6 @@ def enable() -> None:
     under a compiler or tracer. It also runs for these options, and a UserWarning then names the option:
 
     * an activation other than Keras's default, where a SimpleRNN may also have ``"relu"``,
-    * ``reset_after=False`` of a GRU,
     * in training ``recurrent_dropout``, and ``dropout`` with ``implementation=1``, which have a mask for each gate,
     * a mask (B, T, H), with a value for each unit.
 
@@ -87,14 +86,14 @@ def _cell_of(keras: Any, cell: Any, training: bool) -> Cell | str | None:
     """Return the cell that computes what a cell of Keras does, the option that it lacks, or None for other cells."""
     layers, of = keras.layers, keras.activations
     simple = {of.tanh: library.elman_tanh, of.relu: library.elman_relu}
-    kinds = {layers.LSTMCell: {of.tanh: library.lstm}, layers.GRUCell: {of.tanh: library.gru}}
+    gru = library.gru if getattr(cell, "reset_after", True) else library.gru_reset_before
+    kinds = {layers.LSTMCell: {of.tanh: library.lstm}, layers.GRUCell: {of.tanh: gru}}
     cells = (kinds | {layers.SimpleRNNCell: simple}).get(type(cell))
     if cells is None:
         return None
     lacks = {
         "activation": cell.activation not in cells,
         "recurrent_activation": getattr(cell, "recurrent_activation", of.sigmoid) is not of.sigmoid,
-        "reset_after": not getattr(cell, "reset_after", True),
         "recurrent_dropout": training and cell.recurrent_dropout > 0,
         "implementation": training and cell.dropout > 0 and getattr(cell, "implementation", 2) == 1,
     }
@@ -112,11 +111,12 @@ def _run(layer: Any, cell: Cell, arrays: list[Any], states: list[Any], training:
     x, runs, *weights = arrays
     if training and layer.cell.dropout:
         x = x * layer.cell.get_dropout_mask(x[:, 0]).unsqueeze(1)
-    if cell is library.gru:
+    if cell in (library.gru, library.gru_reset_before):
         weights = [None if a is None else r_first(a, -1) for a in weights]
     kernel, recurrent_kernel, bias = weights
     biases = (bias, None) if bias is None or bias.dim() == 1 else bias.unbind()
-    of_layer = kernel.t(), recurrent_kernel.t(), *biases
+    blocks, rows = recurrent_kernel.t(), cell.gates_of_h * len(recurrent_kernel)
+    of_layer = kernel.t(), blocks[:rows], *biases, *[blocks[rows:]] * len(cell.products)
     # Keras writes the new states of a stateful layer over the old ones, which the backward pass reads.
     first = tuple([a.to(kernel.dtype, copy=layer.stateful) for a in states])
     x, lengths = x.to(kernel.dtype), None

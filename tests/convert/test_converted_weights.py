@@ -37,6 +37,14 @@ def keras_gru_cell(x, h, kernel, recurrent_kernel, bias):
     return z * h + (1 - z) * np.tanh(h_x + r * h_h)
 
 
+def keras_gru_cell_with_reset_before(x, h, kernel, recurrent_kernel, bias):
+    """keras.layers.GRU's step with reset_after=False."""
+    z_x, r_x, h_x = np.split(x @ kernel + bias, 3, 1)
+    of_z, of_r, of_h = np.split(recurrent_kernel, 3, 1)
+    z, r = sigmoid(z_x + h @ of_z), sigmoid(r_x + h @ of_r)
+    return z * h + (1 - z) * np.tanh(h_x + (r * h) @ of_h)
+
+
 def run(cell, x, size):
     h, c, outputs = np.zeros((x.shape[1], size)), np.zeros((x.shape[1], size)), []
     for x_t in x:
@@ -103,10 +111,16 @@ def test_keras_gru_weights(as_tensor):
     close(cell(torch.from_numpy(x[0]), torch.from_numpy(h)).detach(), torch.from_numpy(expected), "sums")
 
 
-def test_a_keras_gru_whose_reset_gate_comes_first_is_refused():
-    with pytest.raises(ValueError, match=re.escape("bias must have shape (2, 3H), got (15,)")) as caught:
-        keras_gru_weights(*(torch.zeros(shape) for shape in ((3, 15), (5, 15), (15,))))
-    assert "reset_after=False, whose reset gate acts before the product" in str(caught.value)
+def test_keras_gru_weights_with_the_reset_before_the_product():
+    rng = np.random.default_rng()
+    x, weights = rng.standard_normal((6, 2, 3)), [rng.standard_normal(size) for size in ((3, 15), (5, 15), 15)]
+    gru = fastlstm.RNN(fastlstm.cells.gru_reset_before, 3, 5, dtype=torch.float64)
+    gru.load_state_dict(keras_gru_weights(*weights))
+    h, outputs = np.zeros((2, 5)), []
+    for x_t in x:
+        h = keras_gru_cell_with_reset_before(x_t, h, *weights)
+        outputs.append(h)
+    close(gru(torch.from_numpy(x))[0].detach(), torch.from_numpy(np.stack(outputs)), "sums")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +132,8 @@ def test_a_keras_gru_whose_reset_gate_comes_first_is_refused():
         (tensorflow_weights, [(5, 20), (20,)], "kernel must have shape (I + H, 4H) with H = 5, got (5, 20)"),
         (keras_weights, [(3, 16), (5, 20), (20,)], "kernel must have shape (I, 4H) with H = 5, got (3, 16)"),
         (keras_weights, [(3, 20), (4, 20), (20,)], "recurrent_kernel must have shape (5, 20), got (4, 20)"),
-        (keras_gru_weights, [(3, 15), (5, 15), (3, 15)], "bias must have shape (2, 3H), got (3, 15)"),
+        (keras_gru_weights, [(3, 15), (5, 15), (3, 15)], "or (3H,) with reset_after=False, got (3, 15)"),
+        (keras_gru_weights, [(3, 15), (5, 15), ()], "bias must have shape (2, 3H), or (3H,) with reset_after=False"),
         (keras_gru_weights, [(3, 20), (5, 15), (2, 15)], "kernel must have shape (I, 3H) with H = 5, got (3, 20)"),
         (keras_gru_weights, [(3, 15), (5, 20), (2, 15)], "recurrent_kernel must have shape (5, 15), got (5, 20)"),
     ],

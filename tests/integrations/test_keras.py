@@ -37,6 +37,8 @@ LAYERS = {
     "unrolled LSTM": (keras.layers.LSTM, {"unroll": True}),
     "GRU": (keras.layers.GRU, {}),
     "GRU without bias": (keras.layers.GRU, {"use_bias": False}),
+    "GRU with its reset before": (keras.layers.GRU, {"reset_after": False}),
+    "GRU with its reset before and no bias": (keras.layers.GRU, {"reset_after": False, "use_bias": False}),
     "SimpleRNN": (keras.layers.SimpleRNN, {}),
     "rectified SimpleRNN": (keras.layers.SimpleRNN, {"activation": "relu"}),
 }
@@ -212,7 +214,6 @@ FALLING_BACK = {
     "activation=relu": (keras.layers.LSTM, {"activation": "relu"}, {}),
     "recurrent_activation=hard_sigmoid": (keras.layers.GRU, {"recurrent_activation": "hard_sigmoid"}, {}),
     "activation=linear": (keras.layers.SimpleRNN, {"activation": None}, {}),
-    "reset_after=False": (keras.layers.GRU, {"reset_after": False}, {}),
     "recurrent_dropout=0.5": (keras.layers.LSTM, {"recurrent_dropout": 0.5}, {"training": True}),
     "mask with a value for each unit": (keras.layers.LSTM, {}, {"mask": GAPS[..., None].repeat(1, 1, H)}),
 }
