@@ -20,7 +20,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, 
 # and tf32: 2^-11 = 5e-4. ieee: float32's 6e-8 over sums of 200 terms of 0.1. Gradients are products of three or four
 # such numbers, and sums over all steps: twice as much, in ieee five times.
 BOUNDS = {"bf16": (2e-2, 4e-2), "fp16": (3e-3, 6e-3), "tf32": (3e-3, 6e-3), "ieee": (2e-6, 1e-5)}
-JUMPING = {"relu", "maximum"}  # where two of their arguments are equal, a gradient jumps, and a rounding decides
+# Where two arguments of these are equal, a gradient or a result jumps, and a rounding decides.
+JUMPING, CHOOSING = {"relu", "maximum"}, {"greater", "at_least"}
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,9 @@ def run(case: Case, only_backward: bool = False, **options: Any) -> Device:
         (layers.flat(results), layers.flat(want)),
         (back.flat, reference.backward(doubled, exact, want, needs).flat),
     ]
-    jumps = JUMPING & case.cell.derived().forward.operations().keys()
-    for (got, truth), bound in list(zip(pairs, BOUNDS[case.kind]))[: 1 if jumps else 2]:
+    operations = case.cell.derived().forward.operations().keys()
+    compared = 0 if CHOOSING & operations else 1 if JUMPING & operations else 2  # of outputs and gradients
+    for (got, truth), bound in list(zip(pairs, BOUNDS[case.kind]))[:compared]:
         errors = [layers.error(a.double(), b) for a, b in zip(got, truth, strict=True) if a is not None]
         if max(errors) >= bound:
             device.findings.report("numbers", None, str(errors))

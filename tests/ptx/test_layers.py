@@ -36,7 +36,7 @@ def matrix():
             B=(3, 8, 11)[number // 2 % 3], G=(0, 0, 2)[number % 3 - 1], I=(28, 40, 5, 16)[(number + number // 8) % 4],
             reverse=number % 7 in (1, 3, 4), bias=number % 5 != 3, inner=number // 2 % 2 == 0,
         )  # fmt: skip
-    others = [(cell, None, 1) for cell in (*cells.CELLS, gru_decay, without_x) if cell is not cells.lstm]
+    others = [(cell, None, 1) for cell in (*cells.CELLS[1:], gru_decay, without_x) if not cell.products]
     others += [(normalized_lstm, 40, 1), (normalized_gru, 64, 2), (cells.lstm, 160, 4), (cells.gru, 320, 2)]
     for number, ((cell, H, heads), chip) in enumerate(itertools.product([*others, (of_heads, 66, 2)], (80, 90))):
         kind, mask = list(BOUNDS)[(number + number // 8) % 4], MASKS[3 if number % 3 == 1 else 0]
