@@ -150,6 +150,7 @@ const char *fastlstm_error_text(int code) {
         "the file's format is newer than this library",
         "the file is truncated, or longer than it says",
         "the file is corrupt",
+        "the path is that of a folder, a pipe or a device, and not of a file",
     };
     return code >= 0 && code < (int)(sizeof texts / sizeof *texts) ? texts[code] : "unknown error";
 }

@@ -36,7 +36,8 @@ enum fastlstm_error {
     FASTLSTM_NOT_A_MODEL = 6,      /* the file is something else */
     FASTLSTM_MODEL_VERSION = 7,    /* the file's format is newer than this library */
     FASTLSTM_TRUNCATED = 8,        /* the file ends early, or goes on too long */
-    FASTLSTM_CORRUPT = 9           /* the file's checksum or a size in it is wrong */
+    FASTLSTM_CORRUPT = 9,          /* the file's checksum or a size in it is wrong */
+    FASTLSTM_NOT_A_FILE = 10       /* the path is that of a folder, a pipe or a device */
 };
 
 /* What the arrays hold. With the last two, for inference alone, weights are int8 and all other arrays float32. Each weight

@@ -152,7 +152,7 @@ template <class C, int ACT_BYTES> struct Int8Layer {
     void finish() const {
         if (!a.lengths) copy_rows<float>(rows, units, units, h.from(time_of(T - 1) * B, u_first), h_n.from(0, u_first));
         for (int64_t r = 0; a.lengths && r < rows; r++) {
-            const int64_t length = min(a.lengths[b_first + r], T), last = a.reverse ? 0 : length - 1;
+            const int64_t length = max(0, min(a.lengths[b_first + r], T)), last = a.reverse ? 0 : length - 1;
             copy_rows<float>(1, units, units, {(length > 0 ? h[last * B + r] : h_0[r]) + u_first, 0}, h_n.from(r, u_first));
         }
         for (int64_t p = p_first; C::FIRST_READ > 0 && p < p_last; p++)

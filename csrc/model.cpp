@@ -4,9 +4,11 @@
 // after it. Version 1 goes on with float32 weight_ih (4H, I), weight_hh (4H, H), bias (4H), weight (C, H), linear bias (C).
 // In version 2 the LSTM has int8 weights: uint32 bits of x and h (8 or 16); float32 scales of the rows of weight_ih (4H) and
 // of weight_hh (4H), bias (4H), weight (C, H), linear bias (C); then int8 weight_ih (4H, I) and weight_hh (4H, H).
-#include <stdio.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "fastlstm.h"
 
@@ -102,15 +104,20 @@ int fastlstm_model_read(const void *bytes, size_t size, fastlstm_model **model) 
 int fastlstm_model_load(const char *path, fastlstm_model **model) {
     if (!model) return FASTLSTM_BAD_ARGUMENT;
     *model = nullptr;
-    FILE *file = path ? fopen(path, "rb") : nullptr;
-    if (!file) return FASTLSTM_CANNOT_READ;
-    long size = fseek(file, 0, SEEK_END) ? -1 : ftell(file);
-    int code = size < 0 || fseek(file, 0, SEEK_SET) ? FASTLSTM_CANNOT_READ : FASTLSTM_OK;
-    void *bytes = code ? nullptr : malloc((size_t)size + 1);
+    const int file = path ? open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC) : -1;  // which does not wait for a pipe's writer
+    struct stat status = {};
+    int code = file < 0 || fstat(file, &status) ? FASTLSTM_CANNOT_READ : FASTLSTM_OK;
+    if (!code && !S_ISREG(status.st_mode)) code = FASTLSTM_NOT_A_FILE;
+    const size_t size = (size_t)status.st_size;
+    char *bytes = code ? nullptr : (char *)malloc(size + 1);
     if (!code && !bytes) code = FASTLSTM_NO_MEMORY;
-    if (!code && fread(bytes, 1, (size_t)size, file) != (size_t)size) code = FASTLSTM_CANNOT_READ;
-    fclose(file);
-    if (!code) code = fastlstm_model_read(bytes, (size_t)size, model);
+    for (size_t done = 0; !code && done < size;) {
+        const ssize_t count = read(file, bytes + done, size - done);
+        if (count > 0) done += (size_t)count;
+        else code = FASTLSTM_CANNOT_READ;
+    }
+    if (file >= 0) close(file);
+    if (!code) code = fastlstm_model_read(bytes, size, model);
     free(bytes);
     return code;
 }

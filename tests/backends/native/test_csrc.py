@@ -258,6 +258,21 @@ def test_a_missing_file(example, tmp_path):
     assert "cannot be opened" in done.stderr
 
 
+@needs_compiler
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: path.mkdir(), lambda path: os.mkfifo(path), lambda path: path.symlink_to("/dev/null")],
+    ids=["folder", "pipe", "device"],
+)
+def test_what_is_no_file_is_told_apart(example, tmp_path, make):
+    """A pipe to which nobody writes is not waited for."""
+    path = tmp_path / "model"
+    make(path)
+    done = subprocess.run([example, path, path], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "a folder, a pipe or a device, and not of a file" in done.stderr
+
+
 def test_the_exported_file(small, request):
     content, int8 = small.read_bytes(), "int8" in request.node.callspec.id
     magic, version, I, H, C, checksum = struct.unpack("<8s5I", content[:28])
