@@ -5,7 +5,7 @@ python -m benchmarks.cpu.cells [--only gru mgu] [--rounds 31] [--no-compile]
 The loop is checked against `fastlstm.RNN` before the clock starts, and the compiled loop against the loop: its output,
 and in a training step all its gradients. The compiled loop runs on all threads, and the others on one and on all in
 every round, of which the faster counts. To compile a loop of so many steps takes minutes for each row. Two tables for
-docs/cells.md are printed row by row. Cells with norms are in `benchmarks.cpu.norms_and_heads`.
+docs/notes/cells.md are printed row by row. Cells with norms are in `benchmarks.cpu.norms_and_heads`.
 """
 
 import inspect
