@@ -23,8 +23,10 @@ KEYS = ["versions", "processor", "instructions", "gpus", "default", "auto", "bac
 WAITING = "fastlstm compiles its kernels for this processor, which takes seconds; "
 
 
-def test_the_dictionary_is_plain():
+def test_the_dictionary_is_plain(set_threads):
+    set_threads(3)
     found = fastlstm.info()
+    assert found["processor"]["threads"] == 3
     assert list(found) == KEYS
     assert json.loads(json.dumps(found)) == found
     assert found["versions"]["fastlstm"] == fastlstm.__version__
