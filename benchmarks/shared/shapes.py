@@ -1,6 +1,8 @@
 """The sizes that are measured, and the arithmetic that each of them needs."""
 
+import argparse
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -40,6 +42,18 @@ class Shape:
                 terms += I if layer else 0  # dx
             total += self.directions * 2 * self.T * self.B * GATES[self.cell] * H * terms
         return total
+
+
+def shape_of(name: str) -> Shape:
+    """Return the shape of a single layer's name, T28-B128-I28-H128, as an argument of a command.
+
+    Raises:
+        argparse.ArgumentTypeError: for another text.
+    """
+    sizes = re.fullmatch(r"T(\d+)-B(\d+)-I(\d+)-H(\d+)", name)
+    if sizes is None:
+        raise argparse.ArgumentTypeError(f"must be of the form T28-B128-I28-H128, got {name!r}")
+    return Shape(*map(int, sizes.groups()))
 
 
 SOME = (
