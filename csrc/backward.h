@@ -143,6 +143,7 @@ template <class C, class E> struct Backward : Gradients<C, E> {
         const int64_t q_first = position.first_of_team(groups), q_last = position.last_of_team(groups);
         int64_t barrier = 0;  // where this thread arrived after its last chunk
         for (int64_t s = T - 1; s >= (a.dh_0 || a.dc_0 ? -1 : 0); s--) {
+            PAUSE();
             for (int64_t j = q_first; j < q_last; j++) {  // serpentine order, as in the forward pass
                 const int64_t q = s % 2 == 0 ? j : q_first + q_last - 1 - j;
                 for (int64_t b = b_first; b < b_last; b += ROW_BLOCK) step(s, b, min(ROW_BLOCK, b_last - b), q);

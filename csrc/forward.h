@@ -230,6 +230,7 @@ template <class C, class E> void forward(void *argument, int thread, int threads
     };
 
     for (int64_t s = 0; s < T; s++) {
+        PAUSE();
         const int64_t t = a.reverse ? T - 1 - s : s;
         const Matrix<const E> x{(const E *)a.x + t * a.x_step, a.x_row};
         const Matrix<E> next[] = {{sequences[0] + t * sequence_strides[0], H}, {sequences[1] + t * sequence_strides[1], H}};

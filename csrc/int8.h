@@ -110,6 +110,7 @@ template <class C, int ACT_BYTES> struct Int8Layer {
         if (a.reset) reset(0), position.team_barrier();
     }
     void step(int64_t s) {
+        PAUSE();
         const Mask mask = mask_of(s);
         const float *scales = h_scales_of(s);
         for (int64_t r = 0; a.reset && r < rows; r++) reset_scales[r] = mask.is(RESET, r) ? UNIT_SCALE : scales[r];

@@ -1,6 +1,9 @@
 // All kernels of one instruction set, included by its file alone.
 #include "job.h"
 
+#ifndef PAUSE  // tests compile a random delay here, with which a missing barrier shows in nearly every run
+#define PAUSE()
+#endif
 #define NOINLINE __attribute__((noinline))
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")
@@ -63,6 +66,7 @@ struct ThreadPosition {
         if (threads == 1) return;
         for (int spins = 0; __atomic_load_n(&barrier.arrived, __ATOMIC_ACQUIRE) < threads * times; spins++)
             if (spins > 2000) sched_yield();
+        PAUSE();
     }
 };
 

@@ -5,38 +5,33 @@ import os
 import sys
 
 import llvmlite.binding as llvm
-import pytest
 import torch
 from llvmlite import ir
 
 from fastlstm import cells
 from fastlstm.backends.base import Layer
-from fastlstm.backends.numba.host import sizes, tasks
+from fastlstm.backends.numba.host import tasks
 from fastlstm.backends.numba.host.panels import lanes_of
 from fastlstm.backends.numba.host.signature import signature_of
 from fastlstm.backends.numba.llvm import emit, matrix
 from fastlstm.backends.numba.llvm.simd import I64, store
 from tests.helpers import interpreter
 from tests.helpers.layers import needs
-from tests.helpers.threads import forget
+from tests.helpers.threads import limits
 
 needs_unit, needs_pieces = needs("numba-bf16"), needs("numba-bf16x6")  # products of bfloat16, and of float32 in pieces
 PRECISIONS = ("numba-bf16", "numba-bf16x3", "numba-bf16x6")
 
 
-def under(function, team=1, **limits):
+def under(function, team=1, **values):
     """Call a function with other limits, on so many threads."""
     threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in limits.items():
-            patch.setattr(sizes, name, value)
-        forget()
+    with limits(**values):
         torch.set_num_threads(team)
         try:
             return function()
         finally:
             torch.set_num_threads(threads)
-            forget()
 
 
 def signature(T, B, I, H, dtype=torch.float32, unit=True):

@@ -48,6 +48,19 @@ def forget():
 
 
 @contextmanager
+def limits(**values):
+    """Within it, limits of `sizes` have other values."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            patch.setattr(sizes, name, value)
+        forget()
+        try:
+            yield
+        finally:
+            forget()
+
+
+@contextmanager
 def split(teams, members):
     """Within it, `numba` and `native` run each layer on so many teams of so many threads, whatever its size. Modules
     that have been called before keep the split that they had.
