@@ -1,0 +1,124 @@
+"""Runs layers of every kind on memory between unreadable pages: ``python -m tests.helpers.guarded FIRST COUNT``.
+
+`guard.c`, loaded before all other libraries, gives each tensor and each buffer of the kernels pages of its own. What
+the kernels read from outside ends or begins to the byte at an unreadable page, and cannot be written to. The results
+have to be the bits of an unguarded run on one thread. The case that runs is printed first.
+"""
+
+import ctypes
+import faulthandler
+import random
+import sys
+from functools import partial
+
+import torch
+
+from fastlstm.backends import pool
+from fastlstm.backends.numba.host import frames, packed_weights, passes
+from tests.helpers import kinds
+from tests.helpers.layers import UNAVAILABLE
+from tests.helpers.threads import SPLITS, forget, split
+
+guard = ctypes.CDLL(None)
+guard.guard_alloc.restype = ctypes.c_void_p
+guard.guard_alloc.argtypes = ctypes.c_size_t, ctypes.c_size_t
+guard.guard_free.argtypes = (ctypes.c_void_p,)
+guard.guard_protect.argtypes = ctypes.c_void_p, ctypes.c_int
+is_on, at_begin = (ctypes.c_int.in_dll(guard, f"guard_{name}") for name in ("on", "begin"))
+SIZES = [1, 2, 3, 5, 7, 8, 9, 13, 15, 16, 17, 23, 31, 32, 33, 40, 47, 63, 64, 65, 100, 127, 129]
+BACKENDS = [name for name in ("numba", "native", "numba-bf16") if UNAVAILABLE[name] is None]
+
+
+class Piece:
+    """Memory of the kernels' own, whose holders free it."""
+
+    def __init__(self, size):
+        self.address = guard.guard_alloc(64, size)
+
+    def __del__(self):
+        guard.guard_free(self.address)
+
+
+def guard_buffers():
+    """Give every buffer of `numba`'s kernels pages of its own."""
+
+    def take(size):
+        piece = Piece(size)
+        return piece, piece.address
+
+    def zeros(count):
+        row = guard.guard_alloc(2, count)
+        ctypes.memset(row, 0, count)
+        return (ctypes.c_char * count).from_address(row)
+
+    def allocate(cache):
+        ends = (*cache.offsets[1:], cache.size)
+        pieces = [Piece(end - begin) for begin, end in zip(cache.offsets, ends, strict=True)]
+        return packed_weights.PackedWeights(pieces, tuple(piece.address for piece in pieces))
+
+    frames.SMALL, pool.SMALL = 1, sys.maxsize
+    frames.take, passes.zeros, packed_weights.PackedCache.allocate = take, zeros, allocate
+
+
+def guarded(addresses, a):
+    """A copy that ends or begins to the byte at an unreadable page, and cannot be written to."""
+    if not a.numel():
+        return a.clone()
+    address = guard.guard_alloc(a.itemsize, a.nbytes)
+    copy = torch.frombuffer((ctypes.c_char * a.nbytes).from_address(address), dtype=a.dtype).view(a.shape).copy_(a)
+    guard.guard_protect(address, False)
+    addresses.append(address)
+    return copy
+
+
+def case(number):
+    """The names of a case, and a function that computes its results with a function `place`."""
+    draw = random.Random(number)
+    T, B = draw.choice([1, 1, 2, 3, 7, 12, 28, 33, 130]), draw.choice([1, 1, 2, 3, 5, 8, 13, 17, 24, 33, 65])
+    sizes = [T, max(1, min(B, 1000 // T)), draw.choice(SIZES), draw.choice(SIZES)]
+    what, kind = draw.choice(["layer"] * 6 + ["int8", "stream", "ensemble"]), draw.choice(list(kinds.KINDS))
+    if what != "layer" and (what == "int8" or kind in ("params", "regularized", "means")):
+        kind = draw.choice(kinds.OF_NATIVE)  # a stream and an ensemble have no inputs beside x
+    backend = draw.choice(BACKENDS) if kind in kinds.OF_NATIVE and what == "layer" else "numba"
+    if what == "int8" and "native" in BACKENDS:
+        backend = "native"
+    if kind in ("heads", "means"):
+        sizes[3] = -(-sizes[3] // 3) * 3
+    dtype = draw.choice([torch.float32, torch.float32, torch.bfloat16, torch.float64])
+    dtype = torch.float32 if backend == "numba-bf16" and dtype is torch.float64 else dtype
+    flags, seed = [draw.random() < 0.5 for _ in range(4)], draw.randrange(1 << 30)
+    make = partial(kinds.KINDS[kind], backend=backend)
+    call = {
+        "layer": partial(kinds.results, make, sizes, dtype, *flags, seed),
+        "int8": partial(kinds.results_of_int8, make, sizes, draw.choice(["int8", "int16"]), *flags[:2], seed),
+        "stream": partial(kinds.results_of_stream, make, sizes, seed),
+        "ensemble": partial(kinds.results_of_ensemble, make, sizes, draw.choice([2, 3]), seed),
+    }[what]
+    threads, begins = draw.choice(SPLITS), draw.random() < 0.5
+    return (number, what, kind, backend, dtype, sizes, flags, threads, begins), call, threads, begins
+
+
+def run(number):
+    names, call, threads, at_begin.value = case(number)
+    print(*names, flush=True)
+    with split(1, 1):
+        want = call()
+    addresses = []
+    with split(*threads):
+        is_on.value = 1
+        got = [a.clone() for a in call(place=partial(guarded, addresses))]
+        is_on.value = 0
+    for k, (a, b) in enumerate(zip(got, want, strict=True)):
+        if not torch.equal(a.nan_to_num(), b.nan_to_num()):
+            raise SystemExit(f"result {k} differs by {(a - b).abs().max()}")
+    forget()
+    for address in addresses:
+        guard.guard_free(address)
+
+
+if __name__ == "__main__":
+    faulthandler.enable()
+    guard_buffers()
+    first, count = map(int, sys.argv[1:])
+    for number in range(first, first + count):
+        run(number)

@@ -1,0 +1,113 @@
+"""Layers of every kind, and all that calls of them return: what tests of the kernels' threads and memory compare."""
+
+import torch
+
+import fastlstm
+from fastlstm import cells
+from tests.helpers.modules import flat
+from tests.helpers.rnn import gadget, of_heads, of_heads_and_rows
+
+
+@cells.cell(
+    gates={"z": "xh", "n": "xh", "m": "x"}, states=("h", "c"), products=("z_h", "n_h", "m_c"), params={"p": 0.5},
+)  # fmt: skip
+def of_products(z, n, m, h, c, z_h, n_h, m_c, p):
+    """Two products of one value, one of another, whose operand needs the first two, and a mean."""
+    r = cells.tanh(n) * h
+    c = cells.sigmoid(z + z_h(r)) * c + cells.tanh(n_h(r))
+    return cells.tanh(cells.layer_norm(m + m_c(c)) * p) + 0.5 * h, c
+
+
+def rnn(cell, **options):
+    return lambda I, H, dtype, **others: fastlstm.RNN(cell, I, H, dtype=dtype, **options, **others)
+
+
+def of(kind, **options):
+    return lambda I, H, dtype, **others: kind(I, H, dtype=dtype, **options, **others)
+
+
+KINDS = {
+    "LSTM": of(fastlstm.LSTM),
+    "GRU": of(fastlstm.GRU),
+    "Elman": of(fastlstm.Elman),
+    "regularized": of(fastlstm.LSTM, recurrent_dropout=0.3, zoneout=(0.2, 0.1)),
+    "params": rnn(gadget),
+    "norms": rnn(cells.layer_norm_lstm),
+    "heads": rnn(of_heads, heads=3),
+    "means": rnn(of_heads_and_rows, heads=3),
+    "products": rnn(of_products),
+}
+OF_NATIVE = "LSTM", "GRU"  # the others run on `numba` alone
+
+
+def as_it_is(a):
+    return a
+
+
+def placed(module, place):
+    """A module whose weights lie where `place` puts them."""
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, a in tensors.items():
+                if a is not None:
+                    new = place(a.detach())
+                    tensors[name] = torch.nn.Parameter(new) if isinstance(a, torch.nn.Parameter) else new
+    return module
+
+
+def masks(T, B, place):
+    return {"lengths": place(torch.randint(0, T + 1, (B,))), "reset": place(torch.rand(T, B) < 0.3)}
+
+
+def states_of(module, B, H, dtype, place):
+    """Initial states, as the module takes them."""
+    hx = [place(torch.randn(1, B, H).mul(0.1).to(dtype)) for _ in module._cell.states]
+    return (*hx,) if len(hx) > 1 else hx[0]
+
+
+def results(make, sizes, dtype, masked, states, x_grad, bias, seed, place=as_it_is):
+    """Outputs, last states and all gradients, then the outputs without gradients and those of a step.
+
+    `place` copies what the kernels read from outside: inputs, states, weights, masks and gradients of outputs.
+    """
+    torch.manual_seed(seed)
+    T, B, I, H = sizes
+    module = placed(make(I, H, dtype, bias=bias), place)
+    x, hx = place(torch.randn(T, B, I).to(dtype)), states_of(module, B, H, dtype, place) if states else None
+    inputs = {name: place(torch.randn(T, B, H).to(dtype)) for name in module._cell.inputs}
+    options = (masks(T, B, place) if masked else {}) | ({"inputs": inputs} if inputs else {})
+    leaves = [*([x] if x_grad else ()), *(flat(hx) if states else ()), *inputs.values()]
+    for a in leaves:
+        a.requires_grad_()
+    found = flat(module(x, hx, **options))
+    directions = [place(torch.randn(a.shape).to(dtype)) for a in found]
+    found += torch.autograd.grad(found, [*leaves, *module.parameters()], directions)
+    with torch.no_grad():
+        found += flat(module.eval()(x, hx, **options))
+        found += flat(module.step(x[0], hx, **({"inputs": {k: a[0] for k, a in inputs.items()}} if inputs else {})))
+    return [a.detach() for a in found]
+
+
+def results_of_int8(make, sizes, activations, masked, states, seed, place=as_it_is):
+    torch.manual_seed(seed)
+    T, B, I, H = sizes
+    module = placed(fastlstm.quantize(make(I, H, torch.float32), activations), place)
+    hx = states_of(module, B, H, torch.float32, place) if states else None
+    return flat(module(place(torch.randn(T, B, I)), hx, **(masks(T, B, place) if masked else {})))
+
+
+def results_of_stream(make, sizes, seed, place=as_it_is):
+    torch.manual_seed(seed)
+    T, B, I, H = sizes
+    stream = placed(make(I, H, torch.float32), place).stream(B)
+    return [stream(place(torch.randn(B, I))).clone() for _ in range(T)]
+
+
+def results_of_ensemble(make, sizes, count, seed, place=as_it_is):
+    torch.manual_seed(seed)
+    T, B, I, H = sizes
+    ensemble = placed(fastlstm.Ensemble([make(I, H, torch.float32) for _ in range(count)]), place)
+    x = place(torch.randn(count, T, B, I)).requires_grad_()
+    found = flat(ensemble(x))
+    directions = [place(torch.randn(a.shape)) for a in found]
+    return [a.detach() for a in (*found, *torch.autograd.grad(found, [x, *ensemble.parameters()], directions))]
