@@ -5,17 +5,7 @@ import torch
 import fastlstm
 from fastlstm import cells
 from tests.helpers.modules import flat
-from tests.helpers.rnn import gadget, of_heads, of_heads_and_rows
-
-
-@cells.cell(
-    gates={"z": "xh", "n": "xh", "m": "x"}, states=("h", "c"), products=("z_h", "n_h", "m_c"), params={"p": 0.5},
-)  # fmt: skip
-def of_products(z, n, m, h, c, z_h, n_h, m_c, p):
-    """Two products of one value, one of another, whose operand needs the first two, and a mean."""
-    r = cells.tanh(n) * h
-    c = cells.sigmoid(z + z_h(r)) * c + cells.tanh(n_h(r))
-    return cells.tanh(cells.layer_norm(m + m_c(c)) * p) + 0.5 * h, c
+from tests.helpers.rnn import gadget, gru_before, of_heads, of_heads_and_rows, of_products
 
 
 def rnn(cell, **options):
@@ -35,7 +25,8 @@ KINDS = {
     "norms": rnn(cells.layer_norm_lstm),
     "heads": rnn(of_heads, heads=3),
     "means": rnn(of_heads_and_rows, heads=3),
-    "products": rnn(of_products),
+    "products": rnn(gru_before),
+    "many products": rnn(of_products, heads=3),
 }
 OF_NATIVE = "LSTM", "GRU"  # the others run on `numba` alone
 
