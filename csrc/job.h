@@ -44,6 +44,11 @@ constexpr int64_t digest_vectors(int64_t vector_bytes) { return vector_bytes == 
 
 struct alignas(64) Barrier { int64_t arrived; };  // a cache line each
 
+// What one thread writes and another reads ends with the order of both, in brackets. All else a thread writes for itself.
+// team: each thread writes for its units, and its team reads after its next barrier, that of the step.
+// all: every thread writes a share, and any thread reads after the next barrier of all threads.
+// chunk: as all, at the barrier of a chunk. A thread overwrites a chunk when all have arrived at the barrier of the
+//   second one after it, and so have read it.
 struct Job {
     int64_t teams;      // which split the batch rows; the threads of a team split the units
     Barrier *barriers;  // two of all threads, then one of each team
@@ -54,7 +59,7 @@ struct ForwardJob : Job {
     bool pack;
     int64_t panels;  // that `packed` has room for: all, or one for each thread, which packs its panels in turn
     // For each panel the weights of x (I, X, lanes) and of h (H, Y, lanes); then biases (panels, S, lanes), and digests
-    // (panels, digest_vectors, lanes). cells.h has the numbers of a cell, and Panel tells of compact panels.
+    // (panels, digest_vectors, lanes). cells.h has the numbers of a cell, and Panel tells of compact panels. [all]
     void *packed;
     void *resets;  // (threads, B, H), with `reset`: h_in, h before a step and after its resets
 };
@@ -62,28 +67,29 @@ struct ForwardJob : Job {
 struct BackwardJob : Job {
     const fastlstm_backward_args *args;
     int64_t chunk, ring;          // the steps of a chunk, and how many chunks dpreact and strips have room for
-    void *dpreact;                // (panels, ring * chunk, B, S, lanes); see Panel
+    void *dpreact;                // (panels, ring * chunk, B, S, lanes); see Panel [team, chunk]
     // (panels, B, lanes) for each carried gradient, and with `lengths` one more, for dh of held rows
     void *carried;
-    void *packed_hh, *packed_ih;  // [group of 3 or 4 vectors][k][vector], k in the order of dpreact's panels; or NULL
+    void *packed_hh, *packed_ih;  // [group of 3 or 4 vectors][k][vector], k as dpreact's panels have it; or NULL [all]
     // The row operands of the weight gradients: `ring` chunks, strip_size elements each, or NULL where none is wanted.
-    // With accumulators they are strips of [x, h_in, 1], and for few pairs x and h_in as few_pairs.h has them.
+    // With accumulators they are strips of [x, h_in, 1], and for few pairs x and h_in as few_pairs.h has them. [chunk]
     void *strips;
     int64_t strip_size;
     void *accumulators;  // (split_k_sets, panels, I+H+1, S, lanes), whose last row is of the biases; NULL for few pairs
-    int64_t split_k_sets;  // sets of accumulators, each of a share of the batch rows, added at the end
+    int64_t split_k_sets;  // sets of accumulators, each of a share of the batch rows, added at the end [all]
 };
 
 // A layer with int8 weights. Rows of x and h are rounded to one or two activation bytes, which a team's threads share.
 struct Int8Job : Job {
     const fastlstm_forward_args *args;
     bool pack;
-    void *packed;      // see Int8Packed
+    void *packed;      // see Int8Packed [all]
     int64_t block;     // steps of an input block, whose x is multiplied at once
     bool few_rows;     // then x is multiplied for all panels before h is
     bool has_amx;      // whether this process may use AMX
-    uint8_t *x, *h;    // (2, B, block, act_bytes, row bytes of I), (2, B, act_bytes, row bytes of H)
-    float *scales_x, *scales_h, *scales;  // of these rows: (2, B, block), (3, B), and (threads, B) of the current step
+    uint8_t *x, *h;    // (2, B, block, act_bytes, row bytes of I), (2, B, act_bytes, row bytes of H) [team, x by rows]
+    // of these rows: (2, B, block) and (3, B) [team, by rows; where h is NaN each thread]; (threads, B) of the current step
+    float *scales_x, *scales_h, *scales;
     float *sums_x;     // the input projection, if rows are few: (panels, B, block, X, lanes)
     float *carried;    // the state that the cell reads: (panels, B, lanes)
 };

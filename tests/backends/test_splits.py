@@ -11,6 +11,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+import fastlstm
 from tests.helpers.delays import build_native, delays_in_native, delays_in_numba
 from tests.helpers.kinds import KINDS, OF_NATIVE, results, results_of_ensemble, results_of_int8, results_of_stream
 from tests.helpers.quantized import KERNELS
@@ -101,3 +102,15 @@ def test_ensembles(kind, sizes, count, threads, seed):
     """Each layer of a stack runs on one thread, and so without barriers."""
     call = partial(results_of_ensemble, partial(KINDS[kind], backend="numba"), sizes, count, seed)
     assert_one_thread_s_bits(threads, call, nullcontext, MIN_PARALLEL_STEP=0)
+
+
+def test_a_stream_begins_at_zero_whoever_comes_first():
+    """From a state of zeros nothing is multiplied. No team may write its rows' new state, which lies in the same place,
+    before all others have looked at the old one: they would multiply zeros with weights that may be infinite.
+    """
+    lstm = fastlstm.LSTM(3, 200, backend="numba")
+    with torch.no_grad():
+        lstm.weight_hh_l0[0] = torch.inf
+    for _ in range(10):
+        with delays_in_numba(), split(5, 1):
+            assert lstm.stream(10)(torch.randn(10, 3)).isfinite().all()

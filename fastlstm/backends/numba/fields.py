@@ -5,6 +5,16 @@ Every field is a 64-bit integer. Addresses, offsets and strides are in bytes, an
 such array. A shape in parentheses is that of the array at an address. Sizes are T steps, B batch rows of one stacked
 layer, R batch rows of all of them, I inputs, H units, K heads, L lanes of a vector. A cell has S pre-activations, of
 which X have a product with x and Y one with h, P params, Q inputs, and saves G vectors for each panel and row.
+
+What a thread writes and another reads ends with the order of both, in brackets. All else is read alone, or each thread
+reads what it has written itself.
+
+* team: the threads of a team write, each for its units, and in cells of several phases also for its rows. The team
+  reads after its next barrier, which is that of the step or of the phase.
+* all: every thread writes a share. Any thread reads after the next barrier of all threads.
+* chunk: as all, at the barrier of a time chunk. A thread overwrites a chunk when all have arrived at the barrier of the
+  second one after it, and so have read it.
+* host: any thread writes, in one atomic step or always the same number. The host reads after the run.
 """
 
 
@@ -81,9 +91,9 @@ constants               address of 1024 bytes of zeros, then a one
 """
 
 BUFFERS = """
-barrier                 counters at which threads wait for each other, a cache line each
-scratch                 each thread's scratch
-overflow_flag           int64 that becomes 1 if the bf16 unit cannot take a number
+barrier                 counters at which threads wait for each other, a cache line each [atomic]
+scratch                 each thread's scratch; with several phases the first of a team has its products [team]
+overflow_flag           int64 that becomes 1 if the bf16 unit cannot take a number [host]
 inner_records           record of each inner state
 operand_records         record of each input, then of each param
 dparam_addresses        address of the gradient of each param, then of each product's weight, or 0
@@ -91,8 +101,8 @@ dparam_addresses        address of the gradient of each param, then of each prod
 TAILS = "inner_records", "operand_records", "dparam_addresses"
 
 KEPT = """
-digests                 a digest of each block of the original weights, 0 if the packed weights are not cached
-mismatches              int64 that counts blocks whose digests differ; 0: pack the weights and store their digests
+digests                 a digest of each block of the original weights, 0 if the packed weights are not cached [host]
+mismatches              int64 that counts blocks whose digests differ; 0: pack, and store the digests [host]
 """
 
 WEIGHTS = """
@@ -114,7 +124,7 @@ h_0                     (B, H)
 h_0_row_stride          stride of a row of h_0
 lengths                 (R,) int64, the steps of each row, or 0
 reset                   (T, R) bytes, 1 where a row starts from zeros, or 0
-h                       (T, B, H)
+h                       (T, B, H), which the forward pass writes [team]
 gates                   (T, gate_panels, B, G, L), the saved values, or 0
 """
 
@@ -126,25 +136,25 @@ input_steps             steps of an input block, for which the products of x are
 """
 
 FORWARD_BUFFERS = """
-h_float32               (2, B, H) float32, h of two steps, if is_bfloat16
-row_operand             x and h of two steps, or x of two input blocks, as row operands of the bf16 unit
+h_float32               (2, B, H) float32, h of two steps, if is_bfloat16 [team]
+row_operand             x and h of two steps, or x of two input blocks, as row operands of the bf16 unit [team]
 input_preact            (panels, input_steps, B or, if x_k_block is 0, 2, S, L) products of x; unit: (panels, rows, 4 L)
 """
 
 FORWARD_KEPT = """
-packed                  (.., span, Y, L) weight_hh, (.., I, X, L) weight_ih, (.., span, N, L) others; or column operands
-biases                  (panels, S, L)
+packed                  (.., span, Y, L) of h, (.., I, X, L) of x, (.., span, N, L) of values; or column operands [all]
+biases                  (panels, S, L) [all]
 """
 
 FORWARD_CALL = """
-h_n                     (B, H)
+h_n                     (B, H); of a stream it is h_0, which all have looked at before [all]
 flip                    1 if the first step takes the panels from last to first
 """
 
 FORWARD_STATE = """
 initial                 (B, H) before the first step
 initial_row_stride      stride of a row of it
-sequence                (T, B, H) after each step, or (B, H) if inner_step_stride is 0
+sequence                (T, B, H) after each step, or (B, H) if inner_step_stride is 0 [team]
 last                    (B, H) after the last step
 """
 
@@ -173,19 +183,19 @@ columns_bytes           bytes of `dpreact_columns` of a time chunk
 """
 
 BACKWARD_BUFFERS = """
-dpreact                 (panels, dpreact_steps, B, S, L)
-param_sums              (row groups, panels, P, L) sums of the gradients of params
-carried                 (inner_states + carries_h + 1, panels, B, L), of inner states, of h, then dh of held rows
-strips                  (ring, strips, chunk B, strip) columns of [x, h, 1]; unit: rows of the transposed [x, 1, h]
-dweights                (split_k, panels, accumulator_rows, max(X, Y), L), or 0 if few pairs are summed without it
-dpreact_rows            dpreact as a row operand of the bf16 unit, for the products with weights
-dpreact_columns         dpreact as a column operand, for the weight gradients
+dpreact                 (panels, dpreact_steps, B, S, L) [team, chunk]
+param_sums              (row groups, panels, P, L) sums of the gradients of params [team, chunk]
+carried                 (inner_states + carries_h + 1, panels, B, L), of inner states, of h, then dh of held rows [team]
+strips                  (ring, strips, chunk B, strip) columns of [x, h, 1]; unit: transposed [x, 1, h] [chunk]
+dweights                (split_k, panels, accumulator_rows, max(X, Y), L), or 0 if few pairs are summed without it [all]
+dpreact_rows            dpreact as a row operand of the bf16 unit, for the products with weights [team, chunk]
+dpreact_columns         dpreact as a column operand, for the weight gradients [chunk]
 """
 
 BACKWARD_KEPT = """
-packed_hh               (vector groups of H, reach, Y L, 4 L) transposed weight_hh, or 0 if it is not read
-packed_ih               (vector groups of I, panels, X L, 4 L) transposed weight_ih, or 0 if it is not read
-packed_products         (vector groups of H, reach, N L, 4 L) transposed weights of the N products of each value
+packed_hh               (vector groups of H, reach, Y L, 4 L) transposed weight_hh, or 0 if it is not read [all]
+packed_ih               (vector groups of I, panels, X L, 4 L) transposed weight_ih, or 0 if it is not read [all]
+packed_products         (vector groups of H, reach, N L, 4 L) transposed weights of the N products of each value [all]
 """
 
 BACKWARD_CALL = """

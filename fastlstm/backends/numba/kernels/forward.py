@@ -147,8 +147,8 @@ def forward_with(products: ForwardProducts) -> Any:
                 if not packs_as_used:
                     pack_weights(a, p, p, scratch)
                     pack_products(a, p)
-            if team_count > 1:  # otherwise each thread has packed the panels that it will use
-                wait(a.barrier, team_count * team_size, 0, a.relax)
+        if team_count > 1 and (a.mismatches == 0 or a.h_n == a.h_0):  # one team packs for itself; a stream writes h_0
+            wait(a.barrier, team_count * team_size, 0, a.relax)
         barrier, barriers_passed = a.barrier + (1 + team_index) * LINE, 0
 
         b_first, b_last = team_rows(a, team_index, team_count)
