@@ -101,7 +101,7 @@ def test_streams(kind, kernels, sizes, threads, seed):
 def test_ensembles(kind, sizes, count, threads, seed):
     """Each layer of a stack runs on one thread, and so without barriers."""
     call = partial(results_of_ensemble, partial(KINDS[kind], backend="numba"), sizes, count, seed)
-    assert_one_thread_s_bits(threads, call, nullcontext, MIN_PARALLEL_STEP=0)
+    assert_one_thread_s_bits(threads, call, nullcontext)
 
 
 def test_a_stream_begins_at_zero_whoever_comes_first():

@@ -10,7 +10,6 @@ import random
 import subprocess
 import sys
 import time
-import zlib
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from fastlstm.backends import csrc
-from fastlstm.backends.numba.host import tasks
+from fastlstm.backends.numba.host import kernel_files, tasks
 from fastlstm.backends.numba.kernels import backward, forward, states, threads
 from fastlstm.backends.numba.llvm.intrinsics import call_int
 from tests.helpers import ROOT
@@ -61,17 +60,21 @@ def begin_phase(a, kernel, phase, t, b, rows, gate_rows, scratch, is_one_row):
 
 @contextmanager
 def delays_in_numba():
-    """Within it, kernels of `numba` have delays. They are compiled apart: their sources are part of numba's key."""
-    number = tasks.fingerprint() ^ zlib.crc32(Path(__file__).read_bytes())
-    delayed, at_once = tasks._functions(number)[0], tasks._function_of
+    """Within it, kernels of `numba` have delays. Their files are others: this module's source is part of their key."""
+    source, identity_of, path_of = Path(__file__).read_bytes(), kernel_files._identity, kernel_files._path_of
     kernels = [name for name in tasks.KERNELS if name.startswith(("forward", "backward"))]
     others = {name: function for name, function in tasks.compiled_functions.items() if name not in kernels}
     functions = others | _compiled
+
+    def identity(name):
+        return kernel_files._digest(identity_of(name), source) if name in kernels else identity_of(name)
+
     with pytest.MonkeyPatch.context() as patch:
         for replacement in (wait, wait_for, enter_step, begin_phase):
             for module in (forward, backward):
                 patch.setattr(module, replacement.__name__, replacement, raising=False)
-        patch.setattr(tasks, "_function_of", lambda name: (delayed if name in kernels else at_once)(name))
+        patch.setattr(kernel_files, "_identity", identity)
+        patch.setattr(kernel_files, "_path_of", lambda name: path_of(f"{name}-delayed" if name in kernels else name))
         patch.setattr(tasks, "compiled_functions", functions)
         patch.setattr(tasks, "task", cache(tasks.task.__wrapped__))
         patch.setattr(tasks, "relax", lambda: ctypes.cast(_delay, ctypes.c_void_p).value)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 
 from fastlstm.backends import csrc
-from fastlstm.backends.numba.host import plans, thread_split
+from fastlstm.backends.numba.host import plans, sizes, thread_split
 from fastlstm.layers import functional
 
 MOST = 5  # threads, which may be more than the cores
