@@ -63,8 +63,8 @@ def delays_in_numba():
     """Within it, kernels of `numba` have delays. Their files are others: this module's source is part of their key."""
     source, identity_of, path_of = Path(__file__).read_bytes(), kernel_files._identity, kernel_files._path_of
     kernels = [name for name in tasks.KERNELS if name.startswith(("forward", "backward"))]
-    others = {name: function for name, function in tasks.compiled_functions.items() if name not in kernels}
-    functions = others | _compiled
+    kept = tasks.compiled_functions
+    functions = {name: function for name, function in kept.items() if name not in kernels} | _compiled
 
     def identity(name):
         return kernel_files._digest(identity_of(name), source) if name in kernels else identity_of(name)
@@ -82,7 +82,8 @@ def delays_in_numba():
         try:
             yield
         finally:
-            _compiled.update((name, functions[name]) for name in kernels if name in functions)
+            for name, function in functions.items():
+                (_compiled if name in kernels else kept)[name] = function
             forget()
 
 
