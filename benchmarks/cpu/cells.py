@@ -84,7 +84,11 @@ def row_of(cell: Cell, shape: Shape, mode: str, options: Options) -> list[str]:
     rnn, x, gradient = fastlstm.RNN(cell, I, H), torch.randn(T, B, I), torch.randn(T, B, H)
     inputs = {name: torch.rand(T, B, H) for name in cell.inputs}
     loop = Loop(rnn)
-    check(rnn(x, None, inputs)[0], loop(x, inputs), 1e-5)
+    difference = (rnn(x, None, inputs)[0] - loop(x, inputs)).abs()
+    if cell.gates:
+        check(difference, torch.zeros_like(difference), 1e-5)
+    else:  # of a neuron a rounding may move a spike, and all later ones of the unit
+        check(difference.mean(), torch.zeros(()), 1e-3)
     runs: dict[str, Any] = {CONTENDERS[0]: called(mode, lambda: loop(x, inputs), loop.parameters(), gradient)}
     if options.compile:
         torch.compiler.reset()
