@@ -281,3 +281,11 @@ def test_a_number_beside_integers_is_not_cut_off():
     whole = torch.tensor([1, 2])
     assert torch.equal(cells.maximum(whole, 1.5), torch.maximum(whole.float(), torch.tensor(1.5)))
     assert torch.equal(cells.minimum(1.5, whole), torch.minimum(whole.float(), torch.tensor(1.5)))
+
+
+def test_a_highway_network_of_any_depth():
+    assert cells.rhn(4) is cells.rhn(4)
+    assert cells.rhn(4).products == ("n_2", "t_2", "n_3", "t_3", "n_4", "t_4")
+    assert (cells.rhn(1).products, cells.rhn(1).params) == ((), ())
+    with pytest.raises(ValueError, match="depth must be 1 or more, got 0"):
+        cells.rhn(0)

@@ -10,10 +10,10 @@ from torch import nn
 import fastlstm
 from fastlstm import cells
 from tests.helpers.modules import assert_same_gradients, copies_of, flat, randn
-from tests.helpers.rnn import RNN, gadget, given, gru_before, loop, no_product, of_products
+from tests.helpers.rnn import RNN, gadget, given, loop, no_product, of_products
 from tests.helpers.tolerances import close
 
-ALL = [*cells.CELLS, gadget, no_product, gru_before, of_products]
+ALL = [*cells.CELLS, cells.rhn(3), gadget, no_product, of_products]
 backends = pytest.mark.parametrize("backend", ["numba", "reference"])
 
 
@@ -121,7 +121,7 @@ def test_repr_device_and_dtype():
         assert fastlstm.RNN(gadget, 3, 5).p_l0.device.type == "meta"
 
 
-@pytest.mark.parametrize("cell", [gadget, cells.peephole_lstm, of_products], ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", [gadget, cells.peephole_lstm, cells.rhn(3), of_products], ids=lambda cell: cell.name)
 def test_copies(cell):
     rnn = RNN(cell, 3, 5, 2)
     x, states, inputs = given(rnn)
