@@ -33,6 +33,7 @@ from fastlstm.autograd.operators import by_cell
 from fastlstm.backends import aten, dispatch, reference, settings
 from fastlstm.backends.base import Layer, Plan, Run, empty_run
 from fastlstm.backends.checks import check_layer
+from fastlstm.backends.parts import examples
 from fastlstm.cells.spec import by_key
 from fastlstm.plan_cache import Plans, Runs
 from fastlstm.torch_private import allow_in_graph, dual_level, dual_level_in_graph, opened_by_graph
@@ -73,6 +74,21 @@ def run(
     if has_layer_axis:  # stack, since unsqueeze gives views, which cannot be detached in place
         return result._replace(last=tuple(torch.stack([a]) for a in result.last))
     return result if layer.x.dim() == 3 else result._replace(h=None)
+
+
+def run_planned(layer: Layer, plans: Plans, backend: str | None) -> Run | None:
+    """Run all layers and directions of a module in one call, or return None where no plan can serve.
+
+    Args:
+        layer: x is (T, B, I), and the states are (parts, B, H).
+        plans: the plans of the module.
+        backend: as in `run`.
+
+    Raises:
+        ValueError, RuntimeError: as `run` does.
+    """
+    plan = plans.get(layer, backend, True, _plan)
+    return None if plan is None else plan(layer)
 
 
 def _as_node(layer: Layer, backend: str | None, inner_states: bool) -> Run:
@@ -166,14 +182,20 @@ def _plan(
     if cast_type is not None and (wants_gradients or cast_type.itemsize > 2 or layer.x.dtype == torch.float64):
         return None
     cast_layer = layer if cast_type is None else layer.to(cast_type)
-    check_layer(cast_layer.squeezed(has_layer_axis))
-    x = cast_layer.x
+    x, names = cast_layer.x, set[str]()
     masked = layer.lengths is not None or layer.reset is not None
-    name = dispatch.choose(
-        backend, x.device, x.dtype, cell=layer.cell, projected=False, masked=masked, inner_states=False,
-        transformed=layer.stacked, layer=cast_layer,
-    )  # fmt: skip
+    for part in examples(cast_layer):
+        check_layer(part.squeezed(has_layer_axis))
+        names.add(dispatch.choose(
+            backend, x.device, x.dtype, cell=layer.cell, projected=False, masked=masked, inner_states=False,
+            transformed=layer.stacked, layer=part,
+        ))  # fmt: skip
+    name, *others = names
     traits = dispatch.traits(name)
+    if layer.parts > 1 and (
+        others or not traits.plans_modules or cast_type is not None or x.itemsize == 2 or layer.stacked or layer.inputs
+    ):
+        return None
     if not traits.plans or not is_plain(*layer.weights) or 0 in x.shape[: 3 if layer.cell.gates_of_x else -1]:
         return None
     if (layer.stacked or not traits.plans_sixteen_bits) and (x.itemsize == 2 or cast_type is not None):

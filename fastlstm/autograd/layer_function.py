@@ -18,7 +18,7 @@ from torch.func import vjp
 from fastlstm.autograd import levels, operators
 from fastlstm.autograd.batching import backward_rule, forward_rule
 from fastlstm.autograd.modes import is_plain, no_autocast, wants_autograd
-from fastlstm.backends import reference
+from fastlstm.backends import parts, reference
 from fastlstm.backends.base import Gradients, Layer, Plan, Run
 from fastlstm.torch_private import dual_level, plain_apply, transformed, when_compiling
 
@@ -149,7 +149,8 @@ class PlannedFunction(Function):
     other states of all steps.
 
     Args:
-        args: the plan, the layer, and the layer's tensors but lengths and reset, so that autograd sees them.
+        args: the plan, the layer or all layers of a module, and its tensors but lengths and reset, so that autograd
+            sees them.
     """
 
     @staticmethod
@@ -159,15 +160,15 @@ class PlannedFunction(Function):
         tensors += layer.lengths, layer.reset
         saved = *tensors, h if plan.reads_h else None, *saved_values
         plan.types = plan.types or types_of(saved)
-        ctx.call = plan, layer.cell, layer.reverse, len(tensors)
+        ctx.call = plan, layer.cell, (layer.reverse, layer.layers, layer.directions), len(tensors)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*saved)
-        return h, *last, *(saved_values[:-1] if plan.saves_sequences else ())
+        return h, *last, *(saved_values[: -layer.parts] if plan.saves_sequences else ())
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
-        (plan, cell, reverse, count), saved, needs = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[2:]
-        layer, h, saved_values = Layer.of(cell, saved[:count], reverse), saved[count], saved[count + 1 :]
+        (plan, cell, form, count), saved, needs = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[2:]
+        layer, h, saved_values = Layer.of(cell, saved[:count], *form), saved[count], saved[count + 1 :]
         incoming = Run.of(len(cell.states), grads)
         check_types(plan.types, saved)
         with no_autocast(layer.x):  # backward may run inside the caller's autocast
@@ -202,6 +203,16 @@ def _differentiable_gradients(
     plan: Plan, incoming: Run, layer: Layer, saved: tuple[Any, ...], needs: tuple[bool, ...]
 ) -> tuple[Optional, ...]:
     """Return the gradients of a planned run, from Functions that can be differentiated again."""
+    if layer.parts > 1:
+
+        def of_parts(_: int, calls: list[Any]) -> list[Gradients]:
+            return [
+                Gradients.of(layer.cell, _differentiable_gradients(plan, grads, part, (run.h, *run.saved), wanted.flat))
+                for grads, part, run, wanted in calls
+            ]
+
+        run = Run(saved[0], (), saved[1:])
+        return parts.backward(incoming, layer, run, _record(layer.cell, needs), of_parts).flat
     cell, states, to = layer.cell, len(layer.cell.states), torch.promote_types(layer.x.dtype, torch.float32)
 
     has_layer_axis = layer.states[0] is not None and layer.states[0].dim() == 3

@@ -18,7 +18,7 @@ WEIGHTS = 4  # weight_ih, weight_hh, bias_ih and bias_hh, after which a cell's p
 
 
 class Layer(NamedTuple):
-    """One layer in one direction: the arguments of a run.
+    """One layer in one direction, or all layers and directions of a module: the arguments of a run.
 
     Attributes:
         x: (T, B, I), any strides. For a stack of G layers it may also be (T, G, B / G, I).
@@ -42,6 +42,10 @@ class Layer(NamedTuple):
         weight_hr: (P, H), which projects the first state, as in `torch.nn.LSTM`, or None. With it the first state is
             (B, P), and weight_hh has P columns.
         stacked: whether the caller means a stack: without it a leading axis of the weights is an error of the caller's.
+        layers, directions: how many layers there are, of which each reads the output of the one before, and in how many
+            directions each runs, 1 or 2. Layer n in direction d is *part* n * directions + d. The weights of all parts
+            follow each other in this order, and the states are (parts, B, H). The second direction is the reverse one,
+            and the output of a layer has the outputs of its directions side by side.
     """
 
     x: Tensor
@@ -56,6 +60,8 @@ class Layer(NamedTuple):
     activations: int = 0
     weight_hr: Optional = None
     stacked: bool = False
+    layers: int = 1
+    directions: int = 1
 
     def to(self, dtype: torch.dtype) -> "Layer":
         """Return the layer with its floating-point tensors in another type."""
@@ -75,15 +81,27 @@ class Layer(NamedTuple):
         )
 
     @property
+    def parts(self) -> int:
+        """The number of layers times directions."""
+        return self.layers * self.directions
+
+    def part(self, k: int, x: Tensor) -> "Layer":
+        """Return part k alone, whose input is `x`."""
+        count, states = len(self.weights) // self.parts, tuple([a if a is None else a[k : k + 1] for a in self.states])
+        weights, reverse = self.weights[k * count : (k + 1) * count], k % self.directions == 1
+        return self._replace(x=x, weights=weights, states=states, reverse=reverse, layers=1, directions=1)
+
+    @property
     def tensors(self) -> tuple[Any, ...]:
         """All tensors of a layer of floats without a projection, flat, as autograd's Functions take them."""
         return self.x, *self.weights, *self.states, *self.inputs, self.lengths, self.reset
 
     @classmethod
-    def of(cls, cell: Cell, tensors: Sequence[Any], reverse: bool) -> "Layer":
-        """Return the layer of flat `tensors`."""
+    def of(cls, cell: Cell, tensors: Sequence[Any], reverse: bool, layers: int = 1, directions: int = 1) -> "Layer":
+        """Return the layer, or layers, of flat `tensors`."""
         x, weights, states, inputs = _cut(cell, tensors[:-2])
-        return cls(x, weights, states, tensors[-2], tensors[-1], reverse, cell, inputs)
+        masks = tensors[-2], tensors[-1]
+        return cls(x, weights, states, *masks, reverse, cell, inputs, layers=layers, directions=directions)
 
 
 class Run(NamedTuple):
@@ -170,8 +188,9 @@ class Plan(Protocol):
         backend: its name, which whoever made the plan sets.
         types: of what the backward pass reads, from the first run with gradients on; before it None, which whoever
             made the plan sets.
-        saves_sequences: whether the saved values are the inner states (T, B, H) and the gates, in the layer's type.
-            Otherwise only the plan's own backward pass reads them.
+        saves_sequences: whether the saved values are states (T, B, H) of all steps in the layer's type, and after them
+            the gates of each part. Otherwise only the plan's own backward pass reads them. The states are, part by
+            part, its output, unless this is the run's ``h``, and its inner states.
         reads_h: whether the backward pass reads the run's ``h``.
     """
 
@@ -197,6 +216,7 @@ class Traits:
         prepares_steps: it has `steps`, which prepares single steps of a layer of float32 or float64 for a stream.
         heads: it runs layers of several heads, see `Layer`.
         plans_stacks: `plan` takes stacks of layers of more than 16 bits.
+        plans_modules: `plan` takes several layers and directions of more than 16 bits.
         stack_rank: how many axes the saved values of a stack have, if the first is that of its layers. With 0 they have
             one layer's axes, of which the last but one is that of batch rows.
         products: it runs cells that multiply values of the step itself.
@@ -210,6 +230,7 @@ class Traits:
     prepares_steps: bool = False
     heads: bool = False
     plans_stacks: bool = False
+    plans_modules: bool = False
     stack_rank: int = 0
     products: bool = False
     cells: tuple[str, ...] | None = None

@@ -241,6 +241,9 @@ class QuantizedLayers(Quantized, LikeTorch[States]):
             return None
         return super()._run_planned(self._with_scales(layer), plans)
 
+    def _plans_of_all(self) -> None:
+        return None  # native runs a layer a call
+
     def _run_layer(self, k: int, layer: Layer, inner_states: bool) -> Results:
         plans = self._plans_of(0 if self.num_layers == 1 and not self.bidirectional else k + 1)
         run = self._run_int8(layer, plans, True)

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastlstm.autograd.elementary import take_rows
 from fastlstm.backends import dispatch, settings
 from fastlstm.backends.base import Layer, Run
-from fastlstm.call import run
+from fastlstm.call import run, run_planned
 from fastlstm.layers import checks, input_checks
 from fastlstm.layers.modules import CellModule
 from fastlstm.layers.packing import empty_input, inputs_of, longest_first, masks_of, pack, pad, unpack
@@ -74,6 +74,13 @@ class Recurrent(CellModule, nn.RNNBase):
             weights[2:2] = (None, None)
         return weights
 
+    def _weights_of_all(self) -> list[Any]:
+        """Return `_layer_weights` of all layers and directions, one after the other."""
+        weights = self._layer_weights(0)
+        for k in range(1, len(self._all_weights)):
+            weights += self._layer_weights(k)
+        return weights
+
     def extra_repr(self) -> str:
         return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
@@ -87,17 +94,18 @@ class Recurrent(CellModule, nn.RNNBase):
             x: None where no gate of the cell sums it.
             inputs: tensors for the cell's inputs, in its order.
         """
-        weights = self._layer_weights(0)  # read once, since a parametrization may draw random numbers
+        weights = self._weights_of_all()  # read once, since a parametrization may draw random numbers
         if reset is None and lengths is None and not inner_states and not inputs:
             results = self._planned(x, hx, weights)
             if results is not None:
                 return results
+        example = self._example(weights)
         if x is None and not self._cell.gates_of_x:
-            x = empty_input(inputs, self._cell.inputs, self._example(weights), 3)
+            x = empty_input(inputs, self._cell.inputs, example, 3)
         if isinstance(x, PackedSequence):
             checks.check_no_masks(reset, lengths)
             return self._forward_packed(x, hx, inner_states, inputs, weights)
-        states = input_checks.check_forward(self, x, hx, self._example(weights))
+        states = input_checks.check_forward(self, x, hx, example)
         is_unbatched = x.dim() == 2
         x = x.unsqueeze(1) if is_unbatched else x.transpose(0, 1) if self.batch_first else x
         inputs = inputs_of(inputs, self._cell.inputs, x, self.hidden_size, is_unbatched, self.batch_first)
@@ -128,16 +136,28 @@ class Recurrent(CellModule, nn.RNNBase):
         if torch.compiler.is_dynamo_compiling() or type(x) is not Tensor or x.dim() != 3:
             return None
         plans, states = vars(self).get("_plans", {}).get(0), self._states_of(hx)  # no plans before the first call
-        if plans is None or states is None:
+        if plans is None or states is None or self._drops:
             return None
         if self.batch_first:
             x = x.transpose(0, 1)
-        layer = Layer(x, tuple(weights), states, None, None, False, self._cell)
-        run = self._run_planned(layer, plans)
+        run = self._run_planned(self._whole(x, weights, states), plans)
         if run is None:
             return None
         output, last, _ = run
         return output.transpose(0, 1) if self.batch_first else output, last[0] if self._has_bare_state else last
+
+    @property
+    def _drops(self) -> bool:
+        """Whether this call drops outputs between layers."""
+        return self.training and self.dropout > 0 and self.num_layers > 1 and self._trains
+
+    def _whole(self, x: Tensor, weights: list[Any], states: tuple[Any, ...], masks: Masks = (None, None)) -> Layer:
+        """Return the record of all layers and directions."""
+        directions, (lengths, reset) = 2 if self.bidirectional else 1, masks
+        return Layer(
+            x, tuple(weights), states, lengths, reset, False, self._cell, (), (), 0, None, False, self.num_layers,
+            directions,
+        )  # fmt: skip
 
     def _run_planned(self, layer: Layer, plans: Any) -> Run | None:
         """Return the results of a call that has a plan, or None."""
@@ -145,7 +165,14 @@ class Recurrent(CellModule, nn.RNNBase):
         return None if plan is None else plan(layer)
 
     def _run_in_order(
-        self, order: Tensor, x: Tensor, hx: Any, masks: Masks, inner_states: bool, weights: list[Any], inputs: Tensors
+        self,
+        order: Tensor,
+        x: Tensor,
+        hx: Any,
+        masks: Masks,
+        inner_states: bool,
+        weights: list[Any],
+        inputs: Tensors,
     ) -> Results:
         """Call `_run` on rows permuted to `order`, in which dropout also meets them. Permute the results back."""
         hx = None if hx is None else tuple([take_rows(a, order, 1) for a in hx])
@@ -185,19 +212,25 @@ class Recurrent(CellModule, nn.RNNBase):
         masks: Masks,
         row_indices: Tensor | None,
         inner_states: bool,
-        weights: list[Any],  # of layer 0, direction 0
+        weights: list[Any],  # of each layer and direction
         inputs: Tensors = (),
     ) -> Results:
-        """Run all layers and directions, time first."""
+        """Run all layers and directions, time first: in one call, or where that cannot be one by one."""
         T, B, directions = x.shape[0], x.shape[1], 2 if self.bidirectional else 1
-        cell = self._cell
+        cell, plans = self._cell, None if inner_states or inputs else self._plans_of_all()
+        if plans is not None:
+            states = (None,) * len(cell.states) if hx is None else tuple(hx)
+            run = run_planned(self._whole(x, weights, states, masks), plans, settings.named(self.backend))
+            if run is not None:
+                return run.h, run.last, run.saved
         last_states: list[Tensors] = []
+        count = len(weights) // len(self._all_weights)
         for number in range(self.num_layers):
             is_last, outputs = number == self.num_layers - 1, []
             others: list[Tensors] = []
             for direction in range(directions):
                 k = number * directions + direction
-                each = weights if k == 0 else self._layer_weights(k)
+                each = weights[k * count : (k + 1) * count]
                 weight_hr = each.pop() if self.proj_size else None
                 states = (None,) * len(cell.states) if hx is None else tuple([a[k : k + 1] for a in hx])
                 layer = Layer(
@@ -209,17 +242,23 @@ class Recurrent(CellModule, nn.RNNBase):
                 last_states.append(last)
                 others.append(rest)
             x = torch.cat(outputs, -1) if directions == 2 else outputs[0]
-            if self.dropout and self.training and self._trains and not is_last:
+            if self._drops and not is_last:
                 # Dropout draws for packed rows where torch.nn.LSTM does, so that the same seed gives the same zeros.
                 x = pad(F.dropout(pack(x, row_indices), self.dropout), row_indices, T, B)
         last = last_states[0] if len(last_states) == 1 else tuple([torch.cat(each) for each in zip(*last_states)])
         return x, last, others[0] if directions == 1 else tuple([torch.cat(both, -1) for both in zip(*others)])
 
+    def _plans_of_all(self) -> Any:
+        """Return the plans for all layers and directions in one call, or None where more than the cell runs, or where
+        there is a single layer in one direction, whose own plans serve.
+        """
+        runs_more = self.proj_size or self._regularizers or self._recompute or self._stacked or self._drops
+        return None if runs_more or len(self._all_weights) == 1 else self._plans_of(0)
+
     def _run_layer(self, k: int, layer: Layer, inner_states: bool) -> Results:
         """Run layer k // D, direction k % D."""
-        options = self.bidirectional or self.proj_size or self._regularizers or self._recompute
-        plans = self._plans_of(0 if self.num_layers == 1 and not options else k + 1)
-        return self._run_with(layer, plans, inner_states)
+        is_whole = len(self._all_weights) == 1 and not (self.proj_size or self._regularizers or self._recompute)
+        return self._run_with(layer, self._plans_of(0 if is_whole else k + 1), inner_states)
 
     def _run_with(self, layer: Layer, plans: Any, inner_states: bool) -> Results:
         backend = settings.named(self.backend)  # the backward pass may run under another default
@@ -234,7 +273,7 @@ class Recurrent(CellModule, nn.RNNBase):
         """Return what `step` returns, for arguments as a user gave them. `inputs`: (B, H), or (H,), in cell's order."""
         if self._forward_pre_hooks:
             compute_weights(self)
-        weights = self._layer_weights(0)
+        weights = self._weights_of_all()
         if type(x_t) is Tensor and x_t.dim() == 2 and not self.batch_first and not inputs:
             results = self._planned(x_t.unsqueeze(0), state, weights)
             if results is not None:

@@ -236,6 +236,12 @@ count                   layers
 buffer_sets             sets of buffers; layer k uses set k % buffer_sets
 """
 
+BOTH = """
+task                    address of the kernel
+first                   address of the first struct
+struct_bytes            bytes from the first struct to the second
+"""
+
 REGION = """
 task                    address of the kernel
 arguments               address of its struct

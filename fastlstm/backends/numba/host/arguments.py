@@ -37,6 +37,7 @@ BackwardArguments = _struct(
 )
 
 StackArguments = _struct("StackArguments", fields.STACK)  # independent calls of one task
+BothArguments = _struct("BothArguments", fields.BOTH)  # two calls of one task, side by side
 RegionArguments = _struct("RegionArguments", fields.REGION)  # read by each thread of an OpenMP region
 
 _HEADS = {"Forward": ForwardArguments, "Backward": BackwardArguments}

@@ -17,6 +17,7 @@ from fastlstm.backends.numba.host.addresses import (
     stack_row_strides,
     stack_strides,
 )
+from fastlstm.backends.numba.host.frames import Frame
 from fastlstm.backends.numba.host.passes import NO_PRODUCTS, Pass
 from fastlstm.backends.numba.host.signature import Signature, contiguous
 from fastlstm.backends.pool import new_of
@@ -84,7 +85,18 @@ class Backward(Pass):
         ]
 
     def run(self, grads: Run, layer: Layer, run: Run) -> Gradients:
-        """Return the wanted gradients of a layer. If x is bfloat16, so are dh, dx and the gradients of the weights."""
+        """Return the wanted gradients of a layer: `begin`, the kernel, and `end`."""
+        frame = self.begin(grads, layer, run)
+        if self.stack_size > 1:
+            self.run_stack(frame)
+        elif frame.is_written:
+            frame.run()
+        return self.end(frame)
+
+    def begin(self, grads: Run, layer: Layer, run: Run) -> Frame:
+        """Return a frame for the backward pass of a layer. If x is bfloat16, so are dh, dx and the gradients of the
+        weights.
+        """
         x, weights, initial, lengths, reset, *_ = layer
         initial = (*map(contiguous, initial),)
         h_0, zeros, dh, (h, *sequences, gates) = (
@@ -105,25 +117,25 @@ class Backward(Pass):
             d_last[0] = rows_contiguous(d_last[0])
             dh_n_fields = address_and_row_stride(d_last[0])
         lengths, reset = contiguous(lengths), contiguous(reset)
-        call = [
+        fields = [
             x.data_ptr(), h_0_address, row_stride, address(lengths), address(reset), address(h), address(gates),
             *dh_fields, *dh_n_fields, *addresses[: WEIGHTS + 1], addresses[first_state],
         ]  # fmt: skip
         for k in self.inner_states:
             d_sequence, d_state = grads.saved[k - 1] if grads.saved else None, grads.last[k]
-            call += zeros if h_0 is None else initial[k].data_ptr(), row_stride
-            call.append(sequences[k - 1].data_ptr() if sequences else 0)  # absent where a single step needs none
+            fields += zeros if h_0 is None else initial[k].data_ptr(), row_stride
+            fields.append(sequences[k - 1].data_ptr() if sequences else 0)  # absent where a single step needs none
             if d_sequence is None:
-                call += 0, 0, 0
+                fields += 0, 0, 0
             else:
                 d_sequence = rows_contiguous(d_sequence)
-                call += address_and_strides(d_sequence)
+                fields += address_and_strides(d_sequence)
             if d_state is None:
-                call += 0, 0
+                fields += 0, 0
             else:
                 d_state = rows_contiguous(d_state)
-                call += address_and_row_stride(d_state)
-            call.append(addresses[first_state + k])
+                fields += address_and_row_stride(d_state)
+            fields.append(addresses[first_state + k])
             d_sequences.append(d_sequence)
             d_last.append(d_state)
         operands: list[Tensor] = []
@@ -133,17 +145,25 @@ class Backward(Pass):
             inputs = len(layer.inputs)
             # an input has four fields: its address, two strides, and the address of its gradient
             field_values[3 : 4 * inputs : 4] = addresses[len(addresses) - inputs :]
-            call += field_values
-        call += [addresses[k] for k in self.vectors]
-        strides = None
+            fields += field_values
+        fields += [addresses[k] for k in self.vectors]
+        incoming = (dh, *d_sequences), d_last
+        kept = initial, lengths, reset, h, sequences, gates, incoming, operands
+        frame = self.start((*weights[:2], None, None, *products), fields, (gradients, (grads, layer, run), kept))
         if self.stack_size > 1:
-            states = (h, *sequences), gates, (dh, *d_sequences), d_last
-            strides = self._stack_strides(operands, initial, *states, gradients)
-            strides |= stack_strides(weight_products=products[0])
-        overflow = self.launch((*weights[:2], None, None, *products), call, strides)
-        if overflow:
-            without_unit: Gradients = self.without_bf16_unit.run(grads, layer, run)
+            frame.strides = self._stack_strides(operands, initial, (h, *sequences), gates, *incoming, gradients)
+            frame.strides |= stack_strides(weight_products=products[0])
+        return frame
+
+    def end(self, frame: Frame) -> Gradients:
+        """Return the gradients of a frame that has run."""
+        gradients, arguments, _ = frame.results
+        if self.finish(frame):
+            without_unit: Gradients = self.without_bf16_unit.run(*arguments)
             return without_unit
+        _, layer, _ = arguments
+        x, weights, initial, *_ = layer
+        first_state = self.first_state
         dx, *dweights = gradients[:first_state]
         for k in (2, 3):
             if weights[k] is None:

@@ -12,6 +12,7 @@ from fastlstm.backends.cpu import LARGE
 from fastlstm.backends.numba.constants import FEW_TRANSPOSED
 from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.addresses import stack_row_strides, stack_strides
+from fastlstm.backends.numba.host.frames import Frame
 from fastlstm.backends.numba.host.passes import NO_PRODUCTS, Pass
 from fastlstm.backends.numba.host.signature import Signature
 from fastlstm.backends.pool import new_of, pooled
@@ -79,16 +80,32 @@ class Forward(Pass):
         self.output_shape = None if s.is_single_step else self.sequence_shape
         self.gates_shape = saved_shape(s.cell, T, R, H, dtype, s.stack_size)
 
-    def run(self, layer: Layer) -> Run:
-        """Run a layer of this signature. If x is bfloat16, h is too, and states and saved values are float32."""
+    def run(self, layer: Layer, last: tuple[Tensor, ...] = (), offset: int = 0) -> Run:
+        """Run a layer of this signature: `begin`, the kernel, and `end`."""
+        frame = self.begin(layer, last, offset)
+        if self.stack_size > 1:
+            self.run_stack(frame)
+        elif frame.is_written:
+            frame.run()
+        return self.end(frame)
+
+    def begin(self, layer: Layer, last: tuple[Tensor, ...] = (), offset: int = 0) -> Frame:
+        """Return a frame for a layer of this signature. If x is bfloat16, h is too, and states and saved values are
+        float32.
+
+        Args:
+            last: contiguous tensors for the last states, or () for new ones.
+            offset: where the layer's own states begin in `last` and in the initial states, in bytes.
+        """
         x, weights, initial, lengths, reset, *_ = layer
-        new, state_shape, h_0, saves_states = self.prototype.new_empty, self.state_shape, initial[0], self.saves_states
-        h_n, h = new(*state_shape), None  # by a tuple it would take half as long again
-        last: tuple[Tensor, ...] = (h_n,)
+        new, h_0, saves_states = self.prototype.new_empty, initial[0], self.saves_states
+        if not last:
+            last = tuple([new(*self.state_shape) for _ in initial])  # by a tuple it would take half as long again
+        h_n, h, output = last[0], None, None
         sequences: tuple[Tensor, ...] = ()
         gates: tuple[Tensor, ...] = ()
         gates_address = 0
-        h_address = h_n_address = h_n.data_ptr()
+        h_address = h_n_address = h_n.data_ptr() + offset
         if self.output_shape is not None:
             h = self.new_output(x, *self.output_shape)
             h_address = h.data_ptr()
@@ -101,7 +118,7 @@ class Forward(Pass):
         h_0_address, row_stride = self.zeros_address, 0
         if h_0 is not None:
             initial = (*[a.contiguous() for a in initial],)
-            h_0_address, row_stride = initial[0].data_ptr(), self.state_row_bytes
+            h_0_address, row_stride = initial[0].data_ptr() + offset, self.state_row_bytes
         if self.save:
             gates = (pooled(self.prototype, *self.gates_shape),)
             gates_address = gates[0].data_ptr()
@@ -113,34 +130,37 @@ class Forward(Pass):
             reset = reset.contiguous()
             reset_address = reset.data_ptr()
         self.flip ^= 1
-        call = [
+        fields = [
             x.data_ptr(), h_0_address, row_stride, lengths_address, reset_address, h_address, gates_address,
             h_n_address, self.flip,
         ]  # fmt: skip
         for k in self.inner_states:
-            last_state = new(*state_shape)
-            last_address = sequence_address = last_state.data_ptr()
-            last += (last_state,)
+            last_address = sequence_address = last[k].data_ptr() + offset
             if saves_states:
                 sequence = self.new_output(self.prototype, *self.sequence_shape)
                 sequence_address = sequence.data_ptr()
                 sequences += (sequence,)
-            initial_address = self.zeros_address if h_0 is None else initial[k].data_ptr()
-            call += initial_address, row_stride, sequence_address, last_address
+            initial_address = self.zeros_address if h_0 is None else initial[k].data_ptr() + offset
+            fields += initial_address, row_stride, sequence_address, last_address
         operands: list[Tensor] = []
         if self.has_operands:
             field_values, operands = self.operand_fields(layer)
-            call += field_values
+            fields += field_values
         weights = weights[:WEIGHTS] + (self.product_weights(layer) if self.has_products else NO_PRODUCTS)
-        strides = None
+        results = Run(h, last, sequences + gates), layer, offset, (initial, lengths, reset, output, operands)
+        frame = self.start(weights, fields, results)
         if self.stack_size > 1:
             output = h_n if h is None else h
-            strides = self._stack_strides(weights, initial, output, (*sequences, *gates), last, operands)
-        overflow = self.launch(weights, call, strides)
-        if overflow:
-            run: Run = self.without_bf16_unit.run(layer)
-            return run
-        return Run(h, last, sequences + gates)
+            frame.strides = self._stack_strides(weights, initial, output, (*sequences, *gates), last, operands)
+        return frame
+
+    def end(self, frame: Frame) -> Run:
+        """Return the results of a frame that has run."""
+        run: Run
+        run, layer, offset, _ = frame.results
+        if self.finish(frame):
+            run = self.without_bf16_unit.run(layer, run.last, offset)
+        return run
 
     def _stack_strides(
         self, weights: Any, initial: Any, h: Tensor, saved: Any, last: Any, operands: list[Tensor]

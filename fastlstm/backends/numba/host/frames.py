@@ -135,7 +135,8 @@ class Kernel:
         """Let go of a frame and of its buffers."""
         if self.small_bytes <= SCRATCH:
             release_scratch(frame.memory)
-        frame.memory = None
+        frame.memory = frame.weights = frame.fields = frame.results = None
+        frame.is_written = True
         if frame.views:
             frame.views.clear()
         self.free_frames.append(frame)
@@ -149,9 +150,17 @@ class Frame:
         flags: an overflow flag, and the count of blocks of weights whose digests differ. The kernel writes both.
         mismatches: the address of the second.
         small_address: where the barriers and the small buffers begin, or -1.
+        task, threads: what it runs, and on how many threads.
+        is_written: whether the arguments are those of the call. They are not where packed weights are still missing.
+        weights, fields, results: of the call that it is borrowed for, see `Pass.start`.
+        strides: those of a stack's address fields from one layer to the next.
+        beside: functions that run this frame and another one side by side, by the other.
     """
 
-    __slots__ = ("arguments", "barriers", "flags", "memory", "mismatches", "run", "small_address", "views")
+    __slots__ = (
+        "arguments", "barriers", "beside", "fields", "flags", "is_written", "memory", "mismatches", "results", "run",
+        "small_address", "strides", "task", "threads", "views", "weights",
+    )  # fmt: skip
 
     def __init__(self, kernel: Kernel) -> None:
         from fastlstm.backends.numba.host import tasks
@@ -163,9 +172,14 @@ class Frame:
             setattr(self.arguments, name, ctypes.addressof(self.arguments) + offset)
         self.mismatches = ctypes.addressof(flags) + 8
         self.flags = memoryview(flags).cast("B").cast("q")
+        self.task, self.threads, self.beside = kernel.task, kernel.threads, dict[Frame, Any]()
         self.run = tasks.bind(kernel.task, self.arguments, kernel.threads)
-        self.small_address, self.barriers = -1, memoryview(bytearray())
+        self.small_address, self.barriers, self.is_written = -1, memoryview(bytearray()), True
         self.memory: Any = None
+        self.weights: Any = None
+        self.fields: Any = None
+        self.results: Any = None
+        self.strides: dict[str, int] = {}
         self.views: list[memoryview] = []
 
     def set_addresses(self, kernel: Kernel, address: int) -> None:

@@ -21,6 +21,22 @@ from fastlstm.backends.numba.host.signature import Signature, Weights, contiguou
 NO_PRODUCTS = (None,)  # the weights of the products of a cell without any
 
 
+def run_frames(frames: Sequence[Frame], side_by_side: bool) -> None:
+    """Run prepared frames of one kernel: one after the other, or two `side_by_side`, each on threads of its own."""
+    frame, other = frames[0], frames[-1]
+    if side_by_side and frame.is_written and other.is_written and frame.task == other.task:
+        both = frame.beside.get(other)
+        if both is None:
+            from fastlstm.backends.numba.host.tasks import bind_both
+
+            both = frame.beside[other] = bind_both(frame, other)
+        both[0]()
+        return
+    for frame in frames:
+        if frame.is_written:
+            frame.run()
+
+
 class Pass:
     """Runs one kernel for calls of one signature.
 
@@ -113,46 +129,49 @@ class Pass:
         inputs, params = dict(named[: s.counts.inputs]), dict(named[s.counts.inputs :])
         return stack_row_strides(s.B, **inputs) | stack_strides(**params)
 
-    def launch(self, weights: Weights, call: Sequence[int], strides: dict[str, int] | None = None) -> int:
-        """Run the kernel on (weight_ih, weight_hh, bias_ih, bias_hh, product weights), in a stack once for each layer.
+    def start(self, weights: Weights, fields: Sequence[int], results: Any) -> Frame:
+        """Return a frame with the arguments of a call on (weight_ih, weight_hh, bias_ih, bias_hh, product weights).
 
         Args:
-            call: the values of the call's fields after the weights.
-            strides: those of a stack's address fields from one layer to the next, None without a stack. A stack has no
-                cache of packed weights.
-
-        Return 1 if the kernel met a number that the bf16 unit cannot take, and 0 otherwise.
+            fields: the values of the call's fields after the weights.
+            results: what the frame is to hold until `finish`: results, and the memory of arguments.
         """
-        kernel, cache = self.kernel, self.cache
-        frame = kernel.borrow()
+        cache, frame = self.cache, self.kernel.borrow()
         if cache is None:
             if self.needs_cast:
                 weights = self.signature.cast(weights)
             # the five zeros: no digests are computed, so no originals are read
-            self.write_call(frame.arguments, self.call_offset, *addresses(weights), 0, 0, 0, 0, 0, *call)
-            if strides is None:
-                frame.run()
-            else:
-                from fastlstm.backends.numba.host.tasks import run_stack
-
-                run_stack(kernel.task, frame.arguments, self.stack_size, strides, kernel.buffer_bytes, kernel.threads)
-            overflow, _ = frame.take_flags()
+            self.write_call(frame.arguments, self.call_offset, *addresses(weights), 0, 0, 0, 0, 0, *fields)
+        elif (packed := cache.packed) is not None:
+            ih, hh, b_ih, b_hh, products = weights  # the originals; the five zeros below: no weights are packed
+            self.write_cached_call(
+                frame.arguments, self.cached_call_offset, *packed.addresses, frame.mismatches, 0, 0, 0, 0, 0,
+                0 if ih is None else ih.data_ptr(), 0 if hh is None else hh.data_ptr(),
+                0 if b_ih is None else b_ih.data_ptr(), 0 if b_hh is None else b_hh.data_ptr(),
+                0 if products is None else products.data_ptr(), *fields,
+            )  # fmt: skip
         else:
-            packed, mismatches = cache.packed, 1
-            if packed is not None:
-                ih, hh, b_ih, b_hh, products = weights  # the originals; the five zeros below: no weights are packed
-                self.write_cached_call(
-                    frame.arguments, self.cached_call_offset, *packed.addresses, frame.mismatches, 0, 0, 0, 0, 0,
-                    0 if ih is None else ih.data_ptr(), 0 if hh is None else hh.data_ptr(),
-                    0 if b_ih is None else b_ih.data_ptr(), 0 if b_hh is None else b_hh.data_ptr(),
-                    0 if products is None else products.data_ptr(), *call,
-                )  # fmt: skip
-                frame.run()
-                overflow, mismatches = frame.take_flags()
-            if mismatches:
-                overflow = self._pack_and_run(cache, frame, weights, call)
-        kernel.take_back(frame)
+            frame.is_written = False
+        frame.weights, frame.fields, frame.results = weights, fields, results
+        return frame
+
+    def finish(self, frame: Frame) -> int:
+        """Give back a frame that has run. If it has no packed weights, or old ones, pack them and run it first.
+
+        Return 1 if the kernel met a number that the bf16 unit cannot take, and 0 otherwise.
+        """
+        overflow, mismatches = frame.take_flags()
+        if self.cache is not None and (mismatches or not frame.is_written):
+            overflow = self._pack_and_run(self.cache, frame, frame.weights, frame.fields)
+        self.kernel.take_back(frame)
         return overflow
+
+    def run_stack(self, frame: Frame) -> None:
+        """Run a frame once for each layer of a stack, which has no cache of packed weights."""
+        from fastlstm.backends.numba.host.tasks import run_stack
+
+        kernel = self.kernel
+        run_stack(kernel.task, frame.arguments, self.stack_size, frame.strides, kernel.buffer_bytes, kernel.threads)
 
     def _pack_and_run(self, cache: PackedCache, frame: Frame, weights: Weights, call: Sequence[int]) -> int:
         """Run on newly packed weights. The cache gets them, unless the bf16 unit cannot take a number in them."""

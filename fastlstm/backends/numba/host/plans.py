@@ -12,10 +12,15 @@ from torch import Tensor
 
 from fastlstm.backends.base import Gradients, Layer, Run, heads_of
 from fastlstm.backends.cpu import threads_now
+from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.backward import Backward
 from fastlstm.backends.numba.host.cell_counts import counts
 from fastlstm.backends.numba.host.forward import Forward
-from fastlstm.backends.numba.host.signature import contiguous, readable, signature_of, strides
+from fastlstm.backends.numba.host.panels import lanes_of, panels_of
+from fastlstm.backends.numba.host.passes import run_frames
+from fastlstm.backends.numba.host.signature import Signature, contiguous, readable, signature_of, strides
+from fastlstm.backends.parts import backward as backward_of_parts
+from fastlstm.backends.parts import examples, joined
 from fastlstm.backends.pool import converted, unpooled
 from fastlstm.torch_private import copy_all
 
@@ -62,16 +67,18 @@ class Plan:
     reads_h = True
 
     def __init__(
-        self, layer: Layer, save: bool, caches: dict[Any, Any] | None, state_axes: tuple[int, ...], components: int
-    ) -> None:
-        """Prepare the kernels: the arguments are those of `plan`."""
+        self, layer: Layer, save: bool, caches: dict[Any, Any] | None, state_axes: tuple[int, ...], components: int,
+        shares: int = 1,
+    ) -> None:  # fmt: skip
+        """Prepare the kernels: the arguments are those of `plan`. `shares`: how many calls share the threads."""
         components = components_for(layer, components)
         self.is_bfloat16 = components == 1 and layer.x.dtype is torch.bfloat16
         self.saves_sequences = layer.x.dim() == 3 and layer.x.dtype in WIDE
         is_taken = self.is_bfloat16 or layer.x.dtype in WIDE
         base = layer if is_taken else layer._replace(x=converted(layer.x, torch.float32))
         example = readable_in_plan(base)
-        self.signature = s = signature_of(example, state_axes, components)._replace(rounded_dtype=layer.x.dtype)
+        self.shares = shares
+        self.signature = s = self.signature_of(example, state_axes, components, layer.x.dtype)
         # After a whole sequence of a training step the weights are updated: it packs them for itself.
         caches_weights = not save or (s.T == 1 and (layer.x.dtype in WIDE or not components))
         self.caches = caches if caches_weights else None
@@ -79,15 +86,31 @@ class Plan:
         self.backwards: dict[Any, Backward] = {}
         self.is_readable = all(a is b for a, b in zip((example.x, *example.weights), (base.x, *base.weights)))
 
+    def signature_of(
+        self, layer: Layer, state_axes: tuple[int, ...], components: int, rounded_dtype: torch.dtype
+    ) -> Signature:
+        """Return the signature of a layer for the share of the threads that a call has now."""
+        s = signature_of(layer, state_axes, components)
+        return s._replace(rounded_dtype=rounded_dtype, threads=max(1, s.threads // self.shares))
+
+    def readable(self, layer: Layer) -> Layer:
+        """Return a layer as the forward kernel reads it."""
+        return layer if self.is_readable else readable_in_plan(layer)
+
     def forward(self, layer: Layer) -> Run:
         """Run a layer."""
-        return self.kernel.run(layer if self.is_readable else readable_in_plan(layer))
+        return self.kernel.run(self.readable(layer))
 
     def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
-        """Return the gradients of a layer that this plan has run, in the type that the kernel takes.
+        """Return the gradients of a layer that this plan has run, in the type that the kernel takes."""
+        kernel, layer = self.backward_kernel(layer, needs)
+        return kernel.run(grads, layer, run)
 
-        Its tensors need not lie as they did in the forward pass: hooks of saved tensors may have moved them. The number
-        of threads may have changed too, and is one in a forked child.
+    def backward_kernel(self, layer: Layer, needs: Gradients) -> tuple[Backward, Layer]:
+        """Return the kernel for the backward pass of a layer that this plan has run, and the layer as it reads it.
+
+        The layer's tensors need not lie as they did in the forward pass: hooks of saved tensors may have moved them.
+        The number of threads may have changed too, and is one in a forked child.
         """
         now = strides(layer)
         if not self.is_readable or now != self.signature.strides:
@@ -97,10 +120,9 @@ class Plan:
         kernel = self.backwards.get(key)
         if kernel is None:
             planned = self.signature
-            s = signature_of(layer, planned.state_axes, planned.components)
-            s = s._replace(rounded_dtype=planned.rounded_dtype)
+            s = self.signature_of(layer, planned.state_axes, planned.components, planned.rounded_dtype)
             kernel = self.backwards[key] = Backward(s, needs, s.stack_size is not None, self.caches)
-        return kernel.run(grads, layer, run)
+        return kernel, layer
 
 
 class SixteenBits(Plan):
@@ -154,6 +176,74 @@ class SixteenBits(Plan):
         return Gradients.of(layer.cell, [rounded(a, self.dtype) for a in gradients.flat])
 
 
+class ModulePlan:
+    """Runs all layers and directions of a module, see `fastlstm.backends.base.Plan`. Each has a `Plan`.
+
+    The two directions of a layer run side by side where both together are worth a second thread: so they wait for each
+    other once, and not after each step.
+    """
+
+    backend: str
+    types: Any
+    saves_sequences = True
+
+    def __init__(
+        self, layer: Layer, save: bool, caches: dict[Any, Any] | None, state_axes: tuple[int, ...], components: int
+    ) -> None:
+        """Prepare the kernels: the arguments are those of `plan`."""
+        D, x, threads, parts = layer.directions, layer.x, threads_now(), examples(layer)
+        example = signature_of(readable_in_plan(parts[0]), state_axes, components)
+        panels = panels_of(example.H, lanes_of(example.dtype))
+        self.runs_side_by_side = (
+            D == 2 and sizes.split_threads(threads, example._replace(T=2 * example.T), panels)[0] > 1
+        )
+        self.save, self.reads_h, self.prototype = save, D == 1, x.new_empty(0)
+        self.state_shape = layer.parts, example.B, example.H
+        self.state_bytes = example.B * example.H * x.itemsize
+        self.plans: list[Plan] = []
+        for k, part in enumerate(parts):
+            kept, shares = None if caches is None else caches.setdefault(k, {}), 2 if self.runs_side_by_side else 1
+            self.plans.append(Plan(part, save, kept, state_axes, components, shares))
+
+    def forward(self, layer: Layer) -> Run:
+        """Run all parts."""
+        x, weights, states, lengths, reset, _, cell, *_ = layer
+        D, count = layer.directions, len(weights) // len(self.plans)
+        states = states if states[0] is None else tuple([a.contiguous() for a in states])
+        last = tuple([self.prototype.new_empty(*self.state_shape) for _ in states])
+        sequences: list[Tensor] = []
+        gates: list[Tensor] = []
+        for first in range(0, len(self.plans), D):
+            plans, frames = self.plans[first : first + D], []
+            for k, plan in enumerate(plans, first):
+                part = Layer(x, weights[k * count : (k + 1) * count], states, lengths, reset, k % D == 1, cell)
+                frames.append(plan.kernel.begin(plan.readable(part), last, k * self.state_bytes))
+            run_frames(frames, self.runs_side_by_side)
+            runs = [plan.kernel.end(frame) for plan, frame in zip(plans, frames)]
+            x = joined([run.h for run in runs])
+            if self.save:
+                for run in runs:
+                    sequences += run.h, *run.saved[:-1]
+                    gates.append(run.saved[-1])
+        if self.save and D == 1:
+            del sequences[-len(states)]  # the output
+        return Run(x, last, (*sequences, *gates))
+
+    def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
+        """Return the gradients of a module that this plan has run."""
+        return backward_of_parts(grads, layer, run, needs, self._backward_of)
+
+    def _backward_of(self, first: int, arguments: list[Any]) -> list[Gradients]:
+        """Return the gradients of the directions of one layer, of which `first` is the first part."""
+        kernels, frames = [], []
+        for plan, (grads, part, run, needs) in zip(self.plans[first:], arguments):
+            kernel, part = plan.backward_kernel(part, needs)
+            kernels.append(kernel)
+            frames.append(kernel.begin(grads, part, run))
+        run_frames(frames, self.runs_side_by_side and threads_now() > 1)
+        return [kernel.end(frame) for kernel, frame in zip(kernels, frames)]
+
+
 def readable_in_plan(layer: Layer) -> Layer:
     """Return `readable` with contiguous weights, since those of later calls may have other strides."""
     return readable(layer._replace(weights=(*map(contiguous, layer.weights),)))
@@ -171,16 +261,19 @@ def rounded(a: Optional, dtype: torch.dtype) -> Optional:
 
 def plan(
     layer: Layer, save: bool, caches: dict[Any, Any] | None, state_axes: tuple[int, ...], components: int = 0
-) -> Plan:
+) -> Plan | ModulePlan:
     """Prepare calls like this one: of the same shapes, strides of x, types, contiguity and presence of each tensor, and
     number of threads.
 
     Args:
-        layer: an example, whose x is (T, B, I), or (B, I) for one step alone. A step's run has no ``h``.
+        layer: an example, whose x is (T, B, I), or (B, I) for one step alone. A step's run has no ``h``. One of several
+            parts has an x (T, B, I) of float32 or float64, and no inputs.
         save: whether runs save what the backward pass reads.
         caches: the caches of packed weights, which all plans of a layer share; with None each call packs its weights.
         state_axes: the leading axes of the states, ``(1,)`` or ``()``.
         components: see `forward`.
     """
+    if layer.parts > 1:
+        return ModulePlan(layer, save, caches, state_axes, components)
     kind = Plan if layer.x.dtype in WIDE else SixteenBits
     return kind(layer, save, caches, state_axes, components)

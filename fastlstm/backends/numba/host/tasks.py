@@ -17,6 +17,7 @@ from fastlstm.backends.numba.host import kernel_files
 from fastlstm.backends.numba.host.arguments import (
     TAILS,
     BackwardArguments,
+    BothArguments,
     ForwardArguments,
     RegionArguments,
     StackArguments,
@@ -46,6 +47,13 @@ def stack(a, thread, threads):
             call(a.task, a.first + k * a.struct_bytes, 0, 1)
 
 
+def both(a, thread, threads):
+    """Run two calls, each on half of the threads, or one after the other on the only thread."""
+    each = max(1, threads // 2)
+    for k in range(thread // each, 2, max(1, threads // each)):
+        call(a.task, a.first + k * a.struct_bytes, thread % each, each)
+
+
 def region(a, thread, threads):
     """Run a task in a thread of an OpenMP region."""
     call(a.task, a.arguments, call_int(a.get_thread_number), call_int(a.get_thread_count))
@@ -68,6 +76,7 @@ KERNELS: dict[str, tuple[Any, Any, dict[str, int | str]]] = {
     "forward_mixed": (forward_mixed, ForwardArguments, PLAIN),
     "backward_mixed": (backward_mixed, BackwardArguments, _PLAIN_BACKWARD),
     "stack": (stack, StackArguments, {}),
+    "both": (both, BothArguments, {}),
     "region": (region, RegionArguments, {}),
 }
 
@@ -188,6 +197,15 @@ def bind(name: str, arguments: ctypes.Structure, threads: int) -> Callable[[], o
     parallel, get_thread_number, get_thread_count = openmp
     data = RegionArguments(_compiled(name).address, address, get_thread_number, get_thread_count)
     return partial(parallel, _compiled("region").address, ctypes.byref(data), threads, 0)  # which keeps the data alive
+
+
+def bind_both(frame: Any, other: Any) -> tuple[Callable[[], object], ctypes.Structure]:
+    """Return a function that runs two frames of one kernel side by side, and its arguments. These and the frames have
+    to live as long as the function.
+    """
+    first, second = ctypes.addressof(frame.arguments), ctypes.addressof(other.arguments)
+    arguments = BothArguments(_compiled(frame.task).address, first, second - first)
+    return bind("both", arguments, 2 * frame.threads), arguments
 
 
 def _run_in_pool(function: Any, address: int, threads: int) -> None:
