@@ -1,4 +1,9 @@
-"""How a call of one layer reaches a backend.
+"""How a call reaches a backend.
+
+`run_planned` runs all layers and directions of a module in one call. It has a plan if the whole call is plain, as the
+table says it, is of float32 or float64 and without `inputs`, and if one backend that plans modules runs all parts.
+Otherwise a module calls `run` for one layer after the other, and so it does where a part is more than its cell
+(projection, `recompute`, zoneout, recurrent dropout) or where dropout stands between layers.
 
 `run` takes the first row of this table that describes the call. `run` and `Plans.find` ask what is above the line, and
 `_run_checked` asks the rest.

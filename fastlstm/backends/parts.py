@@ -58,7 +58,7 @@ def backward(
         x = layer.x if first == 0 else joined([each.h for each in runs[first - D : first]])
         below = needs.x or (first > 0 and any((*needs.weights[: first * count], *needs.states)))
         calls = []
-        for k, own in zip(range(first, first + D), [dh] if D == 1 or dh is None else dh.chunk(D, -1)):
+        for k, own in zip(range(first, first + D), [dh] * D if D == 1 or dh is None else dh.chunk(D, -1)):
             last = tuple([a if a is None else a[k : k + 1] for a in grads.last])
             incoming = Run(own, last, ())
             if of_saved is not None:

@@ -252,7 +252,7 @@ class Recurrent(CellModule, nn.RNNBase):
         """Return the plans for all layers and directions in one call, or None where more than the cell runs, or where
         there is a single layer in one direction, whose own plans serve.
         """
-        runs_more = self.proj_size or self._regularizers or self._recompute or self._stacked or self._drops
+        runs_more = self.proj_size or self._regularizers or self._recompute or self._is_stacked or self._drops
         return None if runs_more or len(self._all_weights) == 1 else self._plans_of(0)
 
     def _run_layer(self, k: int, layer: Layer, inner_states: bool) -> Results:
