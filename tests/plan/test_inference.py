@@ -149,15 +149,16 @@ def test_the_first_call_may_be_in_inference_mode(dtype):
     assert all(parameter.grad is not None for parameter in lstm.parameters())
 
 
-def test_packed_weights_are_kept_from_call_to_call(calls):
+def test_packed_weights_are_kept_from_call_to_call(calls, cpu_backend):
     lstm, x = fastlstm.LSTM(5, 7, num_layers=2), torch.randn(3, 2, 5)
     with torch.no_grad():
         for _ in range(2):
             lstm.flatten_parameters()
             lstm(x)
             assert calls.count("pack") == 2
-    assert calls.count("plan") == 2
-    assert calls.count("forward") == 4
+    plans = 2 if cpu_backend == "native" else 1  # of each layer, or of the module
+    assert calls.count("plan") == plans
+    assert calls.count("forward") == 2 * plans
     lstm.release_memory()
     gc.collect()
     assert [kept() for kept in calls.packed] == [None, None]

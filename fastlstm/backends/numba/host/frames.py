@@ -135,7 +135,7 @@ class Kernel:
         """Let go of a frame and of its buffers."""
         if self.small_bytes <= SCRATCH:
             release_scratch(frame.memory)
-        frame.memory = frame.weights = frame.fields = frame.results = None
+        frame.memory = frame.weights = frame.fields = frame.results = frame.packed = None
         frame.is_written = True
         if frame.views:
             frame.views.clear()
@@ -152,14 +152,14 @@ class Frame:
         small_address: where the barriers and the small buffers begin, or -1.
         task, threads: what it runs, and on how many threads.
         is_written: whether the arguments are those of the call. They are not where packed weights are still missing.
-        weights, fields, results: of the call that it is borrowed for, see `Pass.start`.
+        weights, fields, results, packed: of the call that it is borrowed for, see `Pass.start`.
         strides: those of a stack's address fields from one layer to the next.
         beside: functions that run this frame and another one side by side, by the other.
     """
 
     __slots__ = (
-        "arguments", "barriers", "beside", "fields", "flags", "is_written", "memory", "mismatches", "results", "run",
-        "small_address", "strides", "task", "threads", "views", "weights",
+        "arguments", "barriers", "beside", "fields", "flags", "is_written", "memory", "mismatches", "packed", "results",
+        "run", "small_address", "strides", "task", "threads", "views", "weights",
     )  # fmt: skip
 
     def __init__(self, kernel: Kernel) -> None:
@@ -179,6 +179,7 @@ class Frame:
         self.weights: Any = None
         self.fields: Any = None
         self.results: Any = None
+        self.packed: Any = None
         self.strides: dict[str, int] = {}
         self.views: list[memoryview] = []
 

@@ -136,7 +136,7 @@ class Pass:
             fields: the values of the call's fields after the weights.
             results: what the frame is to hold until `finish`: results, and the memory of arguments.
         """
-        cache, frame = self.cache, self.kernel.borrow()
+        cache, frame, packed = self.cache, self.kernel.borrow(), None
         if cache is None:
             if self.needs_cast:
                 weights = self.signature.cast(weights)
@@ -152,7 +152,8 @@ class Pass:
             )  # fmt: skip
         else:
             frame.is_written = False
-        frame.weights, frame.fields, frame.results = weights, fields, results
+        # the packed weights too: another thread may replace the cache's while the kernel runs
+        frame.weights, frame.fields, frame.results, frame.packed = weights, fields, results, packed
         return frame
 
     def finish(self, frame: Frame) -> int:
