@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastlstm.backends.base import Gradients, Layer, Run, heads_of
 from fastlstm.backends.cpu import threads_now
-from fastlstm.backends.numba.host import sizes
+from fastlstm.backends.numba.host import thread_split
 from fastlstm.backends.numba.host.backward import Backward
 from fastlstm.backends.numba.host.cell_counts import counts
 from fastlstm.backends.numba.host.forward import Forward
@@ -191,12 +191,10 @@ class ModulePlan:
         self, layer: Layer, save: bool, caches: dict[Any, Any] | None, state_axes: tuple[int, ...], components: int
     ) -> None:
         """Prepare the kernels: the arguments are those of `plan`."""
-        D, x, threads, parts = layer.directions, layer.x, threads_now(), examples(layer)
+        D, x, parts = layer.directions, layer.x, examples(layer)
         example = signature_of(readable_in_plan(parts[0]), state_axes, components)
         panels = panels_of(example.H, lanes_of(example.dtype))
-        self.runs_side_by_side = (
-            D == 2 and sizes.split_threads(threads, example._replace(T=2 * example.T), panels)[0] > 1
-        )
+        self.runs_side_by_side = D == 2 and thread_split.runs_side_by_side(threads_now(), example, panels)
         self.save, self.reads_h, self.prototype = save, D == 1, x.new_empty(0)
         self.state_shape = layer.parts, example.B, example.H
         self.state_bytes = example.B * example.H * x.itemsize

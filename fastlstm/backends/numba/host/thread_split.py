@@ -52,6 +52,19 @@ def split_threads(available: int, s: Signature, panels: int, backward: bool = Fa
     return min((time(n, members), n * members, n) for n, members in splits)[1:]
 
 
+def runs_side_by_side(available: int, s: Signature, panels: int) -> bool:
+    """Return whether two layers of one signature are predicted to take less time side by side, each on half of the
+    threads, than one after the other on all of them.
+    """
+    time, half = predicted_time(s, panels, False), available // 2
+
+    def shortest(threads: int) -> float:
+        count, team_count = split_threads(threads, s, panels)
+        return time(team_count, count // team_count)
+
+    return half > 0 and shortest(half) - wake_time(half) + wake_time(2 * half) < 2 * shortest(available)
+
+
 def fewest(largest_share: Callable[[int], int], most: int) -> list[int]:
     """Return the numbers of shares, up to `most`, whose largest share is smaller than with one share less."""
     shares = [largest_share(n) for n in range(1, most + 1)]
