@@ -36,7 +36,8 @@ def has_memory(tensor: Tensor) -> bool:
     """
     if type(tensor) not in _PLAIN or not is_plain() or transformed():
         return True
-    return bool(tensor.data_ptr()) or tensor.numel() == 0 or tensor.is_meta or tensor._is_zerotensor()
+    # a meta tensor, or one of torch's zeros without memory, has the storage that it would need
+    return bool(tensor.data_ptr()) or tensor.numel() == 0 or tensor.untyped_storage().nbytes() > 0
 
 
 def is_untransformed(*tensors: Tensor | None) -> bool:

@@ -112,7 +112,8 @@ def test_masks_directions_and_layers(dtype, options, calls):
         given["reset"] = torch.rand(T, B) < 0.3
     inputs, names = [x, *module.parameters()], list(dict(module.named_parameters()))
     output, states = module(x, **given)
-    assert calls.count("forward") == layers * (2 if bidirectional else 1)
+    parts = layers * (2 if bidirectional else 1)
+    assert calls.count("forward") == (1 if dtype is torch.double else parts)  # of 16 bits each runs by itself
     got = [output, *states]
     gradients = torch.autograd.grad(got, inputs, directions(got), create_graph=True)
     got += [*gradients, *torch.autograd.grad(length(gradients), inputs)]

@@ -171,8 +171,8 @@ def test_a_graph_that_is_older_than_the_fork(backend):
 
 def test_set_num_threads_is_followed_at_once(two_threads, monkeypatch):
     used = []
-    launch = passes.Pass.launch
-    monkeypatch.setattr(passes.Pass, "launch", lambda self, *a: used.append(self.kernel.threads) or launch(self, *a))
+    start = passes.Pass.start
+    monkeypatch.setattr(passes.Pass, "start", lambda self, *a: used.append(self.kernel.threads) or start(self, *a))
     for count in (2, 1, 2):
         torch.set_num_threads(count)
         work("numba")
