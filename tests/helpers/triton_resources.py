@@ -90,6 +90,9 @@ def cases() -> Iterator[Case]:
             yield Case(direction, "bf16", 128, cell=cell)
         yield Case(direction, "tf32", 64, cell="layer_norm_lstm")
         yield Case(direction, "bf16", 100, lengths=True, reset=True, cell="dreamer_gru")
+        of_products = [("gru_reset_before", kind, 64) for kind in ("bf16", "tf32", "ieee")]
+        for cell, kind, H in (*of_products, ("lem", "tf32", 40), ("multiplicative_lstm", "bf16", 64)):
+            yield Case(direction, kind, H, cell=cell)
         for cell, kind, H in (("lstm", "bf16", 512), ("slstm", "bf16", 256), ("lstm", "tf32", 1024)):
             yield Case(direction, kind, H, heads=4, cell=cell)
     for I in (16, 28):
@@ -107,7 +110,7 @@ def tile_of(case: Case, capability: tuple[int, int]) -> tiles.Tile:
     """The tile of a case. One of many rows is on a chip of one multiprocessor."""
     cell, precision = by_key(case.cell), DTYPES[case.kind]
     D = case.H if "mean" in means_of(cell) else case.H // case.heads
-    gates = cell_functions(cell, precision == "ieee", D if means_of(cell) else 0).gates
+    gates = cell_functions(cell, precision, D if means_of(cell) or cell.products else 0).gates
     tile = tiles.choose(D, precision, capability, gates, case.I or 40)
     programs, masked = case.H // D, case.lengths or case.reset
     return tiles.with_rows(tile, precision, capability, masked, B, programs, 1 if case.many else 132)
@@ -150,6 +153,7 @@ def _call(case: Case) -> None:
     of_x, of_h = cell.gates_of_x * H, cell.gates_of_h * H
     weights = [empty(of_x, I), empty(of_h, H // case.heads), empty(of_x), empty(of_h)]
     weights = [a if a.shape[0] else None for a in weights] + [empty(H) for _ in cell.params]
+    weights += [empty(H, H // case.heads) for _ in cell.products]
     states, inputs = tuple(empty(B, H) for _ in cell.states), tuple(empty(T, B, H) for _ in cell.inputs)
     lengths = empty(B, dtype=torch.int64) if case.lengths else None
     reset = empty(T, B, dtype=torch.bool) if case.reset else None

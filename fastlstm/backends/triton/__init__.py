@@ -19,7 +19,7 @@ from fastlstm.backends.base import Gradients, Layer, Run, Traits
 from fastlstm.backends.reference import saved_shape
 from fastlstm.backends.triton.device import resolve_precision, supports
 
-TRAITS = Traits(takes_sixteen_bits=True, plans=True, plans_sixteen_bits=True, heads=True)
+TRAITS = Traits(takes_sixteen_bits=True, plans=True, plans_sixteen_bits=True, heads=True, products=True)
 
 
 def check(layer: Layer, precision: str | None = None) -> str | None:

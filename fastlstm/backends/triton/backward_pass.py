@@ -14,14 +14,15 @@ from fastlstm.backends.triton.tiles import Tile
 
 
 class KernelGradients(NamedTuple):
-    """The gradients of the pre-activations (T,B,S H), the initial states (B,H), each row's params (B,H) in float32, and
-    the inputs (T,B,H). `states`, `params` and `inputs` are None where they are not wanted.
+    """The gradients of the pre-activations (T,B,S H), the initial states (B,H), each row's params (B,H) in float32, the
+    inputs (T,B,H) and the products (T,B,H). All but `preact` are None where they are not wanted.
     """
 
     preact: Tensor
     states: tuple[Any, ...]
     params: tuple[Any, ...]
     inputs: tuple[Any, ...]
+    products: tuple[Any, ...] = ()
 
 
 class Backward(Pass):
@@ -82,7 +83,7 @@ class Backward(Pass):
     def run(self, grads: Run, layer: Layer, run: Run) -> Gradients:
         """Return the gradients of a layer from those of its results, of which the same are None in all calls."""
         with products_in(self.precision), on_device(layer.x.device):
-            return self._finished(self.launch(grads, layer, run), layer, run.h)
+            return self._finished(self.launch(grads, layer, run), layer, run)
 
     def launch(self, grads: Run, layer: Layer, run: Run) -> KernelGradients:
         """Run the kernels, and return their results."""
@@ -100,17 +101,21 @@ class Backward(Pass):
         initial = tuple([a if k in self.read else None for k, a in enumerate(first)])
         sequences = tuple([a if k in self.read else None for k, a in enumerate((h, *others))])
         dpreact = saved.new_empty(T, B, self.cell.preacts * H)
-        wants_params = needs.weights[WEIGHTS:]
+        first_product = WEIGHTS + len(layer.cell.params)
+        wants_params, wants_products = needs.weights[WEIGHTS:first_product], needs.weights[first_product:]
         dparams = tuple([saved.new_zeros(B, H, dtype=torch.float32) if want else None for want in wants_params])
+        dproducts = tuple([saved.new_empty(T, B, H) if want else None for want in wants_products])
         dinputs = tuple([torch.empty_like(a) if want else None for a, want in zip(inputs, needs.inputs)])
-        operands, weight_hh, *packed = (tuple(params), inputs, initial), *self.recurrent(weight_hh)
+        count = len(layer.cell.params)
+        operands, weight_hh, *packed = (tuple(params[:count]), inputs, initial), *self.recurrent(weight_hh)
         if self.resident:
             wants = (want and a is not None for a, want in zip(first, needs.states))
             dstates = tuple([torch.empty_like(a) if want else None for a, want in zip(first, wants)])
-            results = sequences, saved, dpreact, dstates, dparams, dinputs
+            results = sequences, saved, dpreact, dstates, dparams, dinputs + dproducts
             sizes = T, B, self.rows, dh_step // H, dh_row // H, self.reverse
-            self.start(dh, dsequences, dlast, weight_hh, *packed, *operands, lengths, reset, *results, *sizes)
-            return KernelGradients(dpreact, dstates, dparams, dinputs)
+            weights = weight_hh, *packed, self.of_products(params[count:])
+            self.start(dh, dsequences, dlast, *weights, *operands, lengths, reset, *results, *sizes)
+            return KernelGradients(dpreact, dstates, dparams, dinputs, dproducts)
         dcarried = tuple(
             torch.zeros_like(a, dtype=torch.float32) if d is None else d.to(torch.float32, copy=True)
             for a, d in zip(first, dlast)
@@ -124,8 +129,8 @@ class Backward(Pass):
         dstates = tuple(a.to(saved.dtype) if want else None for a, want in zip(dcarried, needs.states))
         return KernelGradients(dpreact, dstates, dparams, dinputs)
 
-    def _finished(self, results: KernelGradients, layer: Layer, h: Tensor) -> Gradients:
-        """Return all gradients, from the kernels' results and the outputs h (T,B,H) of the run."""
+    def _finished(self, results: KernelGradients, layer: Layer, run: Run) -> Gradients:
+        """Return all gradients, from the kernels' results and the run."""
         needs, weights, layout, x = self.needs, layer.weights, self.layout, base.flat_input(layer.x)
         dpreact_rows = self._rows(results.preact)
         dx = dweight_ih = dweight_hh = None
@@ -139,7 +144,7 @@ class Backward(Pass):
             dweight_ih = dpreact_rows.as_strided(*self.x_view) @ sums.rows_of(x_active, self.stack)
             dweight_ih = sums.in_order(dweight_ih, layout.rows_ih, -2)
         if needs.weights[1]:
-            dweight_hh = self._of_weight_hh(dpreact_rows, results.preact, layer, h)
+            dweight_hh = self._of_weight_hh(dpreact_rows, results.preact, layer, run.h)
             dweight_hh = sums.in_order(dweight_hh, layout.rows_hh, -2)
         dbiases: tuple[Any, ...] = None, None
         if self.wants_bias:
@@ -149,7 +154,17 @@ class Backward(Pass):
             None if terms is None else sums.vector_gradient(terms.unsqueeze(0), param).to(param.dtype)
             for terms, param in zip(results.params, weights[WEIGHTS:])
         ]
-        return Gradients(dx, (dweight_ih, dweight_hh, *dbiases, *dparams), results.states, results.inputs)
+        dproducts = self._of_products(results.products, layer, run.saved[-1]) if layer.cell.products else []
+        return Gradients(dx, (dweight_ih, dweight_hh, *dbiases, *dparams, *dproducts), results.states, results.inputs)
+
+    def _of_products(self, gradients: tuple[Any, ...], layer: Layer, saved: Tensor) -> list[Any]:
+        """Return the gradients of the weights of products, from those of the products (T,B,H) and the saved values."""
+        cell, held = layer.cell, base.held_steps(layer)
+        values, of_products = dict(zip(self.layout.saved, saved.split(self.H, -1))), cell.derived().multiplied
+        return [
+            None if g is None else sums.weight_gradient(g, base.fill(values[of_products[name]], held), weight)
+            for name, g, weight in zip(cell.products, gradients, layer.weights[WEIGHTS + len(cell.params) :])
+        ]
 
     def _of_weight_hh(self, dpreact_rows: Tensor, dpreact: Tensor, layer: Layer, h: Any) -> Tensor:
         """Return the gradient of weight_hh, its rows in the order of the pre-activations.

@@ -13,6 +13,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from fastlstm.backends.triton import products
 from fastlstm.backends.triton.device import INTERPRET
 from fastlstm.cells.emit import Function, load, python
 from fastlstm.cells.graph import HEADS, MEANS, Node, in_order
@@ -109,6 +110,16 @@ def mean(x, heads=1):
     there = tl.arange(0, x.shape[0])[:, None] < {units}
     return tl.broadcast_to((tl.sum(tl.where(there, x, 0.0), 0) * {share!r})[None, :], x.shape)
 """
+# A weight is (P, P) with its low part and its scale, as `products.product` takes them. Padding may be NaN
+_PRODUCT = """
+def product(x, weight):
+    there = tl.arange(0, x.shape[0])[:, None] < {units}
+    return multiply(weight[0], weight[1], weight[2], tl.where(there, x, 0.0), {precision!r}, True)
+"""
+_TRANSPOSED = """
+def transposed_product({arguments}):
+    return {total}
+"""
 
 
 def means_of(cell: Cell) -> set[str]:
@@ -120,10 +131,11 @@ class CellFunctions:
     """A cell's compiled functions, and what the kernels have to know of it.
 
     Attributes:
-        forward: a function of the pre-activations in the order of `Layout.preacts`, the states, the params and the
-            inputs. It returns the new states and the saved values.
-        backward: a function of the new states' gradients, the saved values, the states of `read`, the params and the
-            inputs. It returns the gradients of the pre-activations, of the carried states, the params and the inputs.
+        forward: a function of the pre-activations in the order of `Layout.preacts`, the states, the params, the inputs
+            and the weights of products. It returns the new states and the saved values.
+        backward: a function of the new states' gradients, the saved values, the states of `read`, the params, the
+            inputs and the transposed weights of products. It returns the gradients of the pre-activations, of the
+            carried states, the params, the inputs and the products.
         read: which states backward reads: 2 k for state k after the step, and 2 k + 1 for state k before it.
         carried: for each state where its gradient is among those of the carried states, or -1.
         preacts, h_preacts: how many pre-activations there are, and for how many of them, the last, h is multiplied.
@@ -134,18 +146,23 @@ class CellFunctions:
         backward_divides: whether a gradient may be NaN where all values are zero.
 
     Args:
-        units: how many units a mean is over, those of a row or of a head, or 0 for a cell without means.
+        units: how many units a mean is over, those of a row or of a head, or what products multiply, or 0 for a cell
+            without either.
     """
 
-    def __init__(self, cell: Cell, exact: bool, units: int = 0) -> None:
+    def __init__(self, cell: Cell, precision: str, units: int = 0) -> None:
         layout, derived = cell.layout, cell.derived()
-        names, version = (EXACT, "exact") if exact else (FAST, "fast")
-        if units:
+        names, version = (EXACT, "exact") if precision == "ieee" else (FAST, "fast")
+        if cell.products:
+            names = names | _products(cell, precision, units, names)
+            version = f"{precision}_of_{units}"
+        if derived.means:
             source, version = _MEAN.format(units=units, share=1 / units), f"{version}_of_{units}"
             mean = triton.jit(load(source, "mean", names, __name__))
             names = names | {"mean": mean, "mean_of_head": mean, HEADS: tl.constexpr(1)}
         new, old = list(layout.states), [f"{state}_prev" for state in layout.states]
-        preacts, operands = [f"{gate}_pre" for gate in layout.preacts], [*layout.params, *layout.inputs]
+        preacts = [f"{gate}_pre" for gate in layout.preacts]
+        operands = [*layout.params, *layout.inputs, *cell.products]
         arguments = [*(f"d{state}" for state in new), *layout.saved, *derived.states_read, *operands]
         carried = [f"d{state}_prev" for state in layout.carried]
         results = [*(f"d{name}" for name in preacts), *carried, *(f"d{name}" for name in operands)]
@@ -162,6 +179,20 @@ class CellFunctions:
 
 
 cell_functions = cache(CellFunctions)
+
+
+def _products(cell: Cell, precision: str, units: int, names: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the functions `product` and `transposed_product` of a cell by name. Triton knows no variable number of
+    arguments, so the latter takes as many pairs as the cell has products of one value, or a None for each that lacks.
+    """
+    source = _PRODUCT.format(units=units, precision=precision)
+    product = triton.jit(load(source, "product", {**names, "multiply": products.product}, __name__))
+    pairs = range(max(map(len, cell.layout.product_groups)))
+    arguments = ", ".join(f"g{k}, w{k}" if k == 0 else f"g{k}=None, w{k}=None" for k in pairs)
+    total = "product(g0, w0)" + "".join(f" + (product(g{k}, w{k}) if g{k} is not None else 0.0)" for k in pairs[1:])
+    source = _TRANSPOSED.format(arguments=arguments, total=total)
+    transposed = triton.jit(load(source, "transposed_product", {**names, "product": product}, __name__))
+    return {"product": product, "transposed_product": transposed}
 
 
 def _compiled(

@@ -172,6 +172,7 @@ def _example(variant: Variant, I: int, device_name: str) -> tuple[Layer, Run]:
     x[..., 0], weight_ih[:, 0] = 1, random(x_rows).sign()
     tensors: list[Any] = [x, weight_ih, random(h_rows, D, scale=0.25 * D**-0.5)]
     tensors += [random(x_rows, scale=0.1), random(h_rows, scale=0.1)] + [near_one(H) for _ in cell.params]
+    tensors += [random(H, D, scale=0.25 * D**-0.5) for _ in cell.products]
     tensors += [random(B, H).abs() for _ in cell.states] + [near_one(T, B, H) for _ in cell.inputs]
     tensors = [a.to(dtype).double() for a in tensors]
     rows = torch.arange(B, device=device_name)
@@ -195,6 +196,7 @@ def _flat(layer: Layer, incoming: Run, variant: Variant, by_kernels: bool) -> di
     """Return the results by name, and the gradients if they are wanted, of the kernels or of the reference."""
     cell, precision, tile = variant.kind.cell, variant.kind.precision, variant.tile
     names = ["x", "weight_ih", "weight_hh", "bias_ih", "bias_hh", *cell.params]
+    names += [f"weight_{name}" for name in cell.products]
     names += [f"{name}_0" for name in cell.states] + list(cell.inputs)
     wanted = variant.present[: len(names)]
     gradients: list[Any] = [None] * len(names)

@@ -5,7 +5,7 @@ the launch itself. Types and alignment are the same in all calls of a `Pass`: ev
 aligned, and each kernel lists its numbers in `do_not_specialize`. So a `Launch` looks its kernel up once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any, cast
@@ -63,7 +63,7 @@ def describe_layer(layer: Layer, precision: str) -> tuple[Any, Any, int, int, in
     """
     H, stack, means = base.hidden_size(layer), base.stack_size_of(layer) or 1, cells.means_of(layer.cell)
     D = H if "mean" in means else H // base.heads_of(layer)
-    cell = cells.cell_functions(layer.cell, precision == "ieee", D if means else 0)
+    cell = cells.cell_functions(layer.cell, precision, D if means or layer.cell.products else 0)
     rows = (layer.x if layer.x.dim() == 2 else base.flat_input(layer.x)).shape[-2] // stack
     inputs = 0 if layer.weights[0] is None else int(layer.x.shape[-1])
     capability, masked = device.capability(layer.x.device), layer.lengths is not None or layer.reset is not None
@@ -76,10 +76,15 @@ def describe_layer(layer: Layer, precision: str) -> tuple[Any, Any, int, int, in
 
 def lacks(layer: Layer, precision: str) -> str | None:
     """Return why there are no kernels for a layer, although there are some for its type and device, or None."""
-    _, tile, _, _, H, D = describe_layer(layer, precision)
+    cell, tile, _, _, H, D = describe_layer(layer, precision)
     means = cells.means_of(layer.cell)
     if len(means) > 1 and base.heads_of(layer) > 1:
         return "the triton backend has no means over a row beside means over its heads, since a program has one of both"
+    products = len(layer.cell.products)
+    if products and not tiles.holds_products(tile, cell.h_preacts + products):
+        return (
+            f"the triton backend has no {products} products of values of a step over {D} units, got {layer.cell.name}"
+        )
     if isinstance(tile, tiles.Resident):
         return None
     if means:
@@ -137,14 +142,20 @@ class Pass:
         self.order = list(reference.step_order(self.T, layer.reverse))
         blocks = -(-rows // chosen.block_b) * stack
         self.launch_grid: tuple[int, ...] = (blocks, H // D if self.resident else -(-H // chosen.units))
-        self.packs = self.resident and precision != "native" and cell.h_preacts > 0
-        if self.packs:
-            lines, terms = (H, cell.h_preacts * D) if backward else (cell.h_preacts * H, D)
-            self.scales = stack, lines
-            self.pack = Launch(
-                pack_kernel, (-(-lines // PACK_LINES) * stack,), self.compiles_only,
-                BY_ROW=not backward, BLOCK=PACK_LINES, PAD=1 << (terms - 1).bit_length(),
-            )  # fmt: skip
+        self.packs = self.resident and precision != "native"
+        self.pack_hh, self.pack_product = (
+            self._pack_of(blocks, stack, backward) if self.packs and count else None
+            for blocks, count in ((cell.h_preacts, cell.h_preacts), (1, len(layer.cell.products)))
+        )
+
+    def _pack_of(self, blocks: int, stack: int, backward: bool) -> tuple[Any, tuple[int, int]]:
+        """Return what starts `pack_kernel` for weights (blocks H, D), and the shape of their scale."""
+        lines, terms = (self.H, blocks * self.D) if backward else (blocks * self.H, self.D)
+        start = Launch(
+            pack_kernel, (-(-lines // PACK_LINES) * stack,), self.compiles_only,
+            BY_ROW=not backward, BLOCK=PACK_LINES, PAD=1 << (terms - 1).bit_length(),
+        )  # fmt: skip
+        return start, (stack, lines)
 
     def first(self, states: tuple[Any, ...], like: Tensor) -> tuple[Any, ...]:
         """Return the initial states (B,H) as the kernels read them. Resident ones take None for zeros."""
@@ -165,18 +176,27 @@ class Pass:
         }  # fmt: skip
 
     def recurrent(self, weight_hh: Any) -> tuple[Any, Any, Any]:
-        """Return weight_hh, its low part and its scale for the kernels, its rows in the order of the pre-activations.
+        """Return weight_hh as the kernels take it, with its rows in the order of the pre-activations."""
+        return self._packed(sums.in_order(weight_hh, self.layout.blocks_hh, -2), self.pack_hh)
+
+    def of_products(self, weights: Sequence[Any]) -> tuple[Any, ...]:
+        """Return the weights of products as resident kernels take them."""
+        packed = [self._packed(a, self.pack_product) for a in weights]
+        return tuple([part for parts in packed for part in (parts if self.packs else parts[:1])])
+
+    def _packed(self, weight: Any, pack: Any) -> tuple[Any, Any, Any]:
+        """Return a weight, its low part and its scale for the kernels.
 
         Resident kernels take float32 as high and low parts in fp16, see `pack_kernel`. Elsewhere the last two are None.
         """
-        weight_hh = sums.in_order(weight_hh, self.layout.blocks_hh, -2)
-        if weight_hh is not None and weight_hh.shape[-1] < self.D:
-            weight_hh = sums.dense(weight_hh, self.H)
-        if not self.packs:
-            return weight_hh, None, None
-        high, low = (torch.empty_like(weight_hh, dtype=torch.float16) for _ in range(2))
-        scale = weight_hh.new_empty(*self.scales)
-        self.pack(weight_hh, high, low, scale, *weight_hh.shape[-2:], self.H)
+        if weight is not None and weight.shape[-1] < self.D:
+            weight = sums.dense(weight, self.H)
+        if pack is None:
+            return weight, None, None
+        start, scale_shape = pack
+        high, low = (torch.empty_like(weight, dtype=torch.float16) for _ in range(2))
+        scale = weight.new_empty(*scale_shape)
+        start(weight, high, low, scale, *weight.shape[-2:], self.H)
         return high, low, scale
 
 
@@ -231,13 +251,14 @@ class Forward(Pass):
         if not self.multiplies_x:
             with device.products_in(self.precision):
                 x, weight_ih, bias = project(x, weight_ih, bias), None, None
-        operands, results = (bias_hh, tuple(params), inputs), ((h, *others), saved)
+        count = len(layer.cell.params)
+        operands, results = (bias_hh, tuple(params[:count]), inputs), ((h, *others), saved)
         weight_hh, *packed = self.recurrent(weight_hh)
         if self.resident:
             step, row, _ = (0, 0, 0) if x is None else x.stride()
             self.start(
-                x, weight_ih, bias, weight_hh, *packed, *operands, states, lengths, reset, *results, last,
-                T, B, self.rows, step, row, self.reverse,
+                x, weight_ih, bias, weight_hh, *packed, self.of_products(params[count:]), *operands, states, lengths,
+                reset, *results, last, T, B, self.rows, step, row, self.reverse,
             )  # fmt: skip
         else:
             float_states = tuple(

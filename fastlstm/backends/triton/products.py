@@ -159,6 +159,40 @@ def product(w, w_low, scale, v, PRECISION: tl.constexpr, UNBOUNDED: tl.constexpr
 
 
 @triton.jit
+def load_weights(ptrs, start, unit, column, ok, D: tl.constexpr, TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr):
+    """Return each weight (H,D) of a product inside of a step, with its low part and its scale.
+
+    Args:
+        ptrs: of the weights, each followed by those of its low part and its scale unless they are native.
+        start: the first row of the layer.
+        unit, column: the units of the head, and their numbers there, of which `ok` says which exist.
+    """
+    offs = unit[None, :] * D + column[:, None] if TRANSPOSED else unit[:, None] * D + column[None, :]
+    PARTS: tl.constexpr = 1 if PRECISION == "native" else 3
+    weights = ()
+    for k in tl.static_range(0, len(ptrs), PARTS):
+        w = pin(tl.load(ptrs[k] + start * D + offs, mask=ok[:, None] & ok[None, :], other=0.0))
+        w_low, scale = w, 1.0
+        if PRECISION == "ieee":  # not pinned: it stays in shared memory
+            w_low = tl.load(ptrs[k + 1] + start * D + offs, mask=ok[:, None] & ok[None, :], other=0.0)
+        if PRECISION != "native":
+            scale = tl.load(ptrs[k + 2] + start + unit, mask=ok, other=0.0)[:, None]
+        weights += ((w, w_low, scale),)
+    return weights
+
+
+@triton.jit
+def use_weights(d, weights, T, PRECISION: tl.constexpr):
+    """Return `d`. A product that is never chosen is a second use of each weight, without which the compiler would sink
+    the weight into the loop.
+    """
+    for k in tl.static_range(len(weights)):
+        unused = product(weights[k][0], weights[k][1], weights[k][2], tl.zeros(d.shape, tl.float32), PRECISION, False)
+        d = tl.where(T > 0, d, unused)
+    return d
+
+
+@triton.jit
 def pre_activations(
     w, w_low, scale, h, w_ih, x, X: tl.constexpr, S: tl.constexpr, GATES: tl.constexpr, P: tl.constexpr,
     BLOCK_B: tl.constexpr, PRECISION: tl.constexpr, UNBOUNDED: tl.constexpr,

@@ -19,9 +19,11 @@ from fastlstm.backends.triton.products import (
     gate_rows,
     in_head,
     join_gates,
+    load_weights,
     pin,
     pre_activations,
     recurrent_dh,
+    use_weights,
 )
 from fastlstm.backends.triton.tile_access import (
     add_biases,
@@ -48,9 +50,9 @@ from fastlstm.backends.triton.tile_access import (
 
 @triton.jit(do_not_specialize=["T", "B", "rows", "x_step", "x_row", "reverse"])
 def forward_kernel(
-    x_ptr, weight_ih_ptr, bias_ptr, weight_ptr, weight_low_ptr, scale_ptr, bias_hh_ptr, param_ptrs, input_ptrs,
-    initial_ptrs, lengths_ptr, reset_ptr, sequence_ptrs, saved_ptr, last_ptrs, T, B, rows, x_step: tl.int64, x_row,
-    reverse, CELL: tl.constexpr, BLOCKS: tl.constexpr, S: tl.constexpr, Y: tl.constexpr, GATES: tl.constexpr,
+    x_ptr, weight_ih_ptr, bias_ptr, weight_ptr, weight_low_ptr, scale_ptr, product_ptrs, bias_hh_ptr, param_ptrs,
+    input_ptrs, initial_ptrs, lengths_ptr, reset_ptr, sequence_ptrs, saved_ptr, last_ptrs, T, B, rows, x_step: tl.int64,
+    x_row, reverse, CELL: tl.constexpr, BLOCKS: tl.constexpr, S: tl.constexpr, Y: tl.constexpr, GATES: tl.constexpr,
     STATES: tl.constexpr, UNBOUNDED: tl.constexpr, H: tl.constexpr, D: tl.constexpr, P: tl.constexpr, I: tl.constexpr,
     PI: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -60,6 +62,7 @@ def forward_kernel(
         x: (T,B,I), which is multiplied here. With PI 0 it is the product (T,B,X H), contiguous and with the bias.
         weight_ih, bias: (X H,I) and (X H,), or None with PI 0.
         weight, weight_low, scale: weight_hh (Y H,D), or its parts and scale as `pack_kernel` writes them.
+        products: likewise of (H,D), one after the other, for products of values of the step.
         bias_hh: (Y H,), of which only the pre-activations without x are read.
         params, inputs: (H,) and (T,B,H).
         initial: (B,H), or None for zeros.
@@ -113,6 +116,9 @@ def forward_kernel(
         x_ptr += first * x_row
     prev = as_float32(load_all(initial_ptrs, STATES, first * H, offs, ok))
     params = load_params(param_ptrs, layer * H, unit, u_ok, BLOCK_B)
+    weights = load_weights(product_ptrs, layer * H, unit, column, u_ok, D, False, PRECISION)
+    if len(weights) > 0:
+        prev = with_first(use_weights(prev[0], weights, T, PRECISION), prev)
     t = step_at(0, T, reverse)
     x = load_x(x_ptr + t * x_step, x_offs, x_ok, H, BLOCKS, PI > 0) if X > 0 else ()
     inputs = load_all(input_ptrs, len(input_ptrs), (t * B + first) * H, offs, ok)
@@ -130,7 +136,7 @@ def forward_kernel(
         t_ahead = step_at(tl.minimum(s + 1, T - 1), T, reverse)
         if reset_ptr is not None:
             reset = load_reset(reset_ptr, t_ahead, B, first + b, length)
-        results = CELL(*(add_biases(preact, bias, bias_hh) + prev + params + as_float32(inputs)))
+        results = CELL(*(add_biases(preact, bias, bias_hh) + prev + params + as_float32(inputs) + weights))
         inputs = load_all(input_ptrs, len(input_ptrs), (t_ahead * B + first) * H, offs, ok)
         new, active = results[: len(prev)], ok
         if lengths_ptr is not None:
@@ -158,10 +164,11 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=["T", "B", "rows", "dh_step", "dh_row", "reverse"])
 def backward_kernel(
-    dh_ptr, dsequence_ptrs, dlast_ptrs, weight_ptr, weight_low_ptr, scale_ptr, param_ptrs, input_ptrs, initial_ptrs,
-    lengths_ptr, reset_ptr, sequence_ptrs, saved_ptr, dpreact_ptr, dinitial_ptrs, dparam_ptrs, dinput_ptrs, T, B, rows,
-    dh_step: tl.int64, dh_row, reverse, CELL: tl.constexpr, READ: tl.constexpr, CARRIED: tl.constexpr, S: tl.constexpr,
-    Y: tl.constexpr, GATES: tl.constexpr, DIVIDES: tl.constexpr, SAVED: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
+    dh_ptr, dsequence_ptrs, dlast_ptrs, weight_ptr, weight_low_ptr, scale_ptr, product_ptrs, param_ptrs, input_ptrs,
+    initial_ptrs, lengths_ptr, reset_ptr, sequence_ptrs, saved_ptr, dpreact_ptr, dinitial_ptrs, dparam_ptrs,
+    dinput_ptrs, T, B, rows, dh_step: tl.int64, dh_row, reverse, CELL: tl.constexpr, READ: tl.constexpr,
+    CARRIED: tl.constexpr, S: tl.constexpr, Y: tl.constexpr, GATES: tl.constexpr, DIVIDES: tl.constexpr,
+    SAVED: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
     P: tl.constexpr, BLOCK_B: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Differentiate all steps of this program's rows. Incoming gradients that are zero are None, as are results that
@@ -174,7 +181,7 @@ def backward_kernel(
         sequences, initial: as in `forward_kernel`; None for the states that are not in READ.
         saved, dpreact: (T,B,SAVED H) and (T,B,S H).
         dparams: (B,H) in float32. Their sum over rows is the gradient: a row may hold the sum of several rows.
-        dinputs: (T,B,H).
+        dinputs: (T,B,H), and after them the gradients of products.
     """
     dh_row *= H  # so that the compiler knows it for a multiple, and loads are wide
     HELD: tl.constexpr = lengths_ptr is not None
@@ -203,6 +210,9 @@ def backward_kernel(
         # This product is never chosen. It is the second use of w, without which the compiler would sink w into the loop
         unused = recurrent_dh(w, w_low, scale, zeros((GATES * P, BLOCK_B), Y // GATES), PRECISION, False)
         d = with_first(tl.where(T > 0, d[0], unused), d)
+    weights = load_weights(product_ptrs, layer * H, unit, column, u_ok, D, True, PRECISION)
+    if len(weights) > 0:
+        d = with_first(use_weights(d[0], weights, T, PRECISION), d)
     ROWS: tl.constexpr = 2 if Y > 0 else 1  # rows of a product that a thread has: their sum takes half the registers
     dparams = zeros((P, BLOCK_B // ROWS), len(param_ptrs))
     params = load_params(param_ptrs, layer * H, unit, u_ok, BLOCK_B)
@@ -233,7 +243,7 @@ def backward_kernel(
         if reset_ptr is not None:
             states_read = reset_states_read(reset, states_read, READ)
             passes_back = active & ~reset[None, :]
-        results = CELL(*(d_now + as_float32(saved) + states_read + params + as_float32(inputs)))
+        results = CELL(*(d_now + as_float32(saved) + states_read + params + as_float32(inputs) + weights))
         if DIVIDES:  # where nothing is loaded it divides zero by zero
             results = zero_all(~active, results)
         tiles = ()
@@ -250,7 +260,7 @@ def backward_kernel(
             if MASKED and (j > 0 or Y == 0):
                 dprev = tl.where(passes_back, dprev, held[j] if HELD else 0.0)
             d += (dprev,)
-        doperands = results[len(results) - len(param_ptrs) - len(input_ptrs) :]
+        doperands = results[len(results) - len(param_ptrs) - len(input_ptrs) - len(weights) :]
         total = ()
         for j in tl.static_range(len(param_ptrs)):
             row_sums = tl.sum(tl.reshape(doperands[j], (P, BLOCK_B // ROWS, ROWS)), 2)

@@ -89,6 +89,13 @@ def choose(H: int, precision: str, capability: tuple[int, int], gates: int = 4, 
     return Resident(P, 8, warps, P // 16, joint, 1 if apart else joint, padded_input(I, P, precision, capability))
 
 
+def holds_products(tile: Tile, weights: int) -> bool:
+    """Return whether a program holds so many (P, P) weights, those of h and of products of values of the step: 64 KB of
+    16 bits at P 64, what the registers of four warps have beside the values of a step.
+    """
+    return isinstance(tile, Resident) and tile.P <= 64 and weights <= 8
+
+
 def padded_input(I: int, P: int, precision: str, capability: tuple[int, int]) -> int:
     """Return I padded, where the resident kernel also does the input's product, or 0 where a GEMM does.
 
