@@ -40,7 +40,8 @@ def matrix():
     others += [(normalized_lstm, 40, 1), (normalized_gru, 64, 2), (cells.lstm, 160, 4), (cells.gru, 320, 2)]
     for number, ((cell, H, heads), chip) in enumerate(itertools.product([*others, (of_heads, 66, 2)], (80, 90))):
         kind, mask = list(BOUNDS)[(number + number // 8) % 4], MASKS[3 if number % 3 == 1 else 0]
-        sizes = (33, 64, 128, 130)[: 4 if not means_of(cell) else 2 if kind == "ieee" else 3]  # one program holds these
+        # one program holds these
+        sizes = (33, 64, 128, 130)[: 2 if cell.products else 4 if not means_of(cell) else 2 if kind == "ieee" else 3]
         H, I = H or sizes[number // 2 % len(sizes)], (28, 40)[number // 3 % 2]
         yield Case(chip, kind, H, cell, mask, I=I, reverse=bool(mask), heads=heads)
     for chip, kind in ((86, "bf16"), (86, "tf32"), (120, "fp16"), (120, "tf32")):

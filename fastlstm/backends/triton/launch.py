@@ -82,9 +82,8 @@ def lacks(layer: Layer, precision: str) -> str | None:
         return "the triton backend has no means over a row beside means over its heads, since a program has one of both"
     products = len(layer.cell.products)
     if products and not tiles.holds_products(tile, cell.h_preacts + products):
-        return (
-            f"the triton backend has no {products} products of values of a step over {D} units, got {layer.cell.name}"
-        )
+        got = f"got {layer.cell.name} with {products}"
+        return f"the triton backend has no products of values of a step over {D} units, {got}"
     if isinstance(tile, tiles.Resident):
         return None
     if means:

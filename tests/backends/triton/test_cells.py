@@ -19,12 +19,14 @@ from tests.cells.layers import (
     directions,
     error,
     flat,
+    gru_before,
     gru_decay,
     masks,
     normalized_gru,
     normalized_lstm,
     of_both,
     of_heads,
+    of_products,
     stacked,
 )
 
@@ -51,12 +53,12 @@ def test_outputs_and_gradients(cell, kind, masked, reverse, kernels):
     ("cell", "H", "heads"),
     [
         *((cell, *size) for cell in WITH_MEANS for size in ((20, 1), (64, 1), (64, 2))),
-        *((of_heads, *size) for size in ((20, 1), (60, 3), (64, 2))),
+        *((cell, *size) for cell in (of_heads, gru_before, of_products) for size in ((20, 1), (60, 3), (64, 2))),
         *((cell, *size) for cell in (cells.lstm, gru_decay) for size in ((32, 2), (60, 3), (128, 4))),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_means_and_heads(cell, H, heads, kind, masked):
+def test_means_products_and_heads(cell, H, heads, kind, masked):
     case = Case(cell, T=3, B=9, I=40 if masked else 5, H=H, reverse=masked, masked=masked, heads=heads)
     check(case.layer, case.grads, kind)
 
@@ -128,6 +130,7 @@ def test_layers_that_no_kernel_runs(monkeypatch):
     for layer, reason in (
         (Case(normalized_gru, H=140).layer, "no means over 140 units, since one program cannot hold their weights"),
         (Case(of_heads, H=280, heads=2).layer, "no means over 140 units"),
+        (Case(gru_before, H=70).layer, "no products of values of a step over 70 units, got gru_before with 1"),
         (Case(of_both, H=20, heads=2).layer, "no means over a row beside means over its heads"),
         (Case(cells.lstm, H=300, heads=2).layer, "needs large heads of a multiple of 32 units, got 150"),
     ):

@@ -9,7 +9,7 @@ import torch
 import fastlstm
 from fastlstm import cells
 from fastlstm.backends import dispatch
-from tests.cells.layers import normalized_gru
+from tests.cells.layers import gru_before, normalized_gru
 
 pytest.importorskip("triton", reason="triton is made for Linux on x86-64")
 
@@ -59,15 +59,15 @@ def test_kernels_that_are_right_pass(batches, H, example, masks, options):
     assert batches == [example, 2]
 
 
-def test_kernels_with_means_and_heads_pass(batches):
+def test_kernels_with_means_products_and_heads_pass(batches):
     """Layers of other heads are other variants, and what has no kernels has no check."""
-    for H, heads in ((20, 1), (20, 2)):
-        rnn = fastlstm.RNN(normalized_gru, 3, H, heads=heads, backend="triton-ieee", device=DEVICE)
+    for cell, heads in ((normalized_gru, 1), (normalized_gru, 2), (gru_before, 2)):
+        rnn = fastlstm.RNN(cell, 3, 20, heads=heads, backend="triton-ieee", device=DEVICE)
         rnn(x_of())[0].sum().backward()
-    assert batches == [EXAMPLE, 2] * 2
+    assert batches == [EXAMPLE, 2] * 3
     with pytest.raises(RuntimeError, match="no means over 70 units"):
         fastlstm.RNN(normalized_gru, 3, 70, backend="triton-ieee", device=DEVICE)(x_of())
-    assert len(batches) == 4
+    assert len(batches) == 6
 
 
 def test_kernels_of_a_capture_are_compared_later(batches, monkeypatch):
