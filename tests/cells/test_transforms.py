@@ -35,14 +35,13 @@ def test_all_derivatives(cell, reverse, masked):
     check(Case(cell, T=4, reverse=reverse, masked=masked))
 
 
-SMOOTH = [
-    cell for cell in EVERY if cell not in (gru_decay, cells.lif, cells.synaptic, cells.alif)
-]  # without surrogates
+# torch's check takes no argument that is not read, as x without a gate, and finds no derivative of a surrogate
+CHECKED = [cell for cell in EVERY if cell.gates_of_x and cell is not gru_decay]
 
 
 @pytest.mark.parametrize(
     "cell",
-    [gru_decay, *(pytest.param(cell, marks=pytest.mark.slow) for cell in SMOOTH)],
+    [gru_decay, *(pytest.param(cell, marks=pytest.mark.slow) for cell in CHECKED)],
     ids=lambda cell: cell.name,
 )
 def test_gradgradcheck(cell):
