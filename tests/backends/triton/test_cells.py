@@ -14,10 +14,10 @@ from fastlstm.layers.functional import run_cell
 from fastlstm.plan_cache import Plans
 from tests.backends.triton.shared import BOUNDS, DEVICE, STEPWISE, backend, check, converted, on_device, results, tiles
 from tests.cells.layers import (
-    EVERY,
     Case,
     directions,
     error,
+    every_cell,
     flat,
     gru_before,
     gru_decay,
@@ -32,14 +32,13 @@ from tests.cells.layers import (
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 WITH_MEANS = (normalized_gru, normalized_lstm)
-each_cell = pytest.mark.parametrize("cell", [cell for cell in EVERY if not cell.products], ids=lambda cell: cell.name)
 
 
 @pytest.mark.sampled(13)
 @directions
 @masks
 @pytest.mark.parametrize("kind", BOUNDS)
-@each_cell
+@every_cell
 def test_outputs_and_gradients(cell, kind, masked, reverse, kernels):
     # with this seed no two arguments of a maximum are equal up to the rounding of 16 bits: there its gradient jumps
     case = Case(cell, T=4, B=9, I=40 if reverse else 5, H=20, reverse=reverse, masked=masked, seed=4)
@@ -160,7 +159,7 @@ def test_outputs_of_any_size_are_multiplied(kind, kernels):
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("cell", [c for c in cells.CELLS if not (c.inputs or c.products)], ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", [cell for cell in cells.CELLS if not cell.inputs], ids=lambda cell: cell.name)
 def test_a_single_step(cell, kernels):
     """By a plan, with first and second derivatives of the states after the step."""
     case, found = Case(cell, T=1, B=3, I=5, H=20), []
@@ -220,7 +219,7 @@ def test_more_gates_than_a_product_can_join(kind, kernels):
     check(case.layer, case.grads, kind)
 
 
-@each_cell
+@every_cell
 def test_auto_takes_the_kernels_for_every_cell(cell, monkeypatch):
     monkeypatch.setattr(gpu, "capability", lambda device: (9, 0))
     options = {"cell": cell, "projected": False, "masked": True, "inner_states": False}
