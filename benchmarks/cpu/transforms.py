@@ -5,12 +5,13 @@ python -m benchmarks.cpu.transforms [--rounds 31]
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
-from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
 import fastlstm
 from benchmarks.shared.calls import inference, training
@@ -43,6 +44,34 @@ def hessian_vector(module: nn.Module, x: Tensor) -> Run:
         return torch.autograd.grad(gradients, weights, directions)
 
     return run
+
+
+def by_input(module: nn.Module, x: Tensor) -> Run:
+    """A derivative of the output along a direction of the input, in forward mode."""
+    direction = torch.linspace(-1, 1, x.numel()).reshape(x.shape)
+
+    def run() -> object:
+        with no_onednn():
+            return jvp(lambda x: module(x)[0], (x,), (direction,))
+
+    return run
+
+
+def by_weights(module: nn.Module, x: Tensor) -> Run:
+    """A derivative of the output along a direction of the weights, in forward mode."""
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+    directions = {name: torch.linspace(-1, 1, p.numel()).reshape(p.shape) for name, p in weights.items()}
+
+    def run() -> object:
+        with no_onednn():
+            return jvp(lambda p: functional_call(module, p, (x,))[0], (weights,), (directions,))
+
+    return run
+
+
+def no_onednn() -> AbstractContextManager[object]:
+    """Return a context without oneDNN, whose LSTM has no forward mode. It is none of fastlstm's."""
+    return torch.backends.mkldnn.flags(enabled=False)  # type: ignore[no-untyped-call]
 
 
 def check(what: str, first: Any, second: Any) -> None:
@@ -87,11 +116,17 @@ def comparisons() -> Iterator[Row]:
 
     eager, compiled = (training(lambda f=f: f(images, labels), model.parameters()) for f in (loss, torch.compile(loss)))
     yield "row-LSTM classifier with its loss, training", "eager", eager, "compiled", compiled
-    for B in (128, 16):
-        pair, x = twins(28, 128), torch.randn(28, B, 28)
-        for what, prepare in (("gradient penalty", penalty), ("Hessian-vector product", hessian_vector)):
+    derivatives = {
+        "gradient penalty": penalty,
+        "Hessian-vector product": hessian_vector,
+        "jvp by x": by_input,
+        "jvp by weights": by_weights,
+    }
+    for T, B, I, H in ((28, 128, 28, 128), (28, 16, 28, 128), (100, 16, 64, 64)):
+        pair, x = twins(I, H), torch.randn(T, B, I)
+        for what, prepare in derivatives.items():
             first, second = (prepare(module, x) for module in pair)
-            yield f"{what}, T28-B{B}-I28-H128", "nn.LSTM", first, "ours", second
+            yield f"{what}, T{T}-B{B}-I{I}-H{H}", "nn.LSTM", first, "ours", second
     yield from ensembles()
 
 
