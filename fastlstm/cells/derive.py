@@ -1,7 +1,7 @@
 """A cell's forward and backward from its trace.
 
-All operations but means are elementwise, so a derivative is a factor. The mean over the units of a row or of a head is
-linear and its own adjoint: a gradient goes through it as its mean.
+All operations but means and products are elementwise, so a derivative is a factor. The mean over the units of a row or
+of a head is linear and its own adjoint: a gradient goes through it as its mean.
 """
 
 import itertools

@@ -181,7 +181,8 @@ def clamp(x: Any, min: Any = None, max: Any = None) -> Any:  # noqa: A002
 
 
 def surrogate(value: Any, slope: Any) -> Any:
-    """Return 1 where `value` is above 0, else 0: a spike. Its derivative counts as `slope`, which has none itself.
+    """Return 1 where `value` is above 0, else 0: a spike. An infinite value or NaN gives NaN. The derivative by `value`
+    counts as `slope`, and no gradient passes into `slope`.
 
     Usual slopes, as functions of the value v, are ``1 / (1 + square(pi * v))`` of an arctangent, ``1 / square(1 + 25 *
     abs(v))`` of a fast sigmoid, and ``0.3 * relu(1 - abs(v))``, a triangle.

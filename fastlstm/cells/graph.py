@@ -1,4 +1,4 @@
-"""Straight-line arithmetic, elementwise but for means over units, as a graph in which equal expressions are one node.
+"""Straight-line arithmetic, elementwise but for means and products, as a graph in which equal expressions are one node.
 
 A node is what a cell's function is called with when it is traced. Its operators build more nodes, and so do the
 functions of `fastlstm.cells.functions`. They fold constants, move signs outwards, and find an expression that is there

@@ -191,10 +191,13 @@ def rhn(depth: int) -> Cell:
     of t between -2 and -4. A process that loads an export of such a cell has to call this function before.
 
     Raises:
+        TypeError: for a depth that is no int.
         ValueError: for a depth below 1.
 
     Zilly, Srivastava, Koutník and Schmidhuber, Recurrent highway networks, 2017.
     """
+    if isinstance(depth, bool) or not isinstance(depth, int):
+        raise TypeError(f"depth must be an int, got {type(depth).__name__}")
     if depth < 1:
         raise ValueError(f"depth must be 1 or more, got {depth}")
     products = tuple(f"{gate}_{k}" for k in range(2, depth + 1) for gate in "nt")
@@ -219,7 +222,7 @@ def rhn(depth: int) -> Cell:
 def __getattr__(name: str) -> Cell:
     """Return the cell that `rhn` makes under this name, by which a pickle refers to it."""
     kind, _, depth = name.partition("_")
-    if kind == "rhn" and depth.isdecimal():
+    if kind == "rhn" and depth.isdecimal() and int(depth) > 0:
         return rhn(int(depth))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

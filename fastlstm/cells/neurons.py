@@ -21,7 +21,7 @@ def _spike(distance: Any) -> Any:
 def lif(membrane: Any, current: Any, beta: Any, threshold: Any) -> Any:
     """The leaky integrate-and-fire neuron: `snntorch.Leaky`. A step after a spike subtracts the threshold.
 
-    ``beta`` is the decay of the membrane potential, of which values within 0 and 1 count. The surrogate gradient is
+    ``beta`` is the decay of the membrane potential, which is clamped to 0 and 1. The surrogate gradient is
     that of an arctangent, as in Fang et al., Incorporating learnable membrane time constant to enhance learning of
     spiking neural networks, 2021.
 

@@ -106,7 +106,9 @@ def check_heads(heads: Any, hidden_size: int, cell: Cell) -> None:
     if heads < 1 or hidden_size % heads:
         raise ValueError(f"heads must be 1 or more and divide hidden_size, which is {hidden_size}, got {heads}")
     if heads > 1 and not cell.gates_of_h and not cell.products:
-        raise ValueError(f"heads must be 1 for the cell {cell.name}, which has no gate that sums h, got {heads}")
+        raise ValueError(
+            f"heads must be 1 for the cell {cell.name}, which has no gate that sums h and no products, got {heads}"
+        )
 
 
 def check_sizes_without_x(cell: Cell, input_size: Any, num_layers: Any) -> None:

@@ -215,8 +215,11 @@ def with_only_input(cell: Any, x: Any, inputs: Any) -> tuple[Any, tuple[Any, ...
     """Return x and the tensors for the cell's inputs. A tensor x is that of the only input of a cell without gates that
     sum x, unless `inputs` are given too. Raises what `inputs_by_name` raises.
     """
-    if inputs is None and not cell.gates_of_x and len(cell.inputs) == 1 and isinstance(x, Tensor):
-        return None, (x,)
+    if not cell.gates_of_x and len(cell.inputs) == 1 and inputs is None:
+        if isinstance(x, Tensor):
+            return None, (x,)
+        name = cell.inputs[0]
+        raise TypeError(f"input must be a tensor of {name}, or inputs must map {name} to one, got {type(x).__name__}")
     return x, inputs_by_name(inputs, cell.inputs)
 
 

@@ -1,6 +1,7 @@
 """`Stream`: one time step a call, with weights that were packed before."""
 
 import threading
+from collections.abc import Mapping
 from copy import copy
 from typing import Any
 
@@ -94,6 +95,7 @@ class Stream:
             RuntimeError: if `x_t` requires a gradient while gradients are enabled; under a transform of torch.func.
         """
         if self._last is None and not self._module._cell.gates_of_x:
+            self._check_inputs(inputs if isinstance(inputs, Mapping) else {"x_t": x_t})
             with self._lock:
                 return self._by_module(x_t, inputs)
         like = self._like
@@ -108,6 +110,8 @@ class Stream:
             x = self._accepted(x)
         if inputs is not None and not self._module._cell.inputs:
             raise ValueError(f"inputs must be None, since the cell {self._module._cell.name} has none, got {inputs!r}")
+        if isinstance(inputs, Mapping):
+            self._check_inputs(inputs)
         with self._lock:
             if threads_now() != self._threads:
                 self._prepare()
@@ -143,17 +147,29 @@ class Stream:
             rows = x_t.dim() == 2 and x_t.shape[1] == self._shape[1] and len(x_t)
             make = f": make it with stream(batch_size={rows})" if rows else ""
             raise ValueError(f"x_t must be (B, I) = {tuple(self._shape)}, got {tuple(x_t.shape)}{make}")
+        self._check("x_t", x_t)
+        return x_t.resolve_neg()
+
+    def _check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """Raise the error that says what is wrong with a cell's inputs, (B, H) each, in which any size may be 1."""
+        shape = self.batch_size, self._hidden
+        for name, a in inputs.items():
+            if isinstance(a, Tensor):  # other types are refused later
+                if a.dim() != 2 or any(size not in (1, wanted) for size, wanted in zip(a.shape, shape)):
+                    raise ValueError(f"{name} must be (B, H) = {shape}, got {tuple(a.shape)}")
+                self._check(name, a)
+
+    def _check(self, name: str, a: Tensor) -> None:
+        """Raise unless the steps can run on this tensor."""
         for what, wanted in (("dtype", self._like.dtype), ("device", self._like.device)):
-            if getattr(x_t, what) != wanted:
-                raise ValueError(f"x_t must have the {what} {wanted}, got {getattr(x_t, what)}")
-        if x_t.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError("a stream has no gradients: pass x_t.detach(), or call it under torch.no_grad()")
-        if not has_memory(x_t):
-            raise ValueError(f"x_t must have memory for its {x_t.numel()} numbers, got a storage of 0 bytes")
-        x_t = x_t.resolve_neg()
-        if not is_untransformed(x_t):
+            if getattr(a, what) != wanted:
+                raise ValueError(f"{name} must have the {what} {wanted}, got {getattr(a, what)}")
+        if a.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(f"a stream has no gradients: pass {name}.detach(), or call it under torch.no_grad()")
+        if not has_memory(a):
+            raise ValueError(f"{name} must have memory for its {a.numel()} numbers, got a storage of 0 bytes")
+        if not is_untransformed(a.resolve_neg()):
             raise RuntimeError("a stream runs plain tensors, outside of torch.func's transforms and of tracers")
-        return x_t
 
     def reset(self, rows: Any = None) -> None:
         """Set the states of some rows to zeros, of all if `rows` is None.

@@ -148,3 +148,24 @@ def test_transforms_of_a_layer_without_weights(backend):
     close(gradients, torch.autograd.grad(want.square().sum(), many)[0], "sums")
     compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
     close(compiled(x)[0], rnn(x)[0], "values")
+
+
+def test_errors_of_an_only_input_name_it():
+    neurons = fastlstm.RNN(cells.lif, 0, 5)
+    with pytest.raises(TypeError, match=r"input must be a tensor of current, .*got list"):
+        neurons([1.0])
+    stream = neurons.stream(2)
+    with pytest.raises(ValueError, match=r"x_t must be \(B, H\) = \(2, 5\), got \(3, 4\)"):
+        stream(torch.randn(3, 4))
+    with pytest.raises(ValueError, match=r"x_t must have the dtype torch.float32, got torch.float64"):
+        stream(torch.randn(2, 5).double())
+    with pytest.raises(RuntimeError, match=r"a stream has no gradients: pass x_t.detach\(\)"):
+        stream(torch.randn(2, 5, requires_grad=True))
+    with pytest.raises(RuntimeError, match=r"pass current.detach\(\)"):
+        stream(None, {"current": torch.randn(2, 5, requires_grad=True)})
+
+
+@pytest.mark.parametrize(("depth", "error"), [("2", TypeError), (2.5, TypeError), (True, TypeError), (0, ValueError)])
+def test_errors_of_a_depth(depth, error):
+    with pytest.raises(error, match=r"depth must be .*, got "):
+        cells.rhn(depth)

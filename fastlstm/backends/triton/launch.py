@@ -82,8 +82,10 @@ def lacks(layer: Layer, precision: str) -> str | None:
         return "the triton backend has no means over a row beside means over its heads, since a program has one of both"
     products = len(layer.cell.products)
     if products and not tiles.holds_products(tile, cell.h_preacts + products):
-        got = f"got {layer.cell.name} with {products}"
-        return f"the triton backend has no products of values of a step over {D} units, {got}"
+        return (
+            "the triton backend takes products of values of a step up to 64 units, and at most 8 of them and the gates "
+            f"that sum h, got {layer.cell.name} with {products} products, {cell.h_preacts} such gates and {D} units"
+        )
     if isinstance(tile, tiles.Resident):
         return None
     if means:
