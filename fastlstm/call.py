@@ -201,6 +201,10 @@ def _plan(
         others or not traits.plans_modules or cast_type is not None or x.itemsize == 2 or layer.stacked or layer.inputs
     ):
         return None
+    if layer.parts > 1 and wants_gradients:  # a lowest layer that wants none is better run by itself, saving nothing
+        lowest = layer.weights[: len(layer.weights) // layer.layers]
+        if not wants_gradient(x, *lowest, *layer.states):
+            return None
     if not traits.plans or not is_plain(*layer.weights) or 0 in x.shape[: 3 if layer.cell.gates_of_x else -1]:
         return None
     if (layer.stacked or not traits.plans_sixteen_bits) and (x.itemsize == 2 or cast_type is not None):

@@ -18,7 +18,9 @@ from fastlstm.backends.base import Layer, Run
 from fastlstm.backends.cpu import threads_now
 from fastlstm.torch_private import dual_level, recognizer, rnn_precision, transformed
 
-MAX_PLANS = 4096  # plans of the whole process: of `numba`, each takes 8 KB, or 17 where a call trains
+# Plans of the whole process, in which that of a module counts once for each layer and direction: of `numba`, each takes
+# 8 KB, or 17 where a call trains.
+MAX_PLANS = 4096
 _UNKNOWN = object()  # marks a signature without an entry: None is the entry of one that can have no plan
 Runs = Callable[[Layer], Run]
 Makes = Callable[[Layer, str | None, bool, dict[Any, Any] | None], Runs | None]
@@ -36,8 +38,8 @@ class Plans:
     def __init__(self, caches: bool = True) -> None:
         self.plans: dict[Any, Runs | None] = {}
         self.packed_weights: dict[Any, Any] | None = {} if caches else None
-        self.forms: dict[Any, int] = {}  # a number for the types and shapes of all weights
-        self.last: Any = None  # of the last call's weights: which there are, a recognizer, their number, any gradient
+        self.forms: dict[Any, object] = {}  # what stands for the types and shapes of all weights
+        self.last: Any = None  # of the last call's weights: which there are, a recognizer, their form, any gradient
 
     def __reduce__(self) -> tuple[type["Plans"], tuple[()]]:
         return Plans, ()
@@ -54,14 +56,16 @@ class Plans:
         last, there = self.last, [a for a in weights if a is not None]
         present = len(weights) if len(there) == len(weights) else [a is not None for a in weights]
         # a parameter without memory, whose storage was resized to nothing, is otherwise as it was
-        if last is None or last[0] != present or not last[1](*there) or not all([a.data_ptr() for a in there]):  # noqa: C419 - any() of a generator takes longer
+        if last is None or last[0] != present or not last[1](*there) or 0 in [a.data_ptr() for a in there]:
             if not is_plain(*there):
                 return None, None
-            form: Any = *[(type(a), a.shape, a.dtype, a.is_contiguous(), a.device) for a in there], str(present)
+            forms = [(type(a), a.shape, a.dtype, a.is_contiguous(), a.device, a.requires_grad) for a in there]
+            form: Any = *forms, str(present)
             wants_gradients = any(a.requires_grad for a in there)
             if self.packed_weights is not None:  # of one module, whose weights are mostly as in its last call
-                form = self.forms.setdefault(form, len(self.forms))
-                self.last = present, recognizer(there), form, wants_gradients
+                form = self.forms.setdefault(form, object())  # which is compared faster
+                if len(set(map(id, there))) == len(there):  # tied weights would not be recognized
+                    self.last = present, recognizer(there), form, wants_gradients
         else:
             *_, form, wants_gradients = last
         state_keys: list[Any] = []
@@ -84,7 +88,7 @@ class Plans:
             None if lengths is None else lengths.stride(), None if reset is None else reset.stride(),
             autocast_of(x), settings.named(backend), rnn_precision(), threads_now(),
             settings.invariant(),
-            form, wants_gradients, *state_keys,
+            form, wants_gradients, wants_gradients and x.requires_grad, *state_keys,
         )  # fmt: skip
         plan: Any = self.plans.get(signature, _UNKNOWN)  # one look-up, since another thread may remove the entry
         return (signature, None) if plan is _UNKNOWN else (None, plan)
@@ -100,7 +104,7 @@ class Plans:
         if signature is None:
             return plan
         plan = self.plans[signature] = make(layer, backend, has_layer_axis, self.packed_weights)
-        _in_order.append((ref(self), signature))
+        _in_order.extend([(ref(self), signature)] * layer.parts)
         while len(_in_order) > MAX_PLANS:
             with suppress(IndexError):  # another thread may be here as well
                 owner, oldest = _in_order.popleft()

@@ -6,7 +6,7 @@ Both define ``vmap``. Forward mode and second derivatives are plain PyTorch: `fa
 The arguments are flat: first the tensors, in the order of `Layer.tensors`, and then the other arguments.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -85,8 +85,8 @@ class LayerBackward(_Function):
             return (*(results[k] for k in given),)
 
         with no_autocast(tensors[2 * len(ctx.cell.states)]):
-            transposed: Any = vjp(gradients, *(tensors[k] for k in wanted))[1]
-            by_index = dict(zip(wanted, transposed((*(grads[k] for k in given),))))
+            product = _vector_product(gradients, [tensors[k] for k in wanted], [grads[k] for k in given])
+            by_index = dict(zip(wanted, product))
         return _for_all(ctx, *(by_index.get(k) for k in range(len(tensors))))
 
     @staticmethod
@@ -126,6 +126,23 @@ class LayerFunction(_Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         return forward_rule(args[-2], LayerFunction.apply, LayerFunction.forward, info.batch_size, in_dims, *args)
+
+
+def _vector_product(
+    function: Callable[..., tuple[Tensor, ...]], operands: list[Tensor], directions: list[Any]
+) -> Sequence[Optional]:
+    """Return the gradients of a function's operands, from those of its results."""
+    if transformed():  # autograd's own function would lose the outer levels
+        transposed: Any = vjp(function, *operands)[1]
+        return cast(Sequence[Optional], transposed((*directions,)))
+    again = torch.is_grad_enabled()  # vjp refuses hooks of saved tensors, such as `save_on_cpu`
+    with torch.enable_grad():
+        own = [a.view_as(a) if again else a.detach().requires_grad_() for a in operands]
+        pairs = [(a, g) for a, g in zip(function(*own), directions) if a.requires_grad]
+    if not pairs:
+        return [None] * len(operands)
+    results, incoming = zip(*pairs)
+    return torch.autograd.grad(results, own, incoming, create_graph=again, allow_unused=True)
 
 
 def _gradients(*args: Any) -> tuple[Optional, ...]:

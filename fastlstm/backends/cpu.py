@@ -59,21 +59,40 @@ def _quota_of(folder: Path) -> float:
         return math.inf
 
 
-def usable_processors(quota: float) -> tuple[int, str | None]:
+@cache
+def _openmp_library() -> Any:
+    """Return torch's library, by which its libgomp is reached, or None without one."""
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    except OSError:
+        return None
+    return library if hasattr(library, "GOMP_parallel") and hasattr(library, "omp_get_num_procs") else None
+
+
+def allowed_processors() -> int:
+    """Return on how many processors the system may run this process."""
+    library = _openmp_library()
+    if (
+        library is not None
+    ):  # it knows the affinity that the process began with: OMP_PROC_BIND narrows the first thread's
+        return int(library.omp_get_num_procs())
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_processors(quota: float, allowed: int) -> tuple[int, str | None]:
     """Return how many processors this process may use, and why these are not all cores.
 
     A quota of 1.5 processors counts as 2, since one thread would leave a third of it. The system stops all threads
     together when they have used it up, so that none spins for another.
     """
     cores = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     if quota < allowed:
         return math.ceil(quota), f"a quota of {quota:.3g}"
     return allowed, "affinity" if allowed < cores else None
 
 
 # Read once, since reading takes longer than a short call
-PROCESSORS, PROCESSORS_REASON = usable_processors(time_quota())
+PROCESSORS, PROCESSORS_REASON = usable_processors(time_quota(), allowed_processors())
 
 
 def threads_now() -> int:
@@ -89,13 +108,12 @@ def openmp() -> Any:
 
     They are of the libgomp that torch itself loaded, since two pools of threads would fight for the cores.
     """
-    try:
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        library.GOMP_parallel.restype = None
-        return library.GOMP_parallel, address_of(library.omp_get_thread_num), address_of(library.omp_get_num_threads)
-    except (OSError, AttributeError):
+    library = _openmp_library()
+    if library is None:
         return None
+    library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    library.GOMP_parallel.restype = None
+    return library.GOMP_parallel, address_of(library.omp_get_thread_num), address_of(library.omp_get_num_threads)
 
 
 def address_of(function: Any) -> int:

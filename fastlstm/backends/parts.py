@@ -57,6 +57,8 @@ def backward(
     for first in reversed(range(0, parts, D)):
         x = layer.x if first == 0 else joined([each.h for each in runs[first - D : first]])
         below = needs.x or (first > 0 and any((*needs.weights[: first * count], *needs.states)))
+        if not (below or any(needs.states) or any(needs.weights[first * count : (first + D) * count])):
+            break  # nor does any layer below want anything
         calls = []
         for k, own in zip(range(first, first + D), [dh] * D if D == 1 or dh is None else dh.chunk(D, -1)):
             last = tuple([a if a is None else a[k : k + 1] for a in grads.last])
@@ -69,6 +71,8 @@ def backward(
         dh = None
         for gradients in of_parts[first : first + D]:
             dh = _sum(dh, gradients.x)
+    none = Gradients(None, (None,) * count, (None,) * len(needs.states))
+    of_parts = [none if gradients is None else gradients for gradients in of_parts]
     weights = [a for gradients in of_parts for a in gradients.weights]
     states = [None if each[0] is None else torch.cat(each) for each in zip(*(a.states for a in of_parts))]
     return Gradients(dh, tuple(weights), tuple(states))

@@ -100,8 +100,8 @@ class CellModule:
     def _plans_of(self, key: Any = 0) -> Plans | None:
         """Return the plans of this key, or None under a compiler, which uses none.
 
-        The key 0 is that of a module which does nothing but run its cell, in one layer and direction. Then a call that
-        has a plan needs nothing else. Other modules have another key for each layer, direction and cell.
+        The key 0 is that of a module which does nothing but run its cell, all layers and directions in one call. Then a
+        call that has a plan needs nothing else. Parts that run one by one have another key for each, and for each cell.
         """
         if torch.compiler.is_compiling():
             return None

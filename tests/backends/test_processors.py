@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -48,12 +50,22 @@ def test_quotas_of_control_groups(tmp_path, membership, files, quota):
 
 def test_a_part_of_a_processor_is_a_thread(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
-    assert usable_processors(0.5) == (1, "a quota of 0.5")
-    assert usable_processors(1.5) == (2, "a quota of 1.5")
-    assert usable_processors(4.0) == usable_processors(math.inf) == (4, "affinity")
-    monkeypatch.delattr(os, "sched_getaffinity")  # as on Windows and macOS
-    assert usable_processors(math.inf) == (8, None)
+    assert usable_processors(0.5, 4) == (1, "a quota of 0.5")
+    assert usable_processors(1.5, 4) == (2, "a quota of 1.5")
+    assert usable_processors(4.0, 4) == usable_processors(math.inf, 4) == (4, "affinity")
+    assert usable_processors(math.inf, 8) == (8, None)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system has no affinity of processes")
+@pytest.mark.parametrize("binding", ["OMP_PROC_BIND", "GOMP_CPU_AFFINITY"])
+def test_a_bound_first_thread_is_no_affinity_of_the_process(binding):
+    """OpenMP may bind the thread that imports torch to one processor, and its others to others."""
+    allowed = sorted(os.sched_getaffinity(0))
+    value = "true" if binding == "OMP_PROC_BIND" else " ".join(map(str, allowed))
+    code = "import fastlstm; print(fastlstm.info()['processor']['usable'])"
+    command, environment = [sys.executable, "-c", code], os.environ | {binding: value}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)  # not forked
+    assert int(done.stdout) == len(allowed)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity of processes")
@@ -61,7 +73,7 @@ def test_a_part_of_a_processor_is_a_thread(monkeypatch):
 def test_a_process_on_one_processor_has_one_thread():
     code = """
         import json, os, sys
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before torch's OpenMP reads it
         import torch, fastlstm
         from fastlstm.__main__ import lines
         torch.set_num_threads(3)

@@ -113,3 +113,27 @@ def test_dropout_between_layers_draws_where_torch_does():
             torch.manual_seed(3)
             results.append(flat(module(x)))
         close(results[1], results[0], "sums")
+
+
+def test_frozen_layers_run_no_backward_pass(calls):
+    """As in fine-tuning the top of a model: what nobody wants is neither computed nor kept."""
+    module, x = fastlstm.LSTM(4, 6, 3, backend="numba"), torch.randn(5, 2, 4)
+    for name, weight in module.named_parameters():
+        weight.requires_grad_(name.endswith("l2"))
+    module(x)[0].sum().backward()
+    assert calls.count("backward") == 1
+    assert [name for name, weight in module.named_parameters() if weight.grad is not None] == [
+        name for name, _ in module.named_parameters() if name.endswith("l2")
+    ]
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_second_derivatives_under_hooks_of_saved_tensors(layers):
+    theirs, ours = pair(3, 5, layers)
+    x = torch.randn(6, 4, 3, dtype=torch.float64, requires_grad=True)
+    results = []
+    for module in (theirs, ours):
+        with torch.autograd.graph.save_on_cpu():
+            (gradient,) = torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+            results.append(torch.autograd.grad((gradient**2).sum(), [x, *module.parameters()], allow_unused=True))
+    close(results[1], results[0], "derivatives")

@@ -87,10 +87,7 @@ class Backward(Pass):
     def run(self, grads: Run, layer: Layer, run: Run) -> Gradients:
         """Return the wanted gradients of a layer: `begin`, the kernel, and `end`."""
         frame = self.begin(grads, layer, run)
-        if self.stack_size > 1:
-            self.run_stack(frame)
-        elif frame.is_written:
-            frame.run()
+        self.run_frame(frame)
         return self.end(frame)
 
     def begin(self, grads: Run, layer: Layer, run: Run) -> Frame:

@@ -83,10 +83,7 @@ class Forward(Pass):
     def run(self, layer: Layer, last: tuple[Tensor, ...] = (), offset: int = 0) -> Run:
         """Run a layer of this signature: `begin`, the kernel, and `end`."""
         frame = self.begin(layer, last, offset)
-        if self.stack_size > 1:
-            self.run_stack(frame)
-        elif frame.is_written:
-            frame.run()
+        self.run_frame(frame)
         return self.end(frame)
 
     def begin(self, layer: Layer, last: tuple[Tensor, ...] = (), offset: int = 0) -> Frame:

@@ -1,4 +1,4 @@
-"""The part that the calls of both kernels share: packed weights, the cell operands, and the launch."""
+"""The part that the calls of both kernels share: packed weights, the cell operands, and how a kernel is started."""
 
 from __future__ import annotations
 
@@ -167,8 +167,12 @@ class Pass:
         self.kernel.take_back(frame)
         return overflow
 
-    def run_stack(self, frame: Frame) -> None:
-        """Run a frame once for each layer of a stack, which has no cache of packed weights."""
+    def run_frame(self, frame: Frame) -> None:
+        """Run a prepared frame: in a stack, which has no cache of packed weights, once for each layer."""
+        if self.stack_size == 1:
+            if frame.is_written:
+                frame.run()
+            return
         from fastlstm.backends.numba.host.tasks import run_stack
 
         kernel = self.kernel

@@ -58,11 +58,14 @@ def runs_side_by_side(available: int, s: Signature, panels: int) -> bool:
     """
     time, half = predicted_time(s, panels, False), available // 2
 
-    def shortest(threads: int) -> float:
+    def shortest(threads: int) -> tuple[float, int]:
         count, team_count = split_threads(threads, s, panels)
-        return time(team_count, count // team_count)
+        return time(team_count, count // team_count), count
 
-    return half > 0 and shortest(half) - wake_time(half) + wake_time(2 * half) < 2 * shortest(available)
+    if half == 0:
+        return False
+    of_half, count = shortest(half)
+    return of_half - wake_time(count) + wake_time(2 * count) < 2 * shortest(available)[0]
 
 
 def fewest(largest_share: Callable[[int], int], most: int) -> list[int]:
