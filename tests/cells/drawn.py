@@ -61,7 +61,7 @@ RESULTS = (
 
 
 @st.composite
-def sources(draw, least_products=0):
+def sources(draw, least_products=0, most_products=4):
     """The declaration of a cell, and the body of its function. Its states come in any order."""
     gates = {f"gate_{k}": draw(st.sampled_from(("x", "h", "xh"))) for k in range(draw(st.integers(1, 4)))}
     states = draw(st.permutations(["h", "c", "n"][: draw(st.integers(1, 3))]))
@@ -75,7 +75,7 @@ def sources(draw, least_products=0):
         return form.format(**chosen, **others)
 
     count, multiplied = draw(st.integers(1, 9)), []
-    multiplying = draw(st.permutations(range(count)))[: draw(st.integers(least_products, 4))]
+    multiplying = draw(st.permutations(range(count)))[: draw(st.integers(least_products, most_products))]
     for k in range(count):
         value = filled(draw(st.sampled_from(FORMS)))
         if k in multiplying:  # a value of each unit, whatever is drawn, or one that a product multiplies already

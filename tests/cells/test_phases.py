@@ -75,7 +75,7 @@ def test_what_is_computed_from_a_saved_value_reads_no_other():
     check(spread)
 
 
-@given(sources())
+@given(sources(most_products=0))  # tensors of one shape stand for all arguments
 @settings(max_examples=60, **QUIET)
 def test_phases_of_drawn_cells(source):
     check(declared(source))

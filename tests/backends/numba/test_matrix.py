@@ -17,8 +17,8 @@ from fastlstm.backends import numba
 from fastlstm.backends.base import Gradients, Run
 from fastlstm.backends.numba.host import sizes
 from tests.helpers.layers import OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
-from tests.helpers.numba import PRECISIONS, forget, needs_pieces, needs_unit, primitive, signature
-from tests.helpers.threads import on_any_split, splits
+from tests.helpers.numba import PRECISIONS, needs_pieces, needs_unit, primitive, signature
+from tests.helpers.threads import forget, on_any_split, splits
 
 # the last is numba with all that it ever runs on the unit, see `some_products`
 BACKENDS = (

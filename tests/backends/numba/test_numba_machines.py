@@ -16,7 +16,8 @@ from fastlstm.backends.numba.llvm.simd import machine_features
 from fastlstm.backends.numba.llvm.sources import fingerprint
 from tests.helpers import ROOT
 from tests.helpers.layers import Layer, error
-from tests.helpers.numba import assembly, busiest_loop, forget, needs_unit, run
+from tests.helpers.numba import assembly, busiest_loop, needs_unit, run
+from tests.helpers.threads import forget
 
 CHECK = """
     import sys, torch
