@@ -33,6 +33,7 @@ class Progress:
     def __init__(self, names: Iterable[str], at_once: int = 1) -> None:
         """`names`: the kernels' names, in the order in which they are begun, `at_once` of them at a time."""
         self.left, self.at_once, self.shown = list(names), at_once, False
+        self.turns = threading.Lock()  # of the timer, and of whoever notes that a kernel is done
 
     def __enter__(self) -> "Progress":
         self._wait()
@@ -41,26 +42,31 @@ class Progress:
     def done(self, name: str) -> None:
         """Note that the kernel of this name is compiled."""
         self.timer.cancel()
-        self.left.remove(name)
-        if self.left and self.shown:
-            self._show()
-        elif self.left:
-            self._wait()
+        with self.turns:
+            self.left.remove(name)
+            if self.left and self.shown:
+                self._show()
+            elif self.left:
+                self._wait()
 
     def __exit__(self, *error: object) -> None:
         self.timer.cancel()
-        self._rewrite("")
+        with self.turns:
+            self._rewrite("")
 
     def _wait(self) -> None:
-        self.timer = threading.Timer(PATIENCE, self._show)
+        self.timer = threading.Timer(PATIENCE, self._begin)
         self.timer.daemon = True
         self.timer.start()
 
+    def _begin(self) -> None:
+        with self.turns:
+            if self.left and not (self.shown or QUIET):
+                _announce()
+                self.shown = True
+                self._show()
+
     def _show(self) -> None:
-        if QUIET:
-            return
-        self.shown = True
-        _announce()
         plain = [name.partition(".")[0].rstrip("0123456789").replace("_", " ") for name in self.left]
         now, later = plain[: self.at_once], plain[self.at_once :]
         self._rewrite(f"compiling {', '.join(now)}" + f"; {len(later)} left: {', '.join(later)}" * bool(later))
