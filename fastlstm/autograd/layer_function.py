@@ -132,10 +132,14 @@ def _vector_product(
     function: Callable[..., tuple[Tensor, ...]], operands: list[Tensor], directions: list[Any]
 ) -> Sequence[Optional]:
     """Return the gradients of a function's operands, from those of its results."""
-    if transformed():  # autograd's own function would lose the outer levels
+    try:
         transposed: Any = vjp(function, *operands)[1]
+    except RuntimeError as error:  # before it calls the function: it refuses hooks, such as those of `save_on_cpu`
+        if "saved tensor hooks" not in str(error):
+            raise
+    else:
         return cast(Sequence[Optional], transposed((*directions,)))
-    again = torch.is_grad_enabled()  # vjp refuses hooks of saved tensors, such as `save_on_cpu`
+    again = torch.is_grad_enabled()  # under torch.func, which refuses hooks too, this would lose the outer levels
     with torch.enable_grad():
         own = [a.view_as(a) if again else a.detach().requires_grad_() for a in operands]
         pairs = [(a, g) for a, g in zip(function(*own), directions) if a.requires_grad]

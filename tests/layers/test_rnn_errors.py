@@ -165,7 +165,12 @@ def test_errors_of_construction(arguments, error, message):
         (gadget, 3.0, TypeError, "heads should be of type int, got: float"),
         (gadget, True, TypeError, "heads should be of type int, got: bool"),
         (gadget, None, TypeError, "heads should be of type int, got: NoneType"),
-        (cells.ind_rnn, 2, ValueError, "heads must be 1 for the cell ind_rnn, which has no gate that sums h, got 2"),
+        (
+            cells.ind_rnn,
+            2,
+            ValueError,
+            "heads must be 1 for the cell ind_rnn, which has no gate that sums h and no products, got 2",
+        ),
     ],
 )
 def test_errors_of_heads(cell, heads, error, message):
