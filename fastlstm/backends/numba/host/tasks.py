@@ -194,6 +194,7 @@ def bind(name: str, arguments: ctypes.Structure, threads: int) -> Callable[[], o
     openmp = cpu.openmp()
     if openmp is None:
         return partial(_run_in_pool, function, address, threads)
+    prepare(("region", "both"))  # the second, which few calls take, so that warming up compiles it as well
     parallel, get_thread_number, get_thread_count = openmp
     data = RegionArguments(_compiled(name).address, address, get_thread_number, get_thread_count)
     return partial(parallel, _compiled("region").address, ctypes.byref(data), threads, 0)  # which keeps the data alive
