@@ -28,6 +28,9 @@ KINDS = {
     # One layer's outputs and gradients. A sum of K terms in order errs by about sqrt(K) eps / 2 of its size, K up to
     # 1300 here, and a step adds to it: a hundred roundings.
     "layer": Kind("largest", {F64: 100 * 2.3e-16, F32: 100 * 1.2e-7}),
+    # The same of states that norms scale to up to the square root of the number of units, or that a step makes as the
+    # difference of two numbers near 1, which with one unit and one row may be all that there is to compare with.
+    "normalized": Kind("either", {F64: 100 * 2.3e-16, F32: 100 * 1.2e-7}),
     # Gradients that are sums of up to a few thousand terms; in 16 bits each of these may round elsewhere.
     "long": Kind("largest", {F64: 1e-12, F32: 1e-5, BF16: 3e-2, F16: 3e-2}),
     # Derivatives under transforms. In float64 a few thousand roundings. In float32 those of products of 22 bits and of

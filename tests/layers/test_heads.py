@@ -66,7 +66,7 @@ def test_equals_a_loop_of_heads(poisoned, H, K, options, size, cell, dtype, back
     own_operands, *own_call = cast(dtype)
     output, last, every = rnn(*own_call, **masks, return_states=True)
     got, want = [output, *every[1:], *last], [*expected, *ends]
-    close(got, want, "layer" if cell in (of_heads, of_products) else "sums")
+    close(got, want, "normalized" if cell in (of_heads, of_products) else "sums")
     with torch.no_grad():
         close(rnn(*own_call, **masks), (expected[0], ends), "sums")
     directions = [torch.randn_like(a) for a in want]
