@@ -4,6 +4,8 @@
   the native backend says so. A compiler that fails is an error: pip would keep a wheel without the library in its
   cache, and install it again after the compiler has been repaired. FASTLSTM_NATIVE=0 leaves the library out, and with
   FASTLSTM_NATIVE=1 a missing compiler is an error too.
+* What a wheel holds. FASTLSTM_MNIST=0, which releases set, leaves out the images of the demonstration: they are 95 % of
+  a wheel, and have another licence. A clone and the source distribution have them.
 * The version, which stands in fastlstm/version.py alone.
 * The page of a package index: README.md, whose links are those of a repository.
 """
@@ -16,7 +18,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Distribution, Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError, PlatformError
@@ -111,6 +113,17 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2] if built or os.name == "nt" else "any"
 
 
+class Package(Distribution):
+    """The package with the images of MNIST or without them. Without them all of it has one licence."""
+
+    def parse_config_files(self, *args, **options):
+        super().parse_config_files(*args, **options)
+        if os.environ.get("FASTLSTM_MNIST") == "0":
+            self.exclude_package_data["fastlstm.mnist"] = [*self.package_data.pop("fastlstm.mnist"), "README.md"]
+            self.metadata.license_expression = "MIT"
+            self.metadata.license_files = ["LICENSE"]
+
+
 def page():
     """README.md with the addresses of its pages and pictures, as they are at this version, in the place of paths."""
     (address,) = re.findall(r'^Repository = "(.+)"$', read("pyproject.toml"), re.MULTILINE)
@@ -140,5 +153,6 @@ setup(
     long_description=page(),
     long_description_content_type="text/markdown",
     ext_modules=[library],
+    distclass=Package,
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": AnyPython},
 )

@@ -21,6 +21,11 @@ FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 GZIP_MAGIC = b"\x1f\x8b"
 CLASSES = 10
 VALIDATION = 5000  # the first images of the training files
+WITHOUT_IMAGES = (
+    "this installation of fastlstm has no images of MNIST, as no wheel of a release has; install its source "
+    "distribution (pip install --force-reinstall --no-deps --no-binary fastlstm fastlstm) or a clone, or name a folder "
+    "of IDX files"
+)
 
 
 class DataError(ValueError):
@@ -45,8 +50,11 @@ def load(directory: Path | None = None, device: torch.device | str = "cpu") -> D
     TensorFlow's tutorials have it (tensorflow.examples.tutorials.mnist.input_data).
 
     Raises:
-        DataError: when a file is missing, damaged or foreign, or when the files do not belong together.
+        DataError: when a file is missing, damaged or foreign, or when the files do not belong together. A wheel of a
+            release has no images, and the error says how to come by them.
     """
+    if directory is None and not (EMBEDDED / f"{FILES[0]}.gz").exists():
+        raise DataError(WITHOUT_IMAGES)
     paths = [find(directory or EMBEDDED, name) for name in FILES]
     images, test_images = read_images(paths[0]), read_images(paths[2])
     labels, test_labels = read_labels(paths[1], len(images)), read_labels(paths[3], len(test_images))

@@ -3,13 +3,13 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from fastlstm.files import is_full
 from fastlstm.mnist import augment
@@ -114,18 +114,17 @@ def train(
     recipe, history, is_first = state.recipe, state.history, processes.rank == 0
     model = (state.model if wrapped is None else wrapped).train()
     epoch = iterations(1, len(split.labels), recipe.batch_size)
-    interval = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file is spared
-    options = {"mininterval": interval, "dynamic_ncols": True, "disable": not is_first}
     try:
         if checkpoint is not None and is_first:
             checkpoint.keep(name, state)
-        with tqdm(total=recipe.iterations, initial=state.done, desc=name, unit="it", **options) as bar:
+        with _progress(name, state.done, recipe.iterations) if is_first else nullcontext() as bar:
             start = time.perf_counter()
             for draw in islice(_draws(recipe, split, processes), state.done, recipe.iterations):
                 loss, accuracy = _iterate(state, model, split, draw, processes).tolist()  # waits for a GPU
                 history.add(loss, accuracy, time.perf_counter() - start)
-                bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}", refresh=False)
-                bar.update()
+                if bar is not None:
+                    bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}", refresh=False)
+                    bar.update()
                 has_ended = state.done == recipe.iterations
                 if is_first and validation is not None and (has_ended or state.done % epoch == 0):
                     history.validation[state.done] = _accuracy(state.tested, validation, recipe.precision)
@@ -138,6 +137,17 @@ def train(
         if not is_full(error):
             raise
         history.interrupted, history.trouble = True, str(error)
+
+
+def _progress(name: str, done: int, iterations: int) -> Any:
+    """Return the context of a progress bar, which is None without the package tqdm."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return nullcontext()
+    interval = 0.2 if sys.stderr.isatty() else 10.0  # seconds; a log file is spared
+    options = {"mininterval": interval, "dynamic_ncols": True}
+    return tqdm(total=iterations, initial=done, desc=name, unit="it", **options)
 
 
 def _warm_up(model: nn.Module, split: Split, recipe: Recipe, processes: Processes) -> None:

@@ -109,6 +109,12 @@ def test_another_set_is_read_gzipped_or_not(tmp_path, suffix):
     np.testing.assert_array_equal(test.labels, arrays[TEST_LABELS])
 
 
+def test_without_the_images_of_the_package_the_error_says_how_to_come_by_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "EMBEDDED", tmp_path)  # as in a wheel of a release
+    with pytest.raises(DataError, match="--no-binary fastlstm fastlstm"):
+        load()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_missing_file_and_a_directory_in_its_place_are_named(tmp_path, name):
     write_set(tmp_path, tiny_arrays())

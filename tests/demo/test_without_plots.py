@@ -8,7 +8,7 @@ from tests.helpers.demo import PNG, SMALL
 
 HIDDEN = """
     import sys
-    sys.modules["matplotlib"] = sys.modules["PIL"] = None  # importing them fails
+    sys.modules["matplotlib"] = sys.modules["PIL"] = sys.modules["tqdm"] = None  # importing them fails
     from fastlstm import {command}
     sys.exit({command}.main(sys.argv[1:]))
 """

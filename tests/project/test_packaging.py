@@ -1,5 +1,6 @@
 """What setup.py makes of the version, the README and the compilers that it finds."""
 
+import email
 import importlib.util
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -169,3 +171,25 @@ def test_a_wheel_is_of_this_platform_if_it_holds_the_library(tmp_path):
     name, libraries = wheel(tmp_path, FASTLSTM_NATIVE="0")  # in the same folder
     assert name == f"{start}any.whl"
     assert libraries == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "licence", "licences"),
+    [
+        ({}, "MIT AND CC-BY-SA-3.0", ["LICENSE", "fastlstm/mnist/README.md"]),
+        ({"FASTLSTM_MNIST": "0"}, "MIT", ["LICENSE"]),
+    ],
+    ids=["of a clone", "of a release"],
+)
+def test_what_a_wheel_holds_has_the_licence_that_it_names(tmp_path, variables, licence, licences):
+    name, _ = wheel(tmp_path, FASTLSTM_NATIVE="0", **variables)
+    with zipfile.ZipFile(tmp_path / "dist" / name) as archive:
+        files = archive.namelist()
+        (path,) = (path for path in files if path.endswith("/METADATA"))
+        metadata = email.message_from_bytes(archive.read(path))
+    images = {path.name for path in (ROOT / "fastlstm" / "mnist").glob("*.gz")}
+    assert len(images) == 4
+    assert images & {Path(path).name for path in files} == (set() if variables else images)
+    assert metadata["License-Expression"] == licence
+    assert [path.partition("/licenses/")[2] for path in files if "/licenses/" in path] == licences
+    assert metadata.get_all("License-File") == licences

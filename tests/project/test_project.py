@@ -1,6 +1,7 @@
 """The project's own rules: imports point down, `import fastlstm` stays light, public names are those that are meant."""
 
 import inspect
+import re
 
 import pytest
 from importlinter.cli import lint_imports
@@ -33,6 +34,14 @@ def test_import_is_light():
     assert "torch.onnx" not in added  # as much again as all of this package
     demonstration = {name for name in added if name.startswith(("fastlstm.mnist", "fastlstm.train"))}
     assert demonstration == set()
+
+
+def test_the_actions_of_the_workflows_are_commits():
+    """A tag may come to name another commit, whose code would then run with the rights of a release."""
+    workflows = [path.read_text(encoding="utf-8") for path in (ROOT / ".github" / "workflows").glob("*.yml")]
+    used = re.findall(r"uses: (.*)", "\n".join(workflows))
+    assert len(used) > 20
+    assert [action for action in used if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", action)] == []
 
 
 def test_the_package_shows_its_public_names_alone():
