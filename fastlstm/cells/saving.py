@@ -7,7 +7,6 @@ of the step before or after, which may be kept anyway, or compute it again from 
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import chain, combinations
 from math import inf
 
 from fastlstm.cells.graph import ACROSS, COMPARISONS, Node, in_order
@@ -53,7 +52,8 @@ def choose_saved(
 ) -> tuple[list[Node], list[str]]:
     """Return the nodes that the backward pass loads to compute `results`, and the states whose sequences it reads.
 
-    The first state is there in any case: it is the layer's output. For the others every choice is tried.
+    The sequence of the first state is there in any case: it is the layer's output. That of each other state is left
+    out, from the last on, if the choice without it costs no more.
 
     Args:
         results: the gradients of `inputs`, from those of the new states, which are `gradients`.
@@ -71,22 +71,27 @@ def choose_saved(
     ]
     forward_nodes = sorted((n for n in in_order(needed) if not n.is_constant()), key=lambda n: n.number)
 
-    first, *others = new
-    best: tuple[float, list[Node], list[str]] = (inf, [], [])
-    for more in chain.from_iterable(combinations(others, k) for k in range(len(others) + 1)):
-        stored = [first, *more]
+    # a mean is never computed again: the backward pass would go over the units once more to add them up
+    compute = {n: inf if n in inputs_set or n.op in ACROSS else costs.of(n) for n in forward_nodes}
+
+    def choice(stored: list[str]) -> tuple[float, list[Node], list[str]]:
+        """Return the cost with the sequences of `stored`, what is loaded, and which of the sequences are read."""
         near = {states[name] for name in stored for states in (new, old) if not states[name].per_row}
         load = {n: 0.0 if n in operands else costs.load if n in near else costs.saving(n) for n in forward_nodes}
         load |= {n: inf for n in old.values() if n not in near}
         load |= {n: inf for n in forward_nodes if n.op in COMPARISONS}  # which are no numbers
         load |= {n: costs.load for n in forward_nodes if n in multiplied}
-        # a mean is never computed again: the backward pass would go over the units once more to add them up
-        compute = {n: inf if n in inputs_set or n.op in ACROSS else costs.of(n) for n in forward_nodes}
         cost, loaded = cut(forward_nodes, set(needed), load, compute)
-        cost += costs.keep * len(more)
-        if cost < best[0]:
-            there = set(loaded)
-            best = cost, loaded, [s for s in stored if {new[s], old[s]} & near & there]
+        there = set(loaded)
+        return cost + costs.keep * len(stored), loaded, [s for s in stored if {new[s], old[s]} & near & there]
+
+    stored = [*new]
+    best = choice(stored)
+    for state in stored[:0:-1]:
+        without = [s for s in stored if s != state]
+        other = choice(without)
+        if other[0] <= best[0]:
+            best, stored = other, without
     return best[1:]
 
 

@@ -1,9 +1,12 @@
 """What forward keeps: the minimum cut against every choice there is."""
 
+from unittest import mock
+
 import pytest
 import torch
 
 from fastlstm import cells
+from fastlstm.cells import saving
 from fastlstm.cells.saving import Costs
 from tests.cells.cuts import brute_force
 
@@ -79,6 +82,18 @@ def test_names_of_what_is_saved():
     given = dict(zip(("i_pre", "f_pre", "g_pre", "o_pre", "c_prev", "dh", "dc"), torch.randn(7, 9)))
     got, want = (cell.derived().backward({**given, **cell.derived().forward(given)}) for cell in (hides, cells.lstm))
     assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_states_double_no_work():
+    """Of 13 states, about as many as an operator of torch takes arguments for, there are 4096 choices of sequences."""
+    names = [f"s{k}" for k in range(13)]
+    steps = {"tanh": cells.tanh}
+    exec(f"def step(a, {', '.join(names)}): return {', '.join(f'tanh(a * {name})' for name in names)}", steps)
+    many = cells.cell(gates={"a": "xh"}, states=names)(steps["step"])
+    with mock.patch.object(saving, "cut", wraps=saving.cut) as cut:
+        derived = many.derived(Costs(save=30.0))  # not the default, of which the declaration has derived it
+    assert derived.saved == ("a_pre",)
+    assert cut.call_count == len(names)
 
 
 def test_names_are_short():
