@@ -7,7 +7,7 @@ call of a signature checks everything and stores a plan, and later calls only ru
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ref
 
 import torch
@@ -26,6 +26,22 @@ Runs = Callable[[Layer], Run]
 Makes = Callable[[Layer, str | None, bool, dict[Any, Any] | None], Runs | None]
 
 
+class _Weights(NamedTuple):
+    """The weights of a module's last call, by which those of the next are recognized.
+
+    Attributes:
+        present: which there are: the number of weights if none is None, or for each whether it is a tensor.
+        recognizes: returns whether tensors are like these, see `torch_private.recognizer`.
+        form: what stands for their types and shapes in a signature.
+        wants_gradients: whether any of them requires a gradient.
+    """
+
+    present: int | list[bool]
+    recognizes: Callable[..., bool]
+    form: object
+    wants_gradients: bool
+
+
 class Plans:
     """The plans of one layer and direction, or of all that a module has, and the packed weights that they share.
 
@@ -39,7 +55,7 @@ class Plans:
         self.plans: dict[Any, Runs | None] = {}
         self.packed_weights: dict[Any, Any] | None = {} if caches else None
         self.forms: dict[Any, object] = {}  # what stands for the types and shapes of all weights
-        self.last: Any = None  # of the last call's weights: which there are, a recognizer, their form, any gradient
+        self.last: _Weights | None = None
 
     def __reduce__(self) -> tuple[type["Plans"], tuple[()]]:
         return Plans, ()
@@ -56,7 +72,7 @@ class Plans:
         last, there = self.last, [a for a in weights if a is not None]
         present = len(weights) if len(there) == len(weights) else [a is not None for a in weights]
         # a parameter without memory, whose storage was resized to nothing, is otherwise as it was
-        if last is None or last[0] != present or not last[1](*there) or 0 in [a.data_ptr() for a in there]:
+        if last is None or last.present != present or not last.recognizes(*there) or 0 in [a.data_ptr() for a in there]:
             if not is_plain(*there):
                 return None, None
             forms = [(type(a), a.shape, a.dtype, a.is_contiguous(), a.device, a.requires_grad) for a in there]
@@ -65,9 +81,9 @@ class Plans:
             if self.packed_weights is not None:  # of one module, whose weights are mostly as in its last call
                 form = self.forms.setdefault(form, object())  # which is compared faster
                 if len(set(map(id, there))) == len(there):  # tied weights would not be recognized
-                    self.last = present, recognizer(there), form, wants_gradients
+                    self.last = _Weights(present, recognizer(there), form, wants_gradients)
         else:
-            *_, form, wants_gradients = last
+            form, wants_gradients = last.form, last.wants_gradients
         state_keys: list[Any] = []
         device = x.device
         if states[0] is not None:
