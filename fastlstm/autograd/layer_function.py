@@ -17,7 +17,7 @@ from torch.func import vjp
 
 from fastlstm.autograd import levels, operators
 from fastlstm.autograd.batching import backward_rule, forward_rule
-from fastlstm.autograd.modes import is_plain, no_autocast, wants_autograd
+from fastlstm.autograd.modes import has_saved_tensor_hooks, is_plain, no_autocast, wants_autograd
 from fastlstm.backends import parts, reference
 from fastlstm.backends.base import Gradients, Layer, Plan, Run
 from fastlstm.torch_private import dual_level, plain_apply, transformed, when_compiling
@@ -132,12 +132,8 @@ def _vector_product(
     function: Callable[..., tuple[Tensor, ...]], operands: list[Tensor], directions: list[Any]
 ) -> Sequence[Optional]:
     """Return the gradients of a function's operands, from those of its results."""
-    try:
+    if not has_saved_tensor_hooks():  # which torch.func refuses
         transposed: Any = vjp(function, *operands)[1]
-    except RuntimeError as error:  # before it calls the function: it refuses hooks, such as those of `save_on_cpu`
-        if "saved tensor hooks" not in str(error):
-            raise
-    else:
         return cast(Sequence[Optional], transposed((*directions,)))
     again = torch.is_grad_enabled()  # under torch.func, which refuses hooks too, this would lose the outer levels
     with torch.enable_grad():

@@ -72,6 +72,15 @@ def under_vmap() -> bool:
     return transformed() and (not private.KNOWS_LEVELS or private.Kind.Vmap in _kinds())
 
 
+def has_saved_tensor_hooks() -> bool:
+    """Return whether hooks of saved tensors are active, such as those of `save_on_cpu`."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("a question alone"):  # raises where some are active
+            return False
+    except RuntimeError:
+        return True
+
+
 def autocast_of(x: Tensor) -> torch.dtype | None:
     """Return the type to which autocast casts on the device of `x`, or None without autocast."""
     device = "cpu" if x.is_cpu else x.device.type  # the first is asked faster
