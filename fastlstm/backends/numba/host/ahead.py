@@ -16,7 +16,7 @@ from fastlstm.backends.numba.host import compiling, tasks
 from fastlstm.backends.numba.llvm.loops import tables
 
 Run = Callable[[], object]
-_replaced: list[dict[str, Any]] = []  # compiled functions: what the process keeps still leads to their code
+_functions_in_use: list[dict[str, Any]] = []  # of earlier tables: what the process keeps still leads to their code
 _nothing = ctypes.CFUNCTYPE(None)(lambda: None)
 
 
@@ -71,7 +71,7 @@ def _begin() -> None:
 
 def _names(run: Run) -> list[str]:
     """Return the names of the kernels that `run` needs."""
-    _replaced.append(tasks.compiled_functions)
+    _functions_in_use.append(tasks.compiled_functions)
     tasks.compiled_functions = idle = _Idle()
     run()
     return list(idle)
