@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     length.add_argument("--iterations", type=positive, metavar="N", help=f"default: {recipe.iterations}")
     length.add_argument("--epochs", type=positive, metavar="N", help="passes over the training images instead")
     add("--batch-size", type=positive, metavar="N", help=f"over all processes (default: {recipe.batch_size})")
-    add("--lr", type=positive_float, metavar="X", help=f"Adam's step size, the largest (default: {recipe.lr})")
+    add("--lr", type=positive_float, metavar="X", help=f"Adam's step size (default: {recipe.lr})")
     seed = functools.partial(whole_number, 0, 2**63 - 1)
     add("--seed", type=seed, metavar="N", help=f"of the initial weights and the batches (default: {recipe.seed})")
     add("--parts", nargs="*", choices=PARTS, help="what is added to plain Adam, in the place of the recipe's own parts")

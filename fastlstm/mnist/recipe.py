@@ -1,6 +1,5 @@
 """The sizes and the length of a run, and the named recipes. `PARTS` are the techniques that a recipe adds."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +7,6 @@ from typing import Any
 PARTS = {
     "augmentation": "each image is shifted, turned and scaled a little, anew each time",
     "average": "the weights tested are an exponential moving average over the last thousand iterations",
-    "schedule": "the step size rises over the first tenth and then falls to zero as a cosine",
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "tutorial": {},
@@ -23,7 +21,7 @@ class Recipe:
     iterations: int = 800
     batch_size: int = 128  # over all processes
     hidden_size: int = 128
-    lr: float = 1e-3  # the largest, where the schedule moves it
+    lr: float = 1e-3
     seed: int = 0
     parts: tuple[str, ...] = ()  # of PARTS
     layers: int = 1
@@ -32,20 +30,6 @@ class Recipe:
     steps: int = 0  # an image's pixels are read in this many steps; 0: its rows
     precision: str = "fp32"  # or bf16: autocast
     compile: bool = False
-
-    def step_size(self, done: int) -> float:
-        """Return Adam's step size after `done` iterations.
-
-        It is `lr`. With the schedule it rises linearly to `lr` in the first tenth of the iterations, and then falls to
-        zero as half a cosine.
-        """
-        if "schedule" not in self.parts:
-            return self.lr
-        rise = max(1, self.iterations // 10)
-        if done < rise:
-            return self.lr * ((done + 1) / rise)
-        fall = max(1, self.iterations - rise)
-        return self.lr * ((1 + math.cos(math.pi * (done - rise) / fall)) / 2)
 
 
 def iterations(epochs: int, images: int, batch_size: int) -> int:

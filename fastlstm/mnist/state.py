@@ -35,8 +35,6 @@ class State:
 
     def step(self) -> None:
         """Do a step of the optimiser and of the average."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.step_size(self.done)
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)

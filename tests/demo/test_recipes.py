@@ -45,22 +45,9 @@ def test_the_best_recipe_lasts_its_epochs_and_has_its_parts(tiny, tmp_path):
 
 def test_parts_take_the_place_of_the_recipes(tiny, tmp_path):
     none = run(tiny, tmp_path / "none", "--recipe", "best", "--iterations", 2, "--parts")
-    two = run(tiny, tmp_path / "two", "--iterations", 2, "--parts", "schedule", "augmentation")
+    two = run(tiny, tmp_path / "two", "--iterations", 2, "--parts", "average", "augmentation")
     assert (none["parts"], none["lr"]) == ([], 4e-3)
-    assert (two["parts"], two["lr"]) == (["augmentation", "schedule"], 1e-3)
-
-
-@pytest.mark.parametrize("count", [1, 2, 9, 10, 11, 100])
-def test_the_schedule_rises_for_a_tenth_and_falls_to_zero(count):
-    recipe = Recipe(iterations=count, lr=0.5, parts=("schedule",))
-    state, factors = State(RowLSTM(3, 7), recipe), []
-    for _ in range(count):
-        state.step()
-        factors.append(state.optimizer.param_groups[0]["lr"] / 0.5)
-    rise = max(1, count // 10)
-    assert factors[:rise] == pytest.approx([(k + 1) / rise for k in range(rise)])
-    fall = [math.cos(math.pi / 2 * k / (count - rise)) ** 2 for k in range(count - rise)]
-    assert factors[rise:] == pytest.approx(fall)
+    assert (two["parts"], two["lr"]) == (["augmentation", "average"], 1e-3)
 
 
 def test_the_average_follows_the_weights_and_is_what_is_tested():
