@@ -300,4 +300,4 @@ PRIMITIVES = {
 }
 _WRITTEN_WITH_THESE = (mean, abs, square, minimum, clamp, surrogate, softplus, hard_sigmoid, layer_norm, rms_norm)
 FUNCTIONS: dict[str, Callable[..., Any]] = {**PRIMITIVES, **{f.__name__: f for f in _WRITTEN_WITH_THESE}}
-ALLOWED = f"+ - * / ** < > <= >= and {' '.join(FUNCTIONS)}"
+ALLOWED = "+ - * / ** < > <= >= and the functions of fastlstm.cells, such as sigmoid, where and mean"

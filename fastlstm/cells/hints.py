@@ -18,6 +18,7 @@ INSTEAD = {name: f"fastlstm.cells.{name}" for name in FUNCTIONS} | {
     "hardsigmoid": "fastlstm.cells.hard_sigmoid",
     "detach": "fastlstm.cells.stop_gradient",
     "clip": "fastlstm.cells.clamp",
+    "apply": "fastlstm.cells.surrogate(a, slope), or stop_gradient(a) for a derivative of zero,",
     "layer_norm": 'fastlstm.cells.layer_norm(a, weight=gain, bias=shift) with params={"gain": 1.0, "shift": 0.0}',
     "rms_norm": 'fastlstm.cells.rms_norm(a, weight=gain) with params={"gain": 1.0}',
     **{name: _TWO.format("maximum") for name in ("max", "amax")},

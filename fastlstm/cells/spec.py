@@ -35,7 +35,9 @@ class Cell:
         states: the names of the states, of which the first is the output and what the h products multiply.
         params: the names of vectors (H,).
         initial: the numbers that params start from, by name. Modules draw all other params at random.
-        inputs: the names of values (T, B, H), which are one more elementwise value a step.
+        inputs: the names of values (T, B, H), which are one more elementwise value a step. In a module of several
+            layers every layer gets the same values: ``inputs=("x",)`` is the module's x in each, and not what the layer
+            before returns.
         products: the names of products with values that the step computes, each with a weight (H, H).
         gates_of_x: how many gates sum "x", alone or in "xh".
         gates_of_h: how many gates sum "h", alone or in "xh".

@@ -7,6 +7,7 @@ type and the words are torch's.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastlstm.autograd.modes import autocast_of, has_memory
@@ -241,7 +242,8 @@ def inputs_by_name(inputs: Any, names: Sequence[str]) -> tuple[Any, ...]:
 def expanded(
     x: Tensor, inputs: Sequence[Tensor], names: Sequence[str], size: tuple[int, ...], layout: str
 ) -> tuple[Tensor, ...]:
-    """Return a cell's `inputs`, called `names`, each expanded to the given size, which is called `layout`.
+    """Return a cell's `inputs`, called `names`, each expanded to the given size, which is called `layout`. A mask of
+    booleans becomes zeros and ones.
 
     Raises:
         ValueError: unless each has these dimensions, of this size or of size 1. One with fewer dimensions is not taken,
@@ -255,7 +257,7 @@ def expanded(
                 wanted = f"shape {layout} = {size}, where any size may be 1"
                 raise ValueError(f"inputs[{name!r}] must have {wanted}, got {tuple(a.shape)}")
             a = a.expand(size)
-        tensors.append(a)
+        tensors.append(a.to(x.dtype) if a.dtype == torch.bool else a)
     for name, a in zip(names, tensors):
         check_states(x, (a,), f"inputs[{name!r}]")
     return tuple(tensors)

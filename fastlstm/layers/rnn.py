@@ -230,8 +230,8 @@ class RNN(Recurrent):
                 tensor by itself is the state of a cell that has one.
             inputs: maps each name of the cell's inputs to a tensor (T, B, H), (B, T, H) with batch_first, (T, H) for
                 one sequence alone. Any size may be 1, for a value that is the same along this dimension. For a
-                PackedSequence it has the rows in the order before they were packed. Every layer and direction gets
-                the same tensors.
+                PackedSequence it has the rows in the order before they were packed. A mask of booleans stands for zeros
+                and ones. Every layer and direction gets the same tensors.
             reset, lengths: as in `fastlstm.LSTM.forward`.
             return_states: also return all states of the last layer.
 

@@ -16,6 +16,14 @@ from fastlstm.cells import exp, layer_norm, maximum, mean, sigmoid, tanh, where
 from fastlstm.cells.functions import ALLOWED
 from tests.cells.layers import pre
 
+
+class StraightThrough(torch.autograd.Function):
+    """A derivative of one's own, as PyTorch has it."""
+
+    forward = staticmethod(lambda context, a: (a > 0).to(a))
+    backward = staticmethod(lambda context, grad: grad)
+
+
 MISTAKES = {
     "a method": lambda a, b: a.pow(2),
     "an attribute": lambda a, b: a.shape,
@@ -94,6 +102,7 @@ def test_what_is_not_elementwise_arithmetic(mistake):
         (lambda a, b: torch.min(a, b), "minimum", "min"),
         (lambda a, b: np.clip(a, 0, 1), "clamp", "clip"),
         (lambda a, b: torch.amax(a, -1), "maximum", "amax"),
+        (lambda a, b: StraightThrough.apply(a), "surrogate", "apply"),
     ],
 )
 def test_functions_of_others_and_what_stands_for_them(function, written, name):

@@ -104,3 +104,18 @@ def test_packed_sequences_take_inputs_of_size_1():
     want = rnn(packed, states, {name: a.expand(6, 4, 5) for name, a in small.items()})
     got = rnn(packed, states, small)
     close((got[0].data, got[1]), (want[0].data, want[1]), "sums")
+
+
+def test_a_mask_of_booleans_is_an_input():
+    rnn = RNN(gadget, 3, 5)
+    x, states, inputs = given(rnn)
+    mask = torch.rand(6, 4, 1) < 0.5
+    expected = (
+        rnn(x, states, {**inputs, "m": mask.to(x.dtype)}),
+        rnn.step(x[0], None, {"m": mask[0].to(x.dtype), "d": inputs["d"][0]}),
+    )
+    close(
+        (rnn(x, states, {**inputs, "m": mask}), rnn.step(x[0], None, {"m": mask[0], "d": inputs["d"][0]})),
+        expected,
+        "values",
+    )
