@@ -28,7 +28,7 @@ def test_the_graph_is_the_same_for_every_length(backend):
     assert sum("_in_graph" in target for _, target in short) == 4
 
 
-@backends
+@backends_but_slow
 def test_operators_in_the_traced_graph(backend):
     """What a compiler sees of training: two operators a layer and direction."""
     seen = []

@@ -50,7 +50,7 @@ def test_compiled_transforms(backend, transform):
     torch.testing.assert_close(torch.compile(function, backend="aot_eager", fullgraph=True)(x), function(x))
 
 
-@pytest.mark.parametrize("freeze", ["parameters", "functional", "no_grad"])
+@pytest.mark.parametrize("freeze", ["parameters", pytest.param("functional", marks=pytest.mark.slow), "no_grad"])
 def test_compiled_forward_mode_where_nothing_wants_a_gradient(freeze):
     lstm, x = fastlstm.LSTM(3, 4, backend="numba", dtype=torch.double), torch.randn(5, 2, 3, dtype=torch.double)
     if freeze == "parameters":

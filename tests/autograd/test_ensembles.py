@@ -160,7 +160,7 @@ def test_per_sample_gradients_of_stacked_models_equal_a_loop(models, samples_out
 
 
 @pytest.mark.parametrize("of_x", [False, True])
-@backends
+@backends_but_slow
 def test_what_all_models_read_has_the_gradients_of_a_loop(models, of_x):
     """Of the second order, too, by ordinary autograd around `vmap`."""
     x = torch.randn(5, 2, 4, dtype=models[0].weight_ih_l0.dtype, requires_grad=of_x)

@@ -33,7 +33,7 @@ def test_gradcheck(layer, backend):
     )
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradgradcheck(layer, backend):
     inputs = layer.to(torch.double)

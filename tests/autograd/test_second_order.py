@@ -35,7 +35,7 @@ def test_gradient_penalty(modules):
     close(results[1], results[0], "derivatives")
 
 
-@backends
+@backends_but_slow
 def test_a_step_that_learns_from_a_step(modules):
     """MAML: the loss after one step of descent, differentiated by the weights before it."""
     x = torch.randn(6, 3, 4)
@@ -147,7 +147,7 @@ def test_nested_dual_numbers_are_refused():
         jvp(lambda a: lstm(a)[0], (forward_ad.make_dual(x, x),), (x,))
 
 
-@backends
+@backends_but_slow
 @pytest.mark.parametrize("which", ["hessian", "jacobian"])
 def test_vectorized_functional(backend, which):
     """torch.autograd.functional batches with rules of its own, which know fewer operators than vmap's."""
@@ -166,7 +166,7 @@ def test_vectorized_functional(backend, which):
         close([got], [want], "derivatives")
 
 
-@backends
+@backends_but_slow
 def test_padding_that_is_nan_leaves_no_trace(backend):
     layer = Layer(4, 3, 5, 6, masked=True)
     layer.lengths, layer.reset = torch.tensor([4, 2, 4]), None

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fastlstm
 from tests.helpers.layers import TORCH, Layer, needs_native
-from tests.helpers.transforms import BACKENDS, backends, dtype_of, slow_in_the_interpreter
+from tests.helpers.transforms import BACKENDS, backends, backends_but_slow, dtype_of, slow_in_the_interpreter
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_opcheck(backend, stacked, reverse, masked, requires_grad, given):
     )
 
 
-@backends
+@backends_but_slow
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointed_layers(backend, use_reentrant):
     lstm = fastlstm.LSTM(5, 6, num_layers=2, dtype=dtype_of(backend), backend=backend)
@@ -67,7 +67,7 @@ def from_numpy(saved):
     return torch.from_numpy(array).to(device)
 
 
-@backends
+@backends_but_slow
 @pytest.mark.parametrize("hooks", [save_on_cpu, lambda: saved_tensors_hooks(to_numpy, from_numpy)])
 def test_saved_tensors_may_be_moved(backend, hooks):
     lstm = fastlstm.LSTM(5, 6, num_layers=2, dtype=dtype_of(backend), backend=backend)

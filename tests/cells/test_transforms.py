@@ -27,6 +27,7 @@ from tests.cells.layers import (
 )
 
 
+@pytest.mark.sampled(3)
 @masks
 @directions
 @every_cell
@@ -55,6 +56,7 @@ def test_gradgradcheck(cell):
     assert torch.autograd.gradgradcheck(function, wanted, check_fwd_over_rev=True)
 
 
+@pytest.mark.sampled(3)
 @masks
 @pytest.mark.parametrize("cell", EVERY, ids=lambda cell: cell.name)
 def test_vmap_over_the_plain_layer(cell, masked):

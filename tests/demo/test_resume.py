@@ -244,7 +244,7 @@ FOREIGN = st.sampled_from([b"", PNG, b"PK\x03\x04" + b"\0" * 40]) | st.binary(ma
 
 @pytest.mark.parametrize("command", FILES)
 @given(data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_a_damaged_file_is_named_in_one_line(finished, command, data):
     path = finished / FILES[command]
     whole, (_, _, expected) = path.read_bytes(), outcome(command, finished)

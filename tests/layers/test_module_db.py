@@ -1,7 +1,7 @@
 """torch's own inputs for its recurrent modules (module_db), and batched and packed ones beside them, run on ours.
 
-Those of GRU and RNN are the LSTM's with other states, so that most of them are slow tests. The checks are of results,
-derivatives, strides and errors. Empty batches, copies, devices and types have tests of their own beside this file.
+The checks are of results, derivatives, strides and errors. Empty batches, copies, devices and types have tests of
+their own beside this file.
 """
 
 from copy import copy, deepcopy
@@ -33,7 +33,6 @@ def clone(info):
 
 
 INFOS = [clone(info) for info in module_db if info.module_cls in OURS]
-SAMPLED = 9  # of the inputs for GRU and RNN each ninth runs by default
 
 
 def is_layer(info):
@@ -80,9 +79,7 @@ def over(wanted=lambda info, arguments, x: True):
     for info in INFOS:
         found = [(s.constructor_input.kwargs, s.forward_input.args[0]) for s in samples(info)]
         of_all = [k for k, (arguments, x) in enumerate(found) if wanted(info, arguments, x)]
-        for n, k in enumerate(of_all):
-            slow = [pytest.mark.slow] if info.theirs in (nn.GRU, nn.RNN) and n % SAMPLED else []
-            cases.append(pytest.param(info, k, id=f"{info.name}-{k}", marks=slow))
+        cases += [pytest.param(info, k, id=f"{info.name}-{k}") for k in of_all]
     return pytest.mark.parametrize(("info", "k"), cases)
 
 
@@ -119,6 +116,7 @@ def call(module, inputs, *values):
     return module(*args, **inputs.kwargs)
 
 
+@pytest.mark.sampled(11)
 @case
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("training", [True, False])
@@ -150,6 +148,7 @@ def differentiable(info, k):
     return function, [*leaves, *parameters.values()]
 
 
+@pytest.mark.sampled(4)
 @grad_case
 def test_grad(info, k):
     """Reverse and forward mode, also batched by vmap."""
@@ -157,7 +156,7 @@ def test_grad(info, k):
     assert gradcheck(function, values, check_forward_ad=True, check_batched_grad=True, fast_mode=True)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(9)
 @gradgrad_case
 def test_gradgrad(info, k):
     """Reverse over reverse and forward over reverse; undefined gradients are test_grad's matter."""
@@ -165,6 +164,7 @@ def test_gradgrad(info, k):
     assert gradgradcheck(function, values, check_fwd_over_rev=True, check_undefined_grad=False, fast_mode=True)
 
 
+@pytest.mark.sampled(4)
 @case
 def test_non_contiguous_tensors(info, k):
     inputs = sample(info, k, requires_grad=True)

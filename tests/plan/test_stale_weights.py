@@ -90,6 +90,12 @@ SETTINGS = [
     pytest.param(Setting("numba-bf16x3", torch.float32), id="numba-bf16x3", marks=needs_pieces),
 ]
 each_setting = pytest.mark.parametrize("setting", SETTINGS)
+QUICK = {"T4-B2", "cell"}  # the kinds of calls that are tried by default where weights are not plain float32
+
+
+def tried(kind, setting):
+    marks = [] if kind in QUICK or setting.id.endswith("float32") else [pytest.mark.slow]
+    return pytest.param(kind, *setting.values, id=f"{kind}-{setting.id}", marks=[*setting.marks, *marks])
 
 
 def names_of(module):
@@ -216,9 +222,8 @@ def problem(kind, setting, write, name):
     return "unchanged" if same(before, want) else None
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@each_setting
-def test_a_write_is_seen(setting, kind):
+@pytest.mark.parametrize(("kind", "setting"), [tried(*each) for each in itertools.product(KINDS, SETTINGS)])
+def test_a_write_is_seen(kind, setting):
     """Each way in turn of another weight, so that several kinds of calls have each way of each weight."""
     number, wrong = list(KINDS).index(kind), {}
     for k, write in enumerate(WRITES):

@@ -19,12 +19,13 @@ def check(*command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow  # pyright finds the same
+@pytest.mark.slow
 def test_mypy():
     pytest.importorskip("mypy", reason="mypy, of the extra `test`, is not installed")
     check("mypy", "--config-file=", "--cache-dir=.mypy_cache/user", "--strict", "--follow-imports=silent")
 
 
+@pytest.mark.slow  # it needs half a minute
 def test_pyright():
     pytest.importorskip("pyright", reason="pyright, of the extra `test`, is not installed")
     check("pyright", "--pythonpath", sys.executable, "--outputjson")  # which looks for no newer version of itself

@@ -50,7 +50,7 @@ def matrix():
         yield Case(chip, kind, H, mask=mask, I=28, B=19, multiprocessors=1)
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("case", list(matrix()), ids=str)
 def test_nothing_is_found(case):
     device = run(case)

@@ -181,7 +181,9 @@ def test_the_tiles_stay_in_registers(features, target, fma, tiles):
 @pytest.mark.parametrize(
     ("features", "target"),
     [
-        ("+avx512f,+amx-tile,+amx-bf16", ("x86_64-unknown-linux-gnu", "sapphirerapids")),
+        pytest.param(
+            "+avx512f,+amx-tile,+amx-bf16", ("x86_64-unknown-linux-gnu", "sapphirerapids"), marks=pytest.mark.slow
+        ),
         ("+neon", ("aarch64-unknown-linux-gnu", "neoverse-n1")),
     ],
     ids=["amx", "neon"],

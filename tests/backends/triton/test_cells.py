@@ -45,7 +45,7 @@ def test_outputs_and_gradients(cell, kind, masked, reverse, kernels):
     check(case.layer, case.grads, kind)
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(11)
 @masks
 @pytest.mark.parametrize("kind", BOUNDS)
 @pytest.mark.parametrize(

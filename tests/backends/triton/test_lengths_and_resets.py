@@ -71,7 +71,9 @@ def test_larger_layers(kind, size, masks, reverse):
     check(*drawn(*size, dtype=BOUNDS[kind][0], masks=masks, reverse=reverse), kind)
 
 
-@pytest.mark.parametrize("size", [(1, 1, 1, 1), (4, 9, 28, 64), (5, 17, 7, 33), (20, 17, 28, 128)])
+@pytest.mark.parametrize(
+    "size", [(1, 1, 1, 1), (4, 9, 28, 64), (5, 17, 7, 33), pytest.param((20, 17, 28, 128), marks=pytest.mark.slow)]
+)
 def test_bf16(size, kernels, monkeypatch):
     monkeypatch.setitem(BOUNDS, "native", (torch.bfloat16, 4e-2, 8e-2))  # eight times fp16's: three bits fewer
     check(*drawn(*size, dtype=torch.bfloat16), "native")
