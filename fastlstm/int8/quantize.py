@@ -5,7 +5,7 @@ docs/quantize.md says what these compute, how accurate they are, and how fast.
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from torch import nn
 
@@ -15,6 +15,7 @@ from fastlstm.int8.modules import Quantized, QuantizedGRU, QuantizedGRUCell, Qua
 from fastlstm.layers.gru import GRU, GRUCell
 from fastlstm.layers.lstm import LSTM, LSTMCell
 
+M = TypeVar("M", bound=nn.Module)
 Excluded = Sequence[str] | Callable[[str, nn.Module], bool]
 _KINDS: Any = (
     ((nn.LSTM, LSTM), QuantizedLSTM),
@@ -24,6 +25,18 @@ _KINDS: Any = (
 )
 
 
+@overload
+def quantize(model: nn.LSTM, activations: Activations = "int8", *, exclude: Excluded = ()) -> QuantizedLSTM: ...
+@overload
+def quantize(model: nn.GRU | GRU, activations: Activations = "int8", *, exclude: Excluded = ()) -> QuantizedGRU: ...
+@overload
+def quantize(model: nn.LSTMCell, activations: Activations = "int8", *, exclude: Excluded = ()) -> QuantizedLSTMCell: ...
+@overload
+def quantize(
+    model: nn.GRUCell | GRUCell, activations: Activations = "int8", *, exclude: Excluded = ()
+) -> QuantizedGRUCell: ...
+@overload
+def quantize(model: M, activations: Activations = "int8", *, exclude: Excluded = ()) -> M: ...
 def quantize(model: Any, activations: Activations = "int8", *, exclude: Excluded = ()) -> Any:
     """Replace every LSTM and GRU in `model`, and their cells, torch's and ours, by a module with weights of int8.
 
@@ -84,6 +97,16 @@ def quantize(model: Any, activations: Activations = "int8", *, exclude: Excluded
     return _replaced(model, replacement, "quantize", "LSTM, GRU, LSTMCell or GRUCell to replace")
 
 
+@overload
+def dequantize(model: QuantizedLSTM) -> LSTM: ...
+@overload
+def dequantize(model: QuantizedGRU) -> GRU: ...
+@overload
+def dequantize(model: QuantizedLSTMCell) -> LSTMCell: ...
+@overload
+def dequantize(model: QuantizedGRUCell) -> GRUCell: ...
+@overload
+def dequantize(model: M) -> M: ...
 def dequantize(model: Any) -> Any:
     """Replace every int8 module in `model` by the float module of fastlstm with the weights that it stands for.
 

@@ -141,6 +141,38 @@ def models() -> None:
     fastlstm.replace_lstm([model])  # type: ignore[type-var]
 
 
+def int8(x: Tensor, state: State) -> None:
+    assert_type(fastlstm.quantize(Tagger(), "int16", exclude=["cell"]), Tagger)
+    lstm = fastlstm.quantize(nn.LSTM(3, 5))
+    assert_type(lstm, fastlstm.QuantizedLSTM)
+    assert_type(lstm(x, state), tuple[Tensor, State])
+    assert_type(fastlstm.quantize(fastlstm.GRU(3, 5)), fastlstm.QuantizedGRU)
+    assert_type(fastlstm.quantize(nn.LSTMCell(3, 5)), fastlstm.QuantizedLSTMCell)
+    assert_type(fastlstm.quantize(fastlstm.GRUCell(3, 5)), fastlstm.QuantizedGRUCell)
+    assert_type(fastlstm.dequantize(lstm), fastlstm.LSTM)
+    assert_type(fastlstm.dequantize(Tagger()), Tagger)
+    q, scale = fastlstm.quantize_weight(x)
+    assert_type(q, Tensor)
+    assert_type(scale, Tensor)
+    fastlstm.quantize(Tagger(), "int4")  # type: ignore[call-overload]
+
+
+def streams(lstm: fastlstm.LSTM, x: Tensor) -> None:
+    stream = lstm.stream(batch_size=4)
+    assert_type(stream, fastlstm.Stream)
+    assert_type(stream(x), Tensor)
+
+
+def several(x: Tensor, lstm: fastlstm.LSTM) -> None:
+    fastlstm.Ensemble([lstm, fastlstm.LSTM(3, 5)])(x)
+    nn.utils.parametrize.register_parametrization(lstm, "weight_hh_l0", fastlstm.WeightDrop(0.5))
+    assert_type(fastlstm.info(), dict[str, Any])
+    with fastlstm.patch(backend="numba"), fastlstm.batch_invariant():
+        lstm(x)
+    fastlstm.patch(backend="cudnn")  # type: ignore[arg-type]
+    fastlstm.unpatch()
+
+
 @fastlstm.use_backend("native")
 def decorated(count: int) -> str:
     return "a" * count
