@@ -8,7 +8,7 @@ ROW_BLOCK, WEIGHT_BLOCK_BYTES = 64, 16384
 # K blocks of 32 columns whose operands stay in a 48 KB L1 cache while all AMX tiles are multiplied: 24 + 12 KB.
 K_BLOCKS_TOGETHER = 2
 ROOM = 32  # rows after the last one of a row operand, to which whole AMX tiles may write
-FOLD = 8  # time chunks whose weight gradients the bf16 unit sums, before it adds that sum to the total
+CHUNKS_IN_SUBTOTAL = 8  # time chunks whose weight gradients the bf16 unit sums, before it adds them to the total
 ONE_OFFSET = 1024  # the offset in bytes of the one in the buffer `constants` of `fields`, after its zeros
 STRIP = 24  # columns of [x, h, 1] packed side by side: 8 tiles of 3, or 4 of 6
 # The most rows for which a single step reads the original weights: FEW_TRANSPOSED in the forward pass, which transposes

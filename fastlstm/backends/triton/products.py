@@ -50,8 +50,9 @@ def in_head(unit, H: tl.constexpr, D: tl.constexpr):
 def gate_rows(H: tl.constexpr, P: tl.constexpr, GATES: tl.constexpr):
     """Return, for each row of a product of 1, 2 or 4 GATES, its row in a weight (GATES H, ...), and its unit.
 
-    In the matrix unit's accumulator, bit 3 and the top bit of a row's number count a thread's registers. Here they
-    count the gates, so that a thread holds all gates of its units and `split_gates` moves nothing.
+    The matrix unit spreads the rows of its result over the registers of many threads. Rows whose numbers differ by 8,
+    or by half of all rows, lie in the same thread. The gates of a unit get such rows, so that one thread holds them
+    all and `split_gates` moves nothing between threads.
     """
     row = tl.arange(0, GATES * P)
     if GATES == 4:
@@ -114,8 +115,8 @@ def pack_kernel(
 ):  # fmt: skip
     """Write a float32 matrix (rows, columns) as high and low parts in fp16 and a scale, a power of two.
 
-    The forward pass wants a scale for each row. The backward pass wants one for each column of a head. Each H rows are
-    shared by the heads, and a head has as many of them as there are columns.
+    The forward pass wants a scale for each row. The backward pass wants one for each column of a head. Of each gate's H
+    rows a head has H / K, which is the number of columns, in their order.
 
     tf32 rounds to 11 bits and so does fp16, in half the room: with a scale the high part alone has tf32's precision.
     With the low part the precision is float32's, for three products instead of one.

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from fastlstm.backends.numba.constants import FOLD, ROOM, ROW_BLOCK, STRIP, WEIGHT_BLOCK_BYTES, operand_k_blocks
+from fastlstm.backends.numba.constants import (
+    CHUNKS_IN_SUBTOTAL,
+    ROOM,
+    ROW_BLOCK,
+    STRIP,
+    WEIGHT_BLOCK_BYTES,
+    operand_k_blocks,
+)
 from fastlstm.backends.numba.host.accumulators import accumulator_layout
 from fastlstm.backends.numba.host.cell_counts import cell_fields, count_copy_vectors
 from fastlstm.backends.numba.host.panels import lanes_of, panels_of, reach_of, saved_panels, span_of
@@ -265,7 +272,7 @@ def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> Backwar
         last = accumulator_rows if counts.products else ones_row + 1
         columns = columns if is_few else panels_of(last, STRIP) * STRIP
         fields["strips_bytes"] = chunk * B * columns * size
-    levels = 2 if sum_components and -(-T // chunk) > FOLD else 1  # sums of all chunks, and of the last FOLD chunks
+    levels = 2 if sum_components and -(-T // chunk) > CHUNKS_IN_SUBTOTAL else 1  # the total, and a subtotal
     buffers["dweights"] = levels * split_k * set_bytes // size if wants_weights and not is_few else 0
     buffers["strips"] = ring * fields["strips_bytes"] // size if wants_weights else 0
     return BackwardSizes(fields, buffers, dx_components, sum_components)

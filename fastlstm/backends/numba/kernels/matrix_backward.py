@@ -1,11 +1,12 @@
 """The backward pass's products on the bf16 unit.
 
-dpreact is stored in two layouts. As a row operand it is multiplied with the weights; a K block of 32 has a panel's
-units of two gates, interleaved. As a column operand, in which batch rows stand in pairs, it is summed over all (step,
-row) pairs with the transposed [x, 1, h] of the same pairs.
+dpreact is stored in two layouts, since it is a factor of two products. The one with the weights gives the gradients of
+the step before. For it dpreact is a row operand, whose K blocks of 32 hold a panel's units of two gates, in turns.
+The other product gives the gradients of the weights. It multiplies dpreact with [x, 1, h], and sums over all steps and
+batch rows. For it dpreact is a column operand, which holds two batch rows side by side.
 """
 
-from fastlstm.backends.numba.constants import FOLD, K_BLOCKS_TOGETHER, ONE_OFFSET, ROW_BLOCK
+from fastlstm.backends.numba.constants import CHUNKS_IN_SUBTOTAL, K_BLOCKS_TOGETHER, ONE_OFFSET, ROW_BLOCK
 from fastlstm.backends.numba.kernels.layout import count_vector_groups, first_vector
 from fastlstm.backends.numba.kernels.matrix_forward import TILES, copy_square
 from fastlstm.backends.numba.kernels.products import BackwardProducts
@@ -18,7 +19,9 @@ from fastlstm.backends.numba.llvm.intrinsics import call
 
 
 def even(rows):
-    """Return the next even number of rows: batch rows stand in pairs, and an odd one gets zeros beside it."""
+    """Return the next even number of rows: two batch rows stand side by side, and the last of an odd number has zeros
+    beside it.
+    """
     return rows + rows % 2
 
 
@@ -183,29 +186,31 @@ def pack_activations(a, chunk, thread, threads, scratch):
 
 
 def add_weight_gradients(a, chunk, k_set, p_first, p_last):
-    """Add a time chunk to panels `p_first` to `p_last` of dweights, in one split-K set. Sums of many chunks are sums of
-    sums over FOLD of them: the error of one long sum would grow with its length.
+    """Add a time chunk to panels `p_first` to `p_last` of dweights, in one split-K set.
+
+    The error of one long sum would grow with its length. Many chunks are therefore summed in groups of
+    CHUNKS_IN_SUBTOTAL, each into a subtotal, and the subtotals are added to the total.
     """
     blocks, s = count_k_blocks(a, a.chunk), chunk * a.chunk
     used, rows = count_k_blocks(a, min(a.chunk, a.T - s)), a.accumulator_rows
     first, last = share(used, k_set, a.split_k), share(used, k_set + 1, a.split_k)
     strips, columns = a.strips + chunk % a.ring * a.strips_bytes, a.dpreact_columns + chunk % a.ring * a.columns_bytes
     chunks = (a.T + a.chunk - 1) // a.chunk
-    folds = chunks > FOLD
+    has_subtotals = chunks > CHUNKS_IN_SUBTOTAL
     for p in range(p_first, p_last):
-        out = accumulator_address(a, a.split_k + k_set if folds else k_set, p)
-        begins = chunk == chunks - 1 or chunk % FOLD == FOLD - 1
+        out = accumulator_address(a, a.split_k + k_set if has_subtotals else k_set, p)
+        begins = chunk == chunks - 1 or chunk % CHUNKS_IN_SUBTOTAL == CHUNKS_IN_SUBTOTAL - 1
         init, init_row = (a.constants, 0) if begins else (out, 4 * VECTOR)
-        if begins and first == last:  # the other set has the only K block, and no product begins the sums of this one
+        if begins and first == last:  # this set has no K block, so that no product sets its sums to a first value
             call(a.copy_rows, 1, 0, rows * 4 * a.lanes, out, 0, out, 0)
         call(
             a.matrix_product, rows, init, init_row, out, 4 * VECTOR, strips + first * rows * 64, rows * 64,
             blocks * rows * 64, columns + (p * blocks + first) * a.components * TILES, last - first, 2,
             max(last - first, 1),
         )  # fmt: skip
-        if folds and chunk % FOLD == 0:
+        if has_subtotals and chunk % CHUNKS_IN_SUBTOTAL == 0:
             total, width = accumulator_address(a, k_set, p), rows * 4 * a.lanes
-            if chunk + FOLD >= chunks:
+            if chunk + CHUNKS_IN_SUBTOTAL >= chunks:
                 call(a.copy_rows, 1, width, width, out, 0, total, 0)
             else:
                 call(a.add_rows, 1, width, out, 0, total, 0)
