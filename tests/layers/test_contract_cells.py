@@ -22,7 +22,7 @@ def states_of(torch_s, states):
     return tuple(states) if torch_s is nn.LSTMCell else states[0]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from([*[CELLS["LSTM"]] * 4, *CELLS.values()]), st.booleans(), st.integers(0, 3), st.booleans(),
     st.booleans(), st.sampled_from([None, None, "dims", "no dims", "features", "none"]), faults, faults,

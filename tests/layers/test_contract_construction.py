@@ -56,7 +56,7 @@ def assert_same_construction(torch_s, seed, arguments):
     return theirs, ours
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from([nn.LSTM, nn.LSTM, nn.LSTM, nn.GRU, nn.RNN]), constructor, faults, nonlinearities,
     st.integers(0, 2**31),

@@ -38,7 +38,7 @@ def random_states(torch_s, *size):
     return (randn(*size), randn(*size)) if torch_s is nn.LSTM else randn(*size)
 
 
-@settings(max_examples=230, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(calls(), splits)
 @on_any_split
 def test_forward_and_gradients(call):
@@ -86,7 +86,7 @@ def test_dropout_of_packed_input(lengths, bidirectional):
     assert_same(*results)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     calls().filter(lambda call: not isinstance(call[2], PackedSequence)), st.sampled_from(x_faults), state_faults,
     state_faults,

@@ -100,6 +100,7 @@ def test_bits_do_not_depend_on_threads_or_neighbours(two_threads, cell, I, H, K)
         assert torch.equal(call(few)[0], results[0][0][:, few])
 
 
+@pytest.mark.sampled(3)
 @of_both
 @pytest.mark.parametrize("dtype", [F32, F64], ids=str)
 @pytest.mark.parametrize(("H", "K"), [(128, 4), (60, 4), (48, 2), (100, 5), (12, 12)])

@@ -280,6 +280,7 @@ TRACED = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("name", "size"), [*((name, (4, 2, 3)) for name in TRACED), ("lstm", (4, 3))])
 def test_traced_whole(name, size):
     """dynamo takes forward and backward without a break."""

@@ -17,6 +17,7 @@ ALL = [*cells.CELLS, cells.rhn(3), gadget, no_product, of_products]
 backends = pytest.mark.parametrize("backend", ["numba", "reference"])
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("cell", ALL, ids=lambda cell: cell.name)
 @pytest.mark.parametrize(
     "options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}], ids=["", "2x2", "b"]

@@ -89,7 +89,7 @@ def test_calls_of_every_kind(kind, backend):
 @each_kind
 def test_recompute(kind, backend):
     rnn, results = made(kind, backend), []
-    sequences = mapped(lambda a: a.detach().requires_grad_(), sequences_of(rnn, 300, 2))
+    sequences = mapped(lambda a: a.detach().requires_grad_(), sequences_of(rnn, 160, 2))  # in two parts
     state = tuple([a.detach().requires_grad_() for a in called(rnn, sequences)[1]])
     for recompute in (False, True):
         rnn.recompute = recompute
@@ -151,7 +151,9 @@ def test_transforms(kind, backend):
 @pytest.mark.parametrize(
     ("kind", "backend"),
     [
-        *itertools.product(("gru", "without-x", "means-of-heads", "means-of-both", "products"), BACKENDS),
+        # a second derivative is that of the reference's steps, whatever ran the first pass
+        *itertools.product(("without-x", "means-of-heads", "products"), ["numba"]),
+        *itertools.product(("gru", "means-of-both"), ["reference"]),
         *(pytest.param(cell.name, "numba", marks=[pytest.mark.slow] * (k > 0)) for k, cell in enumerate(NORMS)),
     ],
 )
@@ -174,8 +176,8 @@ def test_first_and_second_derivatives(kind, backend):
 @pytest.mark.parametrize(
     ("kind", "backend"),
     [
-        *itertools.product(("lstm", "without-x", "means-of-heads", "products"), BACKENDS),
-        *((cell.name, "numba") for cell in NORMS),
+        ("lstm", "reference"),  # a compiler sees one operator whatever the backend
+        *itertools.product(("without-x", "means-of-heads", "products", NORMS[-1].name), ["numba"]),
     ],
 )
 def test_compiled_and_exported(kind, backend):
