@@ -23,7 +23,6 @@ from fastlstm.backends.base import Gradients, Layer, Plan, Run
 from fastlstm.torch_private import dual_level, plain_apply, transformed, when_compiling
 
 Optional = Tensor | None
-NO_MASKS = (None, None)  # the gradients of lengths and reset
 
 
 def _for_all(ctx: Any, *gradients: Optional) -> tuple[Optional, ...]:
