@@ -189,8 +189,8 @@ class Plan(Protocol):
         types: of what the backward pass reads, from the first run with gradients on; before it None, which whoever
             made the plan sets.
         saves_sequences: whether the saved values are states (T, B, H) of all steps in the layer's type, and after them
-            the gates of each part. Otherwise only the plan's own backward pass reads them. The states are, part by
-            part, its output, unless this is the run's ``h``, and its inner states.
+            the gates of each part. Otherwise only the plan's own backward pass reads them. The states are, layer
+            by layer, its output, unless this is the run's ``h``, and the inner states of each direction.
         reads_h: whether the backward pass reads the run's ``h``.
     """
 

@@ -23,21 +23,22 @@ def examples(layer: Layer) -> list[Layer]:
     return first + [layer.part(k, x) for k in range(layer.directions, layer.parts)]
 
 
-def joined(outputs: list[Any]) -> Any:
-    """Return the output of a layer, from those of its directions."""
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-
-
-def runs_of(layer: Layer, h: Any, saved: Sequence[Any]) -> list[Run]:
-    """Return the output and the saved values of each part, from those of a run. `saved` is in the order that
-    `fastlstm.backends.base.Plan` has for it.
+def layers_of(layer: Layer, h: Any, saved: Sequence[Any]) -> list[tuple[Any, list[Run]]]:
+    """Return for each layer of a module its output, and the output and the saved values of each direction, from those
+    of a run. `saved` is in the order that `fastlstm.backends.base.Plan` has for it.
     """
-    states, parts = len(layer.cell.states), layer.parts
-    *sequences, saved = [*saved[: len(saved) - parts], [*saved[len(saved) - parts :]]]
-    if layer.directions == 1:
-        sequences.insert((parts - 1) * states, h)
-    each = [sequences[k * states : (k + 1) * states] for k in range(parts)]
-    return [Run(h, (None,) * states, (*inner, gates)) for (h, *inner), gates in zip(each, saved)]
+    states, parts, D = len(layer.cell.states), layer.parts, layer.directions
+    sequences, gates, layers = [*saved[: len(saved) - parts]], saved[len(saved) - parts :], []
+    count = 1 + D * (states - 1)
+    sequences.insert((layer.layers - 1) * count, h)
+    for n in range(layer.layers):
+        output, *inner = sequences[n * count : (n + 1) * count]
+        outputs, runs = [output] * D if D == 1 or output is None else output.chunk(D, -1), []
+        for d in range(D):
+            own = inner[d * (states - 1) : (d + 1) * (states - 1)]
+            runs.append(Run(outputs[d], (None,) * states, (*own, gates[n * D + d])))
+        layers.append((output, runs))
+    return layers
 
 
 def backward(
@@ -51,22 +52,24 @@ def backward(
             arguments for each.
     """
     D, parts, count, dh = layer.directions, layer.parts, len(layer.weights) // layer.parts, grads.h
-    runs = runs_of(layer, run.h, run.saved)
-    of_saved = runs_of(layer, None, (*grads.saved, *[None] * parts)) if grads.saved else None
+    layers = layers_of(layer, run.h, run.saved)
+    of_saved = layers_of(layer, None, (*grads.saved, *[None] * parts)) if grads.saved else None
     of_parts: list[Any] = [None] * parts
-    for first in reversed(range(0, parts, D)):
-        x = layer.x if first == 0 else joined([each.h for each in runs[first - D : first]])
+    for n in reversed(range(layer.layers)):
+        first, x = n * D, layer.x if n == 0 else layers[n - 1][0]
         below = needs.x or (first > 0 and any((*needs.weights[: first * count], *needs.states)))
         if not (below or any(needs.states) or any(needs.weights[first * count : (first + D) * count])):
             break  # nor does any layer below want anything
         calls = []
-        for k, own in zip(range(first, first + D), [dh] * D if D == 1 or dh is None else dh.chunk(D, -1)):
+        for d, own in enumerate([dh] * D if D == 1 or dh is None else dh.chunk(D, -1)):
+            k, (_, runs) = first + d, layers[n]
             last = tuple([a if a is None else a[k : k + 1] for a in grads.last])
             incoming = Run(own, last, ())
             if of_saved is not None:
-                incoming = Run(_sum(own, of_saved[k].h), last, of_saved[k].saved[:-1])
+                saved = of_saved[n][1][d]
+                incoming = Run(_sum(own, saved.h), last, saved.saved[:-1])
             wanted = Gradients(below, needs.weights[k * count : (k + 1) * count], needs.states)
-            calls.append((incoming, layer.part(k, x), runs[k], wanted))
+            calls.append((incoming, layer.part(k, x), runs[d], wanted))
         of_parts[first : first + D] = backward_of(first, calls)
         dh = None
         for gradients in of_parts[first : first + D]:

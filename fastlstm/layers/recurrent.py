@@ -117,8 +117,8 @@ class Recurrent(CellModule, nn.RNNBase):
             order = longest_first(row_lengths, x.shape[0], self.input_size, self.hidden_size)
         if order is None:
             output, last, others = self._run(x, states, masks, None, inner_states, weights, inputs)
-            if row_lengths is not None and not self.bidirectional and output.requires_grad:
-                # Callers may write to the padding of their copy. With two directions torch.cat has already copied it.
+            if row_lengths is not None and output.requires_grad:
+                # Callers may write to the padding of their copy.
                 output, others = output.clone(), tuple([a.clone() for a in others])
         else:
             output, last, others = self._run_in_order(order, x, states, masks, inner_states, weights, inputs)

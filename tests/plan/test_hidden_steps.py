@@ -41,10 +41,11 @@ def test_held_steps_among_others(size, reverse, dtype, often, poisoned):
     close(found, want, "long")
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_outputs_may_be_changed_in_place(dtype):
+def test_outputs_may_be_changed_in_place(dtype, bidirectional):
     """As those of `pad_packed_sequence`: whoever takes the largest of each row's outputs writes to its padding."""
-    module, lengths = fastlstm.LSTM(5, 8, dtype=dtype), torch.tensor([7, 3, 5])
+    module, lengths = fastlstm.LSTM(5, 8, bidirectional=bidirectional, dtype=dtype), torch.tensor([7, 3, 5])
     x, past = torch.randn(7, 3, 5, dtype=dtype), (torch.arange(7)[:, None] >= lengths).unsqueeze(-1)
     found = []
     for change in (torch.Tensor.masked_fill_, torch.Tensor.masked_fill):

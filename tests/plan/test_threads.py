@@ -108,6 +108,37 @@ def test_child_processes(backend, method):
     apart(check_child_process, backend, method)
 
 
+def both_directions():
+    """The results of layers whose outputs are so large that torch would join them on several threads."""
+    T, B, I, H = SIZE
+    torch.manual_seed(0)
+    model = fastlstm.LSTM(I, H, 2, bidirectional=True, backend="numba")
+    with torch.no_grad():
+        output, states = model(torch.randn(T, B, I))
+    return np.concatenate([a.numpy().ravel() for a in (output, *states)])
+
+
+def send_both_directions(queue):
+    queue.put(both_directions())
+
+
+def check_both_directions():
+    want = both_directions()
+    torch.cat([torch.randn(1 << 20)] * 2)  # torch has used its threads
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=send_both_directions, args=(queue,))
+    process.start()
+    got = queue.get(timeout=60)
+    process.join(timeout=60)
+    assert np.array_equal(got, want)
+
+
+@needs_fork
+def test_both_directions_in_a_forked_child():
+    apart(check_both_directions)
+
+
 @both_backends
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads through /proc")
 def test_no_threads_beyond_those_asked_for(backend, two_threads):

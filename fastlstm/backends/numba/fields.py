@@ -125,6 +125,8 @@ h_0_row_stride          stride of a row of h_0
 lengths                 (R,) int64, the steps of each row, or 0
 reset                   (T, R) bytes, 1 where a row starts from zeros, or 0
 h                       (T, B, H), which the forward pass writes [team]
+h_step_stride           stride of a step of h
+h_row_stride            stride of a row of h: more than H elements where the other direction writes beside it
 gates                   (T, gate_panels, B, G, L), the saved values, or 0
 """
 

@@ -96,11 +96,15 @@ class Backward(Pass):
         """
         x, weights, initial, lengths, reset, *_ = layer
         initial = (*map(contiguous, initial),)
-        h_0, zeros, dh, (h, *sequences, gates) = (
-            initial[0], self.zeros_address, grads.h, map(contiguous, (run.h, *run.saved)),
+        h, h_0, zeros, dh, (*sequences, gates) = (
+            run.h, initial[0], self.zeros_address, grads.h, map(contiguous, run.saved),
         )  # fmt: skip
         if self.signature.is_single_step and sequences:
             h, *sequences = sequences
+        h_fields = 0, 0, 0
+        if h is not None:
+            h = rows_contiguous(h)
+            h_fields = h.data_ptr(), 0 if h.dim() == 2 else h.stride(0) * h.itemsize, h.stride(-2) * h.itemsize
         gradients = [like if like is None else new(like, *shape) for like, new, shape in self.allocations]
         addresses = [0 if a is None else a.data_ptr() for a in gradients]
         first_state, d_last, d_sequences = self.first_state, [grads.last[0]], []
@@ -115,7 +119,7 @@ class Backward(Pass):
             dh_n_fields = address_and_row_stride(d_last[0])
         lengths, reset = contiguous(lengths), contiguous(reset)
         fields = [
-            x.data_ptr(), h_0_address, row_stride, address(lengths), address(reset), address(h), address(gates),
+            x.data_ptr(), h_0_address, row_stride, address(lengths), address(reset), *h_fields, address(gates),
             *dh_fields, *dh_n_fields, *addresses[: WEIGHTS + 1], addresses[first_state],
         ]  # fmt: skip
         for k in self.inner_states:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,23 @@ def saved_shape(
     panels, width = sizes.saved_panels(cell, H, lanes), cell.layout.saved_vectors(lanes) * lanes
     shape = T, panels, B if stack_size is None else B // stack_size, width
     return shape if stack_size is None else (stack_size, *shape)
+
+
+class Shared(NamedTuple):
+    """The tensors that all parts of a module write to, and where a part writes in them.
+
+    Attributes:
+        h: (T, B, D H), the outputs of the D directions of a layer side by side.
+        h_address, h_row_bytes: the address of the part's own columns, and the bytes of a row.
+        last: (parts, B, H) for each state.
+        offset: where the part's own states begin in `last` and in the initial states, in bytes.
+    """
+
+    h: Tensor
+    h_address: int
+    h_row_bytes: int
+    last: tuple[Tensor, ...]
+    offset: int
 
 
 class Forward(Pass):
@@ -78,40 +95,40 @@ class Forward(Pass):
         self.new_output = new_of(self.prototype, (T, R, H))
         self.sequence_shape = (R, H) if s.is_single_step else (T, R, H)
         self.output_shape = None if s.is_single_step else self.sequence_shape
+        self.rows, self.h_row_bytes = R, H * s.kernel_element_bytes
         self.gates_shape = saved_shape(s.cell, T, R, H, dtype, s.stack_size)
 
-    def run(self, layer: Layer, last: tuple[Tensor, ...] = (), offset: int = 0) -> Run:
+    def run(self, layer: Layer, shared: Shared | None = None) -> Run:
         """Run a layer of this signature: `begin`, the kernel, and `end`."""
-        frame = self.begin(layer, last, offset)
+        frame = self.begin(layer, shared)
         self.run_frame(frame)
         return self.end(frame)
 
-    def begin(self, layer: Layer, last: tuple[Tensor, ...] = (), offset: int = 0) -> Frame:
+    def begin(self, layer: Layer, shared: Shared | None = None) -> Frame:
         """Return a frame for a layer of this signature. If x is bfloat16, h is too, and states and saved values are
-        float32.
-
-        Args:
-            last: contiguous tensors for the last states, or () for new ones.
-            offset: where the layer's own states begin in `last` and in the initial states, in bytes.
+        float32. A layer that is no part of a module gets new tensors for its output and its last states.
         """
         x, weights, initial, lengths, reset, *_ = layer
         new, h_0, saves_states = self.prototype.new_empty, initial[0], self.saves_states
-        if not last:
-            last = tuple([new(*self.state_shape) for _ in initial])  # by a tuple it would take half as long again
-        h_n, h, output = last[0], None, None
+        h, output, h_row_bytes, offset = None, None, self.h_row_bytes, 0
         sequences: tuple[Tensor, ...] = ()
         gates: tuple[Tensor, ...] = ()
         gates_address = 0
-        h_address = h_n_address = h_n.data_ptr() + offset
-        if self.output_shape is not None:
-            h = self.new_output(x, *self.output_shape)
-            h_address = h.data_ptr()
-        elif saves_states:  # the backward pass gets its own h, since a user may change a step's h_n
-            sequences = (self.new_output(self.prototype, *self.sequence_shape),)
-            h_address = sequences[0].data_ptr()
-        elif self.signature.is_bfloat16:  # in h_n's memory, bfloat16 rows would overwrite float32 rows of other threads
-            output = x.new_empty(self.signature.rows, self.signature.H)
-            h_address = output.data_ptr()
+        if shared is not None:
+            h, h_address, h_row_bytes, last, offset = shared
+            h_n_address = last[0].data_ptr() + offset
+        else:
+            last = tuple([new(*self.state_shape) for _ in initial])  # by a tuple it would take half as long again
+            h_address = h_n_address = last[0].data_ptr()
+            if self.output_shape is not None:
+                h = self.new_output(x, *self.output_shape)
+                h_address = h.data_ptr()
+            elif saves_states:  # the backward pass gets its own h, since a user may change a step's h_n
+                sequences = (self.new_output(self.prototype, *self.sequence_shape),)
+                h_address = sequences[0].data_ptr()
+            elif self.signature.is_bfloat16:  # in h_n's memory, its rows would overwrite float32 rows of other threads
+                output = x.new_empty(self.signature.rows, self.signature.H)
+                h_address = output.data_ptr()
         h_0_address, row_stride = self.zeros_address, 0
         if h_0 is not None:
             initial = (*[a.contiguous() for a in initial],)
@@ -128,8 +145,8 @@ class Forward(Pass):
             reset_address = reset.data_ptr()
         self.flip ^= 1
         fields = [
-            x.data_ptr(), h_0_address, row_stride, lengths_address, reset_address, h_address, gates_address,
-            h_n_address, self.flip,
+            x.data_ptr(), h_0_address, row_stride, lengths_address, reset_address, h_address, self.rows * h_row_bytes,
+            h_row_bytes, gates_address, h_n_address, self.flip,
         ]  # fmt: skip
         for k in self.inner_states:
             last_address = sequence_address = last[k].data_ptr() + offset
@@ -144,19 +161,19 @@ class Forward(Pass):
             field_values, operands = self.operand_fields(layer)
             fields += field_values
         weights = weights[:WEIGHTS] + (self.product_weights(layer) if self.has_products else NO_PRODUCTS)
-        results = Run(h, last, sequences + gates), layer, offset, (initial, lengths, reset, output, operands)
+        results = Run(h, last, sequences + gates), layer, shared, (initial, lengths, reset, output, operands)
         frame = self.start(weights, fields, results)
         if self.stack_size > 1:
-            output = h_n if h is None else h
+            output = last[0] if h is None else h
             frame.strides = self._stack_strides(weights, initial, output, (*sequences, *gates), last, operands)
         return frame
 
     def end(self, frame: Frame) -> Run:
         """Return the results of a frame that has run."""
         run: Run
-        run, layer, offset, _ = frame.results
+        run, layer, shared, _ = frame.results
         if self.finish(frame):
-            run = self.without_bf16_unit.run(layer, run.last, offset)
+            run = self.without_bf16_unit.run(layer, shared)
         return run
 
     def _stack_strides(

@@ -15,13 +15,13 @@ from fastlstm.backends.cpu import threads_now
 from fastlstm.backends.numba.host import thread_split
 from fastlstm.backends.numba.host.backward import Backward
 from fastlstm.backends.numba.host.cell_counts import counts
-from fastlstm.backends.numba.host.forward import Forward
+from fastlstm.backends.numba.host.forward import Forward, Shared
 from fastlstm.backends.numba.host.panels import lanes_of, panels_of
 from fastlstm.backends.numba.host.passes import run_frames
 from fastlstm.backends.numba.host.signature import Signature, contiguous, readable, signature_of, strides
 from fastlstm.backends.parts import backward as backward_of_parts
-from fastlstm.backends.parts import examples, joined
-from fastlstm.backends.pool import converted, unpooled
+from fastlstm.backends.parts import examples
+from fastlstm.backends.pool import converted, new_of, unpooled
 from fastlstm.torch_private import copy_all
 
 Optional = Tensor | None
@@ -185,7 +185,7 @@ class ModulePlan:
 
     backend: str
     types: Any
-    saves_sequences = True
+    saves_sequences = reads_h = True
 
     def __init__(
         self, layer: Layer, save: bool, caches: dict[Any, Any] | None, state_axes: tuple[int, ...], components: int
@@ -195,9 +195,10 @@ class ModulePlan:
         example = signature_of(readable_in_plan(parts[0]), state_axes, components)
         panels = panels_of(example.H, lanes_of(example.dtype))
         self.runs_side_by_side = D == 2 and thread_split.runs_side_by_side(threads_now(), example, panels)
-        self.save, self.reads_h, self.prototype = save, D == 1, x.new_empty(0)
-        self.state_shape = layer.parts, example.B, example.H
-        self.state_bytes = example.B * example.H * x.itemsize
+        self.save, self.prototype = save, x.new_empty(0)
+        self.state_shape, self.output_shape = (layer.parts, example.B, example.H), (example.T, example.B, D * example.H)
+        self.new_output = new_of(self.prototype, self.output_shape)
+        self.row_bytes = example.H * x.itemsize  # of one direction
         self.plans: list[Plan] = []
         for k, part in enumerate(parts):
             kept, shares = None if caches is None else caches.setdefault(k, {}), 2 if self.runs_side_by_side else 1
@@ -209,22 +210,24 @@ class ModulePlan:
         D, count = layer.directions, len(weights) // len(self.plans)
         states = states if states[0] is None else tuple([a.contiguous() for a in states])
         last = tuple([self.prototype.new_empty(*self.state_shape) for _ in states])
+        state_bytes = self.state_shape[1] * self.row_bytes
         sequences: list[Tensor] = []
         gates: list[Tensor] = []
         for first in range(0, len(self.plans), D):
-            plans, frames = self.plans[first : first + D], []
+            plans, frames, h = self.plans[first : first + D], [], self.new_output(self.prototype, *self.output_shape)
+            h_address = h.data_ptr()
             for k, plan in enumerate(plans, first):
                 part = Layer(x, weights[k * count : (k + 1) * count], states, lengths, reset, k % D == 1, cell)
-                frames.append(plan.kernel.begin(plan.readable(part), last, k * self.state_bytes))
+                shared = Shared(h, h_address + k % D * self.row_bytes, D * self.row_bytes, last, k * state_bytes)
+                frames.append(plan.kernel.begin(plan.readable(part), shared))
             run_frames(frames, self.runs_side_by_side)
-            runs = [plan.kernel.end(frame) for plan, frame in zip(plans, frames)]
-            x = joined([run.h for run in runs])
+            runs, x = [plan.kernel.end(frame) for plan, frame in zip(plans, frames)], h
             if self.save:
+                if first + D < len(self.plans):
+                    sequences.append(h)
                 for run in runs:
-                    sequences += run.h, *run.saved[:-1]
+                    sequences += run.saved[:-1]
                     gates.append(run.saved[-1])
-        if self.save and D == 1:
-            del sequences[-len(states)]  # the output
         return Run(x, last, (*sequences, *gates))
 
     def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:

@@ -62,7 +62,7 @@ def steps(layer: Layer, caches: dict[Any, Any]) -> StepRunner:
         row_bytes = forward.state_row_bytes
         call = [
             0, first.data_ptr(), row_bytes,  # x, h_0 and its row stride
-            0, 0, 0, 0,  # lengths, reset, h, gates
+            0, 0, 0, 0, row_bytes, 0,  # lengths, reset; h and its strides; gates
             first.data_ptr(), 0,  # h_n, flip
         ]  # fmt: skip
         for state in inner:

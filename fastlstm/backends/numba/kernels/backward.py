@@ -156,13 +156,13 @@ def backward_with(products: BackwardProducts) -> Any:
             wanted = s >= 0 or wants_states
             if s >= 0:
                 t_prev = t + 1 if a.reverse != 0 else t - 1
-                h_prev, h_prev_row = a.h + t_prev * a.rows * H * size, H * size
+                h_prev, h_prev_row = a.h + t_prev * a.h_step_stride, a.h_row_stride
                 if s == 0:
                     h_prev, h_prev_row = a.h_0, a.h_0_row_stride
-                h = a.h + t * a.rows * H * size
                 enter_step(
-                    a, table, s, t, h_prev, h_prev_row, h, h_row=H * size, count=INNER_FIELDS_BACKWARD, is_one_row=False
-                )
+                    a, table, s, t, h_prev, h_prev_row, a.h + t * a.h_step_stride, a.h_row_stride,
+                    count=INNER_FIELDS_BACKWARD, is_one_row=False,
+                )  # fmt: skip
                 set_entry(table, dh_entry(a), a.dh + t * a.dh_step_stride, a.dh_row_stride)
             for g_first in range(b_first, b_last if wanted else b_first, a.rows_together):
                 g_last = min(g_first + a.rows_together, b_last)

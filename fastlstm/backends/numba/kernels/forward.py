@@ -93,8 +93,8 @@ def copy_held(a, t, p, b, rows, table):
 
 def store_output(a, t, p, b, rows, h):
     """Store one panel's h of `rows` rows from `b` on in the output, rounded to its type, with zeros for held rows."""
-    width, h_row, out_row = min(a.lanes, a.H - p * a.lanes), a.H * a.size, a.H * element_bytes(a)
-    target = a.h + (t * a.rows + b) * out_row + p * a.lanes * element_bytes(a)
+    width, h_row, out_row = min(a.lanes, a.H - p * a.lanes), a.H * a.size, a.h_row_stride
+    target = a.h + t * a.h_step_stride + b * out_row + p * a.lanes * element_bytes(a)
     write_rows(a, rows, width, h + b * h_row + p * VECTOR, h_row, target, out_row)
     if a.lengths != 0:
         for r in range(rows):
@@ -106,8 +106,8 @@ def zero_held_outputs(a, b_first, b_last, unit, width):
     """Zero h of the held steps of these rows, to which states were copied, for `width` units from `unit` on."""
     for b in range(b_first, b_last if a.lengths != 0 else b_first):
         length = length_of(a, b)
-        h = a.h + ((length * a.rows + b) * a.H + unit) * a.size
-        call(a.copy_rows, a.T - length, 0, width, h, 0, h, a.rows * a.H * a.size)
+        h = a.h + length * a.h_step_stride + b * a.h_row_stride + unit * a.size
+        call(a.copy_rows, a.T - length, 0, width, h, 0, h, a.h_step_stride)
 
 
 def forward_with(products: ForwardProducts) -> Any:
@@ -157,7 +157,8 @@ def forward_with(products: ForwardProducts) -> Any:
         x_first = b_first + share(team_b, team_thread, team_size)
         x_last = b_first + share(team_b, team_thread + 1, team_size)
         h_reset = scratch_slot(a, scratch, a.slots)  # (rows, H), after all slots
-        h_prev, h_prev_row, h_row = a.h_0, a.h_0_row_stride, H * size
+        h_prev, h_prev_row = a.h_0, a.h_0_row_stride
+        h_row = a.h_row_stride if a.h_float32 == 0 else H * size
         is_plain = a.rows == 1 and team_b == 1 and a.reset == 0 and a.lengths == 0 and H % L == 0
         # with means one thread computes the cells of all panels
         is_plain = is_plain and (p_last - p_first if a.phases == 1 else panels) <= ROW_BLOCK
@@ -175,7 +176,7 @@ def forward_with(products: ForwardProducts) -> Any:
 
         for s in range(T):
             t = T - 1 - s if a.reverse != 0 else s
-            h, x = a.h + t * a.rows * h_row, a.x + t * a.x_step_stride
+            h, x = a.h + t * a.h_step_stride, a.x + t * a.x_step_stride
             if a.h_float32 != 0:
                 h = a.h_float32 + s % 2 * B * h_row
             enter_step(a, table, s, t, h_prev, h_prev_row, h, h_row, count=INNER_FIELDS, is_one_row=is_one_row)

@@ -131,7 +131,7 @@ def gather(a, j, s_first, s_last, block, target):
     """Copy 16 columns of [x, 1, padding, h_in], from 16 j on, of the pairs of one K block to (32, 16), with zeros past
     the last pair. h_in is zero after a reset. A held row gets zeros, since its padding may be NaN.
     """
-    L, size, I, H, B, T, R = a.lanes, a.size, a.I, a.H, a.B, a.T, a.rows
+    L, size, I, H, B, T = a.lanes, a.size, a.I, a.H, a.B, a.T
     pair, last, x_groups, element = block * 32, (s_last - s_first) * even(B), a.first_h_row // L, element_bytes(a)
     done = 0
     while done < 32:
@@ -148,7 +148,8 @@ def gather(a, j, s_first, s_last, block, target):
         valid, is_bfloat16 = max(0, min(L, I - j * L)), a.is_bfloat16
         if j >= x_groups:
             unit = (j - x_groups) * L
-            source, source_row = a.h + ((t_prev * R + b) * H + unit) * element, H * element
+            source_row = a.h_row_stride
+            source = a.h + t_prev * a.h_step_stride + b * source_row + unit * element
             valid = min(L, H - unit)
             if s == 0:
                 source, source_row, is_bfloat16 = a.h_0 + b * a.h_0_row_stride + unit * size, a.h_0_row_stride, 0

@@ -161,14 +161,14 @@ def pack_strips(a, strips, s_first, s_last, b_first, b_last):
 
     The rest of a strip is zero: few pairs multiply it, and old memory may hold denormals, which are slow.
     """
-    size, I, H, B, T, R, row = a.size, a.I, a.H, a.B, a.T, a.rows, a.strip * a.size
+    size, I, B, T, row = a.size, a.I, a.B, a.T, a.strip * a.size
     first_h, last_h = a.first_h_row, a.first_h_row + columns_of_h(a)
     last = a.ones_row + 1 if a.dweights != 0 else (last_h + a.strip - 1) // a.strip * a.strip
     next_strip, count = (s_last - s_first) * B * row - row, b_last - b_first
     for s in range(s_first, s_last):
         t, t_prev = (T - 1 - s, T - s) if a.reverse != 0 else (s, s - 1)
         x = a.x + t * a.x_step_stride + b_first * a.x_row_stride
-        h, h_row = a.h + (t_prev * R + b_first) * H * size, H * size
+        h, h_row = a.h + t_prev * a.h_step_stride + b_first * a.h_row_stride, a.h_row_stride
         if s == 0:
             h, h_row = a.h_0 + b_first * a.h_0_row_stride, a.h_0_row_stride
         target, room, column = strips + ((s - s_first) * B + b_first) * row, a.strip, 0
