@@ -82,7 +82,7 @@ def call(name: str, arguments: bytes, second_argument: Any) -> None:
 
 class Steps:
     """Runs single steps on packed weights, and on states that it reads and writes. It is called with the addresses of
-    x (B, I) and of h (B, H), which it writes.
+    x (B, I) and of h (B, H), to which it writes the new state h once more.
     """
 
     def __init__(self, pack_key: tuple[int, ...], packed: Tensor, states: Sequence[Tensor], threads: bytes) -> None:
@@ -98,8 +98,15 @@ class Steps:
         x_to_h = 0, 0, I, *no_weights, packed.data_ptr(), 0, self.h, H, c_0, H, *no_masks, 0
         arguments = FORWARD.pack(*before_x, *x_to_h, 0, c_0, 0, 0)  # then h_n, c_n, c and gates
         self.x_word, self.h_n_word = len(before_x), len(before_x + x_to_h)
+        self.h_0_word = self.x_word + x_to_h.index(self.h)
         self.arguments = ctypes.create_string_buffer(arguments, FORWARD.size)
         self.words = memoryview(self.arguments).cast("B").cast("q")
+
+    def set_states(self, before: Sequence[int], after: Sequence[int]) -> None:
+        """Let later steps read the states at other addresses, and write the new ones to `after`."""
+        self.words[self.h_0_word], self.h = before[0], after[0]
+        if len(before) == 2:
+            self.words[self.h_0_word + 2], self.words[self.h_n_word + 1] = before[1], after[1]
 
     def __call__(self, x: int, h: int) -> None:
         self.words[self.x_word], self.words[self.h_n_word] = x, h

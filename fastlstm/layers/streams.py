@@ -1,22 +1,31 @@
 """`Stream`: one time step a call, with weights that were packed before."""
 
 import threading
-from collections.abc import Mapping
-from copy import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
-from torch.nn.utils import parametrize
 
-from fastlstm.autograd.modes import has_memory, is_untransformed, no_autocast
+from fastlstm.autograd.modes import is_untransformed, no_autocast
 from fastlstm.backends import settings
 from fastlstm.backends.base import Layer
 from fastlstm.backends.cpu import threads_now
+from fastlstm.layers import stream_checks
 from fastlstm.layers.packing import rows_of
-from fastlstm.layers.weight_hooks import weight_hooks
-from fastlstm.torch_private import when_compiling
+from fastlstm.layers.weight_hooks import frozen
+from fastlstm.torch_private import dispatch_mode_count, dual_level, recognizer, when_compiling
+
+MAX_PREPARED = 64  # numbers of rows for which a stream keeps the steps on states of a caller's own
+
+
+class _Prepared(NamedTuple):
+    """The steps on states of a caller's own, for one number of rows."""
+
+    steps: list[Any]  # one for each layer
+    zeros: list[Tensor]  # the states that stand for None
+    output: Tensor  # an example
+    recognizes: Callable[..., bool] = lambda *_: False  # whether x_t and the states are like those of a checked call
 
 
 class Stream:
@@ -47,7 +56,7 @@ class Stream:
             )
         self.batch_size, self._has_bare_state, self._lock = int(batch_size), module._has_bare_state, threading.Lock()
         with torch.inference_mode(False), torch.no_grad():
-            module = self._module = _frozen(module)
+            module = self._module = frozen(module)
             module.backend = settings.named(module.backend)  # later defaults do not reach the stream
             self._layers, H = getattr(module, "num_layers", None), module.hidden_size
             like = self._like = module._example(module._layer_weights(0))[:0].clone()
@@ -62,21 +71,26 @@ class Stream:
 
     def _prepare(self) -> None:
         """Make the steps of each layer, if the module's backend has such, for the present number of threads."""
-        module, states, like = self._module, self._states, self._like
-        threads, steps, between = threads_now(), list[Any](), list[Tensor]()
+        threads = threads_now()
+        *inner, self._last = self._steps_on(self._states)
+        self._prepared: dict[Any, _Prepared] = {}  # by the shape of x_t
+        self._between = [torch.zeros_like(self._states[0][0]) for _ in inner]  # the outputs of these layers
+        self._inner = [(step, to.data_ptr()) for step, to in zip(inner, self._between)]
+        self._threads = threads
+
+    def _steps_on(self, states: list[Tensor]) -> list[Any]:
+        """Return a step for each layer that runs on `states`, or [None] if the module's backend has no steps."""
+        module, steps = self._module, list[Any]()
+        x = self._like.new_zeros(states[0].shape[1], self._shape[1])
         for k, packed in enumerate(self._packed):
-            x = like.new_zeros(self._shape if k == 0 else states[0][0].shape)
-            layer = Layer(x, tuple(module._layer_weights(k)), tuple([a[k] for a in states]), None, None, False,
-                          module._cell)  # fmt: skip
+            own = tuple([a[k] for a in states])
+            layer = Layer(x, tuple(module._layer_weights(k)), own, None, None, False, module._cell)
             step = module._steps_of(layer, packed)
             if step is None:
-                steps = [None]
-                break
+                return [None]
             steps.append(step)
-            between.append(x)
-        *inner, self._last = steps
-        self._threads, self._between = threads, between  # kept alive: `_inner` has their addresses
-        self._inner = [(step, to.data_ptr()) for step, to in zip(inner, between[1:])]
+            x = own[0]
+        return steps
 
     def __call__(self, x_t: Tensor | None, inputs: Any = None) -> Tensor:
         """Run one time step.
@@ -95,11 +109,10 @@ class Stream:
             RuntimeError: if `x_t` requires a gradient while gradients are enabled; under a transform of torch.func.
         """
         if self._last is None and not self._module._cell.gates_of_x:
-            self._check_inputs(inputs if isinstance(inputs, Mapping) else {"x_t": x_t})
+            self._check_inputs(x_t, inputs, self.batch_size)
             with self._lock:
-                return self._by_module(x_t, inputs)
-        like = self._like
-        x: Any = x_t
+                return self._by_module_in_place(x_t, inputs)
+        like, x = self._like, cast(Any, x_t)
         if (
             not is_untransformed(x)
             or getattr(x, "shape", None) != self._shape  # of None, which counts as untransformed
@@ -107,16 +120,14 @@ class Stream:
             or x.device != like.device
             or x.requires_grad
         ):
-            x = self._accepted(x)
-        if inputs is not None and not self._module._cell.inputs:
-            raise ValueError(f"inputs must be None, since the cell {self._module._cell.name} has none, got {inputs!r}")
-        if isinstance(inputs, Mapping):
-            self._check_inputs(inputs)
+            x = stream_checks.accepted_input(x, self.batch_size, self._shape[1], like)
+        if inputs is not None:
+            self._check_inputs(x, inputs, self.batch_size)
         with self._lock:
             if threads_now() != self._threads:
                 self._prepare()
             if self._last is None or inputs is not None:
-                return self._by_module(x, inputs)
+                return self._by_module_in_place(x, inputs)
             if not x.is_contiguous():
                 x = x.contiguous()
             h, at = like.new_empty(self.batch_size, self._hidden), x.data_ptr()
@@ -126,50 +137,113 @@ class Stream:
             self._last(at, h.data_ptr())
             return h
 
-    def _by_module(self, x_t: Tensor | None, inputs: Any) -> Tensor:
-        module, state = self._module, self._own[0] if self._has_bare_state else tuple(self._own)
+    def step(self, x_t: Tensor | None, state: Any = None, inputs: Any = None) -> tuple[Tensor, Any]:
+        """Run one time step from states of your own. Those of the stream stay as they are.
+
+        Args:
+            x_t: (R, I), for any number R of rows. Otherwise as in a call of the stream.
+            state: in the form of the attribute `state`, with R rows; None for zeros.
+            inputs: as in a call of the stream.
+
+        Returns:
+            h (R, H) of the last layer, and the new states in the same form. All are new tensors.
+
+        Raises:
+            TypeError: if `x_t` is no tensor, or `state` has not the form of states.
+            ValueError: for another shape, dtype or device, and for `inputs` that the cell has not.
+            RuntimeError: if a tensor requires a gradient while gradients are enabled; under a transform of torch.func.
+        """
+        with self._lock:
+            if threads_now() != self._threads:
+                self._prepare()
+            x: Any = x_t
+            prepared = self._prepared.get(getattr(x, "shape", None))
+            states: Any = state if type(state) is tuple else (state,)
+            if prepared is not None and state is None:
+                states = prepared.zeros
+            if (
+                prepared is None
+                or inputs is not None
+                or len(states) != len(prepared.zeros)
+                or not prepared.recognizes(x, *states)
+                or dual_level()
+                or dispatch_mode_count()
+            ):
+                x, states = self._accepted_for_step(x, state, inputs)
+                if self._last is None or inputs is not None:
+                    return self._by_module(x, states, inputs)
+                prepared, states = self._prepare_for(x, states)
+            h, new = torch.empty_like(prepared.output), [torch.empty_like(a) for a in prepared.zeros]
+            x_address, before, after = x.data_ptr(), [a.data_ptr() for a in states], [a.data_ptr() for a in new]
+            if not x_address or 0 in before:  # a storage that was resized to nothing
+                self._accepted_for_step(x, state, None)
+            *inner, last = prepared.steps
+            for step in inner:
+                step.set_states(before, after)
+                step(x_address, after[0])
+                x_address = after[0]
+                before, after = ([address + h.nbytes for address in each] for each in (before, after))
+            last.set_states(before, after)
+            last(x_address, h.data_ptr())
+        return h, self._in_form(new)
+
+    def _prepare_for(self, x: Tensor, state: Any) -> tuple[_Prepared, Any]:
+        """Return the steps for the rows of x, and the states, which are zeros if `state` is None. From now on the steps
+        recognize tensors like these.
+        """
+        prepared = self._prepared.pop(x.shape, None)
+        if prepared is None:
+            with torch.inference_mode(False), torch.no_grad():
+                zeros = [self._like.new_zeros(a.shape[0], len(x), a.shape[2]) for a in self._states]
+                steps = self._steps_on(zeros)
+            prepared = _Prepared(steps, zeros if self._layers else [a[0] for a in zeros], zeros[0][-1])
+        while len(self._prepared) >= MAX_PREPARED:
+            del self._prepared[next(iter(self._prepared))]
+        states = prepared.zeros if state is None else (state,) if self._has_bare_state else state
+        self._prepared[x.shape] = prepared = prepared._replace(recognizes=recognizer([x, *states]))
+        return prepared, states
+
+    def _by_module(self, x_t: Tensor | None, state: Any, inputs: Any) -> Any:
+        """Return h and the new states of the module's own step."""
+        module = self._module
         with torch.no_grad(), no_autocast(self._like):
             if self._layers is None:
                 result = type(module).forward(module, x_t, state)
-                h = (result if self._has_bare_state else result[0]).clone()
-            else:
-                options = {} if inputs is None else {"inputs": inputs}
-                h, result = type(module).step(module, x_t, state, **options)
-            for a, b in zip(self._own, [result] if self._has_bare_state else result):
+                return (result if self._has_bare_state else result[0]).clone(), result
+            options = {} if inputs is None else {"inputs": inputs}
+            return type(module).step(module, x_t, state, **options)
+
+    def _by_module_in_place(self, x_t: Tensor | None, inputs: Any) -> Tensor:
+        h, state = self._by_module(x_t, self._in_form(self._own), inputs)
+        with torch.no_grad():
+            for a, b in zip(self._own, [state] if self._has_bare_state else state):
                 a.copy_(b)
         return h
 
-    def _accepted(self, x_t: Any) -> Tensor:
-        """Return an input that looks wrong at first sight, or raise the error that says what is wrong."""
-        if not isinstance(x_t, Tensor):
-            raise TypeError(f"x_t must be a tensor, got {type(x_t).__name__}")
-        if x_t.shape != self._shape:
-            rows = x_t.dim() == 2 and x_t.shape[1] == self._shape[1] and len(x_t)
-            make = f": make it with stream(batch_size={rows})" if rows else ""
-            raise ValueError(f"x_t must be (B, I) = {tuple(self._shape)}, got {tuple(x_t.shape)}{make}")
-        self._check("x_t", x_t)
-        return x_t.resolve_neg()
+    def _in_form(self, states: list[Tensor]) -> Any:
+        """Return states in the form of the module's own."""
+        return states[0] if self._has_bare_state else tuple(states)
 
-    def _check_inputs(self, inputs: Mapping[str, Any]) -> None:
-        """Raise the error that says what is wrong with a cell's inputs, (B, H) each, in which any size may be 1."""
-        shape = self.batch_size, self._hidden
-        for name, a in inputs.items():
-            if isinstance(a, Tensor):  # other types are refused later
-                if a.dim() != 2 or any(size not in (1, wanted) for size, wanted in zip(a.shape, shape)):
-                    raise ValueError(f"{name} must be (B, H) = {shape}, got {tuple(a.shape)}")
-                self._check(name, a)
+    def _accepted_for_step(self, x_t: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
+        """Return x_t and the states for `step`, None for zeros, or raise the error that says what is wrong."""
+        like, rows = self._like, None
+        if self._last is not None or self._module._cell.gates_of_x:
+            x_t = stream_checks.accepted_input(x_t, None, self._shape[1], like)
+            rows = len(x_t)
+        self._check_inputs(x_t, inputs, rows)
+        if state is None or rows is None:
+            return x_t, state
+        wanted = [(*a.shape[:-2], rows, a.shape[-1]) for a in self._own]
+        states = stream_checks.states_of(state, wanted, like)
+        return x_t, self._in_form([stream_checks.accepted("state", a, like) for a in states])
 
-    def _check(self, name: str, a: Tensor) -> None:
-        """Raise unless the steps can run on this tensor."""
-        for what, wanted in (("dtype", self._like.dtype), ("device", self._like.device)):
-            if getattr(a, what) != wanted:
-                raise ValueError(f"{name} must have the {what} {wanted}, got {getattr(a, what)}")
-        if a.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(f"a stream has no gradients: pass {name}.detach(), or call it under torch.no_grad()")
-        if not has_memory(a):
-            raise ValueError(f"{name} must have memory for its {a.numel()} numbers, got a storage of 0 bytes")
-        if not is_untransformed(a.resolve_neg()):
-            raise RuntimeError("a stream runs plain tensors, outside of torch.func's transforms and of tracers")
+    def _check_inputs(self, x_t: Any, inputs: Any, rows: int | None) -> None:
+        """Raise the error that says what is wrong with a cell's inputs, the only one of which may stand for x_t."""
+        cell = self._module._cell
+        if inputs is None and not cell.gates_of_x:
+            inputs = {"x_t": x_t}
+        if inputs is not None:
+            stream_checks.check_inputs(inputs, cell, rows, self._hidden, self._like)
 
     def reset(self, rows: Any = None) -> None:
         """Set the states of some rows to zeros, of all if `rows` is None.
@@ -190,21 +264,12 @@ class Stream:
     def state(self) -> Any:
         """The states after the last step."""
         with self._lock:
-            states = tuple([a.clone() for a in self._own])
-        return states[0] if self._has_bare_state else states
+            states = [a.clone() for a in self._own]
+        return self._in_form(states)
 
     @state.setter
     def state(self, state: Any) -> None:
-        states = (state,) if isinstance(state, Tensor) else state
-        if not isinstance(states, tuple | list) or not all(isinstance(a, Tensor) for a in states):
-            raise TypeError(f"state must be of the form of stream.state, got {type(state).__name__}")
-        shapes, wanted = [tuple(a.shape) for a in states], [tuple(a.shape) for a in self._own]
-        if shapes != wanted:
-            raise ValueError(f"state must have the shapes {wanted}, got {shapes}")
-        for b in states:
-            if (b.dtype, b.device) != (self._like.dtype, self._like.device):
-                wanted_kind = f"{self._like.dtype} on {self._like.device}"
-                raise ValueError(f"state must be of {wanted_kind}, got {b.dtype} on {b.device}")
+        states = stream_checks.states_of(state, [tuple(a.shape) for a in self._own], self._like)
         with self._lock, torch.no_grad():
             for a, b in zip(self._own, states):
                 a.copy_(b)
@@ -219,6 +284,7 @@ class Stream:
 def _leave_frame() -> None:
     """Keep dynamo out, which cannot trace what a call does with addresses."""
     Stream.__call__ = torch.compiler.disable(Stream.__call__)  # type: ignore[method-assign]
+    Stream.step = torch.compiler.disable(Stream.step)  # type: ignore[method-assign]
 
 
 when_compiling(_leave_frame)
@@ -233,34 +299,3 @@ def is_of_fastlstm(function: Any) -> bool:
     """Return whether a function or method is one of fastlstm's own, and not of a user's subclass or instance."""
     function = getattr(function, "__func__", function)
     return str(getattr(function, "__globals__", {}).get("__name__")).startswith("fastlstm.")
-
-
-def _frozen(module: Any) -> Any:
-    """Return a module of the same class and options, in eval mode, with tensors of its own. So are its children.
-
-    Hooks and parametrizations that compute weights do so here for the last time. All else is shared with `module`: some
-    of it, such as a hook that holds a lock, cannot be copied.
-    """
-    cls: Any = type(module)
-    new = cls.__new__(cls)
-    vars(new).update(
-        {name: _own(a) for name, a in vars(module).items() if name not in ("_plans", "_compiled_call_impl")}
-    )
-    new._parameters.update({name: a if a is None else Parameter(_own(a), False) for name, a in new._parameters.items()})
-    new._buffers.update({name: _own(a) for name, a in new._buffers.items()})
-    new._modules.update({name: a if a is None else _frozen(a) for name, a in new._modules.items()})
-    vars(new)["training"] = False
-    for key, hook in reversed(weight_hooks(new)):
-        hook.remove(new)
-        del new._forward_pre_hooks[key]
-    if parametrize.is_parametrized(new):
-        weights = {name: getattr(new, name) for name in new.parametrizations}
-        new.__class__, _ = cls.__bases__[0], new._modules.pop("parametrizations")
-        for name, a in weights.items():
-            new.register_parameter(name, Parameter(a.detach()))
-    return new.requires_grad_(False)
-
-
-def _own(a: Any) -> Any:
-    """Return a copy of a tensor or of a collection, and anything else as it is."""
-    return a.detach().clone() if isinstance(a, Tensor) else copy(a) if isinstance(a, dict | list | set) else a

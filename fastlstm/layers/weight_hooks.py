@@ -4,8 +4,12 @@ Such a hook stands among the forward-pre-hooks of the module, and leaves a plain
 not call the module, as `LSTM.step`, would read the tensor of the last call.
 """
 
+from copy import copy
 from typing import Any
 
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -28,3 +32,34 @@ def compute_weights(module: Any) -> None:
     """Run the hooks of a module that compute weights, as a call of the module would. They read nothing of its input."""
     for _, hook in weight_hooks(module):
         hook(module, ())
+
+
+def frozen(module: Any) -> Any:
+    """Return a module of the same class and options, in eval mode, with tensors of its own. So are its children.
+
+    Hooks and parametrizations that compute weights do so here for the last time. All else is shared with `module`: some
+    of it, such as a hook that holds a lock, cannot be copied.
+    """
+    cls: Any = type(module)
+    new = cls.__new__(cls)
+    vars(new).update(
+        {name: _own(a) for name, a in vars(module).items() if name not in ("_plans", "_compiled_call_impl")}
+    )
+    new._parameters.update({name: a if a is None else Parameter(_own(a), False) for name, a in new._parameters.items()})
+    new._buffers.update({name: _own(a) for name, a in new._buffers.items()})
+    new._modules.update({name: a if a is None else frozen(a) for name, a in new._modules.items()})
+    vars(new)["training"] = False
+    for key, hook in reversed(weight_hooks(new)):
+        hook.remove(new)
+        del new._forward_pre_hooks[key]
+    if parametrize.is_parametrized(new):
+        weights = {name: getattr(new, name) for name in new.parametrizations}
+        new.__class__, _ = cls.__bases__[0], new._modules.pop("parametrizations")
+        for name, a in weights.items():
+            new.register_parameter(name, Parameter(a.detach()))
+    return new.requires_grad_(False)
+
+
+def _own(a: Any) -> Any:
+    """Return a copy of a tensor or of a collection, and anything else as it is."""
+    return a.detach().clone() if isinstance(a, Tensor) else copy(a) if isinstance(a, dict | list | set) else a

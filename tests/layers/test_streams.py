@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from torch import nn
 import fastlstm
 from fastlstm.backends import numba
 from fastlstm.cells import library
-from tests.helpers.modules import flat
+from tests.helpers.modules import flat, pair
 from tests.helpers.rnn import gru_before, of_heads
 from tests.helpers.threads import at_once
-from tests.helpers.tolerances import equal
+from tests.helpers.tolerances import close, equal
 
 LAYERS = [fastlstm.LSTM, fastlstm.GRU, fastlstm.Elman]
 CELLS = [fastlstm.LSTMCell, fastlstm.GRUCell, fastlstm.ElmanCell]
@@ -366,3 +367,164 @@ def test_arguments_that_do_not_fit_a_stream():
     assert torch.equal(stream.state[0], h)
     negated = torch.complex(x, x).conj().imag
     assert torch.equal(stream(negated), cell(-x)[0].detach())
+
+
+def step_beside(module, stream, rows, steps=4):
+    """Run `stream.step` from states of its caller beside the module's own steps. Return the largest difference."""
+    state = own = None
+    largest, before = 0.0, stream.state
+    like = next(a for a in [*module.parameters(), *module.buffers()] if a.is_floating_point())
+    with torch.no_grad():
+        for _ in range(steps):
+            x = torch.randn(rows, module.input_size, dtype=like.dtype) if module.input_size else None
+            inputs = {name: torch.rand(rows, module.hidden_size, dtype=like.dtype) for name in module._cell.inputs}
+            options = {"inputs": inputs} if inputs else {}
+            if not hasattr(module, "step"):  # a cell
+                state = module(x, state)
+                expected = flat(state)[0]
+            else:
+                expected, state = module.step(x, state, **options)
+            given = [] if own is None else [a.clone() for a in flat(own)]
+            got, after = stream.step(x, own, **options)
+            equal(given, [] if own is None else flat(own))  # which the step has only read
+            assert type(after) is type(state)
+            own = after
+            for a, b in [(got, expected), *zip(flat(own), flat(state), strict=True)]:
+                assert a.shape == b.shape
+                largest = max(largest, (a - b).abs().max().item())
+    equal(stream.state, before)
+    return largest
+
+
+@pytest.mark.sampled(5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 7, 100), (2, 40, 128), (33, 5, 20)])
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [*((kind, "numba") for kind in (*LAYERS, *CELLS)), *((kind, "native") for kind in (*LAYERS[:2], *CELLS[:2]))],
+)
+def test_a_step_from_states_of_ones_own(kind, backend, sizes, threads, dtype, poisoned, set_threads):
+    """It has the bits of the module's own step, for any number of rows."""
+    B, I, H = sizes
+    set_threads(threads)
+    module = kind(I, H, backend=backend).to(dtype)
+    stream = module.stream(2)
+    stream(torch.randn(2, I, dtype=dtype))
+    for rows in (B, B + 1, B):
+        assert step_beside(module, stream, rows) == 0
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_step_beside_torch(kind):
+    theirs, ours = pair(7, 20, 3, like=kind)
+    stream, expected, found = ours.stream(), None, None
+    for x in torch.randn(5, 3, 7, dtype=torch.float64):
+        output, expected = theirs(x[None], expected)
+        h, found = stream.step(x, found)
+        close([h, *flat(found)], [output[0], *flat(expected)], "sums")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["numba", "native", "reference", "aten"])
+def test_every_backend_and_dtype_has_steps(backend, dtype):
+    module = fastlstm.LSTM(7, 20, num_layers=3, backend=backend).to(dtype)
+    assert step_beside(module, module.stream(), 3) == 0
+
+
+@pytest.mark.parametrize("cell", [*library.CELLS, gru_before], ids=str)
+def test_a_step_of_any_cell(cell):
+    sizes = {"input_size": 5, "num_layers": 2} if cell.gates_of_x else {"input_size": 0}
+    module = fastlstm.RNN(cell, hidden_size=9, **sizes, backend="numba")
+    assert step_beside(module, module.stream(2), 3) == 0
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # torch's own layer says so
+def test_steps_of_modules_that_do_more_than_their_cell():
+    int8 = fastlstm.quantize(nn.ModuleList([fastlstm.LSTM(13, 36), fastlstm.GRUCell(13, 36)]))
+    for module in (fastlstm.LSTM(5, 8, proj_size=3), fastlstm.LSTM(5, 8, zoneout=0.3), Scaled(4, 6), *int8):
+        assert step_beside(module.eval(), module.stream(2), 3) == 0
+
+
+def test_states_of_every_layout_and_of_inference_mode():
+    module, x = fastlstm.LSTM(4, 6, 2), torch.randn(3, 4)
+    stream, wide = module.stream(), torch.randn(2, 2, 6, 3)
+    states = tuple(a.transpose(1, 2) for a in wide)
+    with torch.no_grad():
+        expected = flat(module.step(x, states))
+    negated = tuple(torch.complex(-a, -a).conj().imag for a in wide.transpose(2, 3).contiguous())
+    for state in (states, [*states], tuple(a.contiguous() for a in states), negated, states):
+        equal(flat(stream.step(x, state)), expected)
+        with torch.inference_mode():
+            equal(flat(stream.step(x + 0, tuple(a + 0 for a in state))), expected)
+
+
+def test_the_results_of_a_step_share_no_memory():
+    stream, x = fastlstm.GRU(4, 6, 2).stream(), torch.randn(3, 4)
+    h, state = stream.step(x)
+    kept = state.clone()
+    h.zero_()
+    assert torch.equal(state, kept)
+    assert stream.step(x, state)[1].data_ptr() != state.data_ptr()
+    assert torch.equal(stream.step(x)[1], kept)  # zeros stay zeros
+
+
+def test_many_numbers_of_rows():
+    """A stream keeps what it has prepared for some of them."""
+    module = fastlstm.GRUCell(3, 5)
+    stream = module.stream()
+    for rows in [*range(1, 80), 1, 2]:
+        x = torch.randn(rows, 3)
+        assert torch.equal(stream.step(x)[0], module(x).detach())
+
+
+def test_bad_arguments_of_a_step():
+    stream, x, state = fastlstm.LSTM(4, 6).stream(2), torch.randn(3, 4), tuple(torch.randn(2, 1, 3, 6))
+    stream.step(x, state)
+    h, c = state
+    cases = [
+        (TypeError, [1.0], state, "x_t must be a tensor, got list"),
+        (ValueError, torch.randn(4), None, r"x_t must be \(R, I\) with I = 4 and at least one row, got \(4,\)"),
+        (ValueError, torch.randn(0, 4), None, r"with I = 4 and at least one row, got \(0, 4\)"),
+        (ValueError, torch.randn(3, 5), None, r"with I = 4 and at least one row, got \(3, 5\)"),
+        (ValueError, x.double(), state, "x_t must have the dtype torch.float32, got torch.float64"),
+        (TypeError, x, 3, "state must be of the form of stream.state, got int"),
+        (ValueError, x, h, r"state must have the shapes \[\(1, 3, 6\), \(1, 3, 6\)\], got \[\(1, 3, 6\)\]"),
+        (ValueError, x, (h, c[:, :2]), r"got \[\(1, 3, 6\), \(1, 2, 6\)\]"),
+        (ValueError, x, (h, c.double()), r"state must be of torch\.float32 on cpu, got torch\.float64 on cpu"),
+        (RuntimeError, x, (h, c.clone().requires_grad_()), r"a stream has no gradients: pass state\.detach\(\)"),
+    ]
+    for error, x_t, given, message in cases:
+        for _ in range(2):
+            with pytest.raises(error, match=message):
+                stream.step(x_t, given)
+    with pytest.raises(ValueError, match="inputs must be None, since the cell lstm has none"):
+        stream.step(x, state, {"nonsense": x})
+    with pytest.raises(RuntimeError, match="transforms"):
+        torch.func.vmap(stream.step)(torch.randn(5, 3, 4))
+    h.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="state must have memory for its 18 numbers"):
+        stream.step(x, state)
+    with torch.no_grad():
+        stream.step(x.requires_grad_(), None)
+    with pytest.raises(RuntimeError, match="a stream has no gradients: pass x_t"):
+        stream.step(x, None)
+
+
+def test_threads_of_python_share_the_steps_of_a_stream(set_threads):
+    module = fastlstm.LSTM(4, 128, 2, backend="numba")
+    stream, xs = module.stream(), torch.randn(3, 30, 8, 4)
+    states, expected = [None] * 3, [None] * 3
+    with torch.no_grad():
+        for k in range(3):
+            for x in xs[k]:
+                _, expected[k] = module.step(x, expected[k])
+
+    def serve(k):
+        for x in xs[k]:
+            _, states[k] = stream.step(x, states[k])
+
+    at_once(*[partial(serve, k) for k in range(3)])
+    equal(states, expected)
+    set_threads(3 - min(torch.get_num_threads(), 2))
+    assert step_beside(module, stream, 8) == 0

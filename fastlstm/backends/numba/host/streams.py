@@ -6,6 +6,7 @@ step started from: the kernel reads a state for the last time before it writes t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,14 +23,27 @@ class StepRunner:
     writes the new state h once more.
     """
 
-    def __init__(self, kernel: Kernel, keep_alive: Any) -> None:
+    def __init__(self, kernel: Kernel, keep_alive: Any, inner_states: int) -> None:
         """`keep_alive`: the objects that must live as long as the runner does, beside the kernel."""
         self.kernel, self.keep_alive, self.frame = kernel, keep_alive, kernel.own_frame()
         self.has_barriers = kernel.barrier_bytes > 0
         self.fields = memoryview(self.frame.arguments).cast("B").cast("q")
         struct = type(self.frame.arguments)
         # each field's index among the 64-bit fields of the struct
-        self.x, self.h, self.flip = (getattr(struct, name).offset // 8 for name in ("x", "h", "flip"))
+        self.x, self.h, self.flip, self.h_0, self.h_n = (
+            getattr(struct, name).offset // 8 for name in ("x", "h", "flip", "h_0", "h_n")
+        )
+        self.inner_states = [
+            [getattr(struct, f"{name}{k}").offset // 8 for name in ("initial", "sequence", "last")]
+            for k in range(inner_states)
+        ]
+
+    def set_states(self, before: Sequence[int], after: Sequence[int]) -> None:
+        """Let later steps read the states at other addresses, and write the new ones to `after`."""
+        fields = self.fields
+        fields[self.h_0], fields[self.h_n] = before[0], after[0]
+        for (initial, sequence, last), old, new in zip(self.inner_states, before[1:], after[1:]):
+            fields[initial], fields[sequence], fields[last] = old, new, new
 
     def __call__(self, x: int, h: int) -> None:
         fields = self.fields
@@ -58,7 +72,7 @@ def steps(layer: Layer, caches: dict[Any, Any]) -> StepRunner:
         if cache.packed is None:
             forward.run(layer)  # packs the weights
         *packed_addresses, _ = cache.packed.addresses
-        runner = StepRunner(forward.kernel, (cache.packed, layer))
+        runner = StepRunner(forward.kernel, (cache.packed, layer), len(inner))
         row_bytes = forward.state_row_bytes
         call = [
             0, first.data_ptr(), row_bytes,  # x, h_0 and its row stride
