@@ -71,9 +71,9 @@ def _processor() -> str:
 def _of_numba() -> str | None:
     if _reason("numba") is not None:
         return None
-    from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES  # not above: it imports numba
+    from fastlstm.backends.numba.llvm.simd import IS_NEON, VECTOR_BYTES  # not above: it imports numba
 
-    narrow = "neon" if platform.machine().lower() in ("arm64", "aarch64") else "base"
+    narrow = "neon" if IS_NEON else "base"
     products = {0: "", 1: "+vdpbf16ps"}.get(numba.max_components(), "+amx")
     return {64: "avx512", 32: "avx2"}.get(VECTOR_BYTES, narrow) + products
 

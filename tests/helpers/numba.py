@@ -77,53 +77,6 @@ def run(code, cwd=None, arguments=(), **environment):
     return interpreter.run(code, *arguments, cwd=cwd, environment=environment, check=True).stdout
 
 
-def assembly(features, target, *pieces):
-    """The primitives for float32 as assembly for another processor, or those of a matrix unit for each of `pieces`."""
-    found = run(
-        f"""
-        import llvmlite.binding as llvm
-        from llvmlite import ir
-        from numba.core import types
-        from fastlstm.backends.numba.llvm import loops, matrix, primitives
-        from fastlstm.backends.numba.llvm.simd import VectorType
-        llvm.initialize_all_targets()
-        llvm.initialize_all_asmprinters()
-        triple, cpu = {target!r}
-        for pieces in {pieces or (0,)}:
-            module = ir.Module("primitives")
-            module.triple = triple
-            builders = matrix.builders(pieces) if pieces else primitives.builders(VectorType(types.float32))
-            for name, (arguments, builder) in builders.items():
-                loops.function_named(module, name, arguments, builder).linkage = "external"
-            machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features={features!r}, opt=3)
-            parsed = llvm.parse_assembly(str(module))
-            options = llvm.create_pipeline_tuning_options(speed_level=3)
-            builder = llvm.create_pass_builder(machine, options)
-            builder.getModulePassManager().run(parsed, builder)
-            print(machine.emit_assembly(parsed), end=chr(0))
-        """,
-        NUMBA_CPU_FEATURES=features,
-        NUMBA_CPU_NAME=target[1],
-    )
-    return found.split(chr(0))[:-1]
-
-
-def busiest_loop(code, function, multiply_add):
-    """Instructions of the innermost loop of a function that holds most multiply-adds, one list of them."""
-    body = code.split(f"\n{function}:", 1)[1].split("\n.Lfunc_end", 1)[0].splitlines()
-    labels, best = {}, []
-    for n, line in enumerate(body):
-        words = line.split()
-        if line and not line[0].isspace() and words[0].endswith(":"):
-            labels[words[0][:-1]] = n
-        elif words and words[-1] in labels and words[0].startswith(("j", "b")):
-            loop = [text.strip() for text in body[labels[words[-1]] : n + 1]]
-            inner = not any(text.startswith(".L") and text.endswith(":") for text in loop[1:])
-            if inner and sum(multiply_add in text for text in loop) > sum(multiply_add in text for text in best):
-                best = loop
-    return best
-
-
 ROWS = (*range(1, 40), 64, 65)
 
 

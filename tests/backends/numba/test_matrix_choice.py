@@ -4,11 +4,12 @@ import pytest
 import torch
 
 import fastlstm
+from benchmarks.model import assembly, busiest_loop
 from fastlstm import lstm
 from fastlstm.backends import dispatch, numba
 from fastlstm.backends.numba.llvm import amx, bf16_dot, matrix
 from fastlstm.cells import library
-from tests.helpers.numba import PRECISIONS, assembly, busiest_loop, needs_unit, run
+from tests.helpers.numba import PRECISIONS, needs_unit, run
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_compiled_code_keeps_the_precision_it_was_compiled_with(setting):
 def test_the_unit_is_kept_busy():
     """A step of two tiles by two loads no piece oftener than its products need, and stores nothing."""
     target = "x86_64-unknown-linux-gnu", "sapphirerapids"
-    codes = assembly("+avx512f,+amx-tile,+amx-bf16", target, 1, 2, 3)
+    codes = assembly("+avx512f,+amx-tile,+amx-bf16", target, "matrix1", "matrix2", "matrix3")
     for code, products, loads in zip(codes, (4, 12, 24), (4, 10, 14), strict=True):
         loop = busiest_loop(code, "matrix_product", "tdpbf16ps")
         used, loaded = (sum(word in line for line in loop) for word in ("tdpbf16ps", "tileload"))
@@ -166,7 +167,7 @@ def test_which_instructions_a_processor_takes(features, bytes_, expected, monkey
 def test_vectors_are_kept_busy():
     """A pair of k takes as many products as there are sums in registers, and as few loads as its tile has sides."""
     target = "x86_64-unknown-linux-gnu", "sapphirerapids"  # not every LLVM knows AMD's
-    (code,) = assembly("+avx512f,+avx512bf16,+sse4a", target, 1)
+    (code,) = assembly("+avx512f,+avx512bf16,+sse4a", target, "matrix1")
     loop = busiest_loop(code, "dots6x4", "vdpbf16ps")
     assert sum("vdpbf16ps" in line for line in loop) == 24
     assert sum("broadcast" in line for line in loop) == 6

@@ -3,22 +3,26 @@ other vector units, no cache, no OpenMP.
 """
 
 import os
-import subprocess
+import platform
+import shutil
 import zipfile
 
 import pytest
 import torch
 
 import fastlstm
+from benchmarks.model import assembly, busiest_loop
 from fastlstm.backends import cpu
 from fastlstm.backends.numba.host import tasks
 from fastlstm.backends.numba.llvm.simd import machine_features
 from fastlstm.backends.numba.llvm.sources import fingerprint
 from tests.helpers import ROOT
 from tests.helpers.layers import Layer, error
-from tests.helpers.numba import assembly, busiest_loop, needs_unit, run
+from tests.helpers.numba import needs_unit, run
 from tests.helpers.threads import forget
 
+MACHINE = platform.machine().lower()
+needs_x86 = pytest.mark.skipif(MACHINE not in ("x86_64", "amd64"), reason="names an x86-64 processor")
 CHECK = """
     import sys, torch
     from fastlstm.backends.numba.llvm import simd
@@ -36,11 +40,13 @@ CHECK = """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("x86" not in os.uname().machine, reason="names an x86-64 processor")
+@needs_x86
+@pytest.mark.parametrize(("features", "tile_rows"), [("", "3"), ("+neon", "6")])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_processor_with_no_more_than_sse2(tmp_path, dtype):
-    environment = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
-    assert run(CHECK, arguments=(dtype,), **environment).split() == ["16", "3"]
+def test_a_processor_with_no_more_than_sse2(tmp_path, dtype, features, tile_rows):
+    """Also the loops that NEON has, which LLVM translates for any processor."""
+    environment = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    assert run(CHECK, arguments=(dtype,), **environment).split() == ["16", tile_rows]
 
 
 @pytest.mark.skipif("+avx2" not in machine_features().split(","), reason="the processor has no AVX2")
@@ -50,6 +56,36 @@ def test_a_processor_with_no_more_than_avx2(dtype):
     features = "+avx,+avx2,+fma,+sse4.2,+popcnt,+bmi,+bmi2"
     output = run(CHECK, arguments=(dtype,), NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=features)
     assert output.split() == ["32", "3"]
+
+
+HOST = """
+    import sys
+    import llvmlite.binding as llvm
+    llvm.get_host_cpu_features = lambda: llvm.FeatureMap({each: True for each in sys.argv[2:]})
+    llvm.get_process_triple = lambda: sys.argv[1]
+    import fastlstm
+    from fastlstm.backends.numba.llvm import simd
+    print(simd.VECTOR_BYTES, simd.TILE_ROWS, fastlstm.info()["instructions"]["numba"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("triple", "features", "expected"),
+    [
+        ("arm64-apple-darwin23.6.0", (), "16 6 neon"),  # of a Mac LLVM lists none
+        ("aarch64-unknown-linux-gnu", ("neon", "fp-armv8"), "16 6 neon"),
+        ("x86_64-apple-darwin23.6.0", ("sse2",), "16 3 base"),
+        ("x86_64-pc-windows-msvc", ("sse2", "avx2", "fma"), "32 3 avx2"),
+    ],
+)
+def test_tiles_follow_the_host(triple, features, expected):
+    assert run(HOST, arguments=(triple, *features)).strip() == expected
+
+
+@pytest.mark.skipif(MACHINE not in ("arm64", "aarch64"), reason="the processor has no NEON")
+def test_this_hosts_tiles_fill_the_registers_of_neon():
+    code = "from fastlstm.backends.numba.llvm import simd; print(simd.VECTOR_BYTES, simd.TILE_ROWS)"
+    assert run(code).split() == ["16", "6"]
 
 
 @pytest.mark.slow
@@ -71,7 +107,7 @@ def test_an_installation_that_cannot_hold_a_cache():
 @pytest.fixture
 def copy(tmp_path):
     """A copy of the package, which interpreters with this directory in their path import."""
-    subprocess.run(["cp", "-r", os.path.dirname(fastlstm.__file__), tmp_path / "fastlstm"], check=True)
+    shutil.copytree(os.path.dirname(fastlstm.__file__), tmp_path / "fastlstm")
     return tmp_path / "fastlstm"
 
 
@@ -114,7 +150,7 @@ def test_sources_in_an_archive(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("x86" not in os.uname().machine, reason="names an x86-64 processor")
+@needs_x86
 def test_another_process_finds_what_was_compiled(copy, tmp_path):
     """Also what only a processor with a matrix unit runs, and nothing of other sources."""
     code = """
@@ -160,7 +196,7 @@ def test_kernels_from_different_processes_are_not_taken_for_each_other(tmp_path)
     [
         ("+avx512f,+avx2,+fma", ("x86_64-unknown-linux-gnu", "skylake-avx512"), "vfmadd", (6, 8, 12, 12)),
         ("+avx2,+fma", ("x86_64-unknown-linux-gnu", "haswell"), "vfmadd", (3, 4, 6, 12)),
-        ("+neon", ("aarch64-unknown-linux-gnu", "neoverse-n1"), "fmla", (6, 8, 12, 12)),
+        ("+neon", ("aarch64-unknown-linux-gnu", "neoverse-n1"), "fmla", (6, 8, 12, 16)),
     ],
     ids=["avx512", "avx2", "neon"],
 )
@@ -169,7 +205,7 @@ def test_the_tiles_stay_in_registers(features, target, fma, tiles):
     binding = pytest.importorskip("llvmlite.binding")
     if target[0].startswith("aarch64") and binding.llvm_version_info[0] < 20:
         pytest.skip("LLVM before 20, as numba 0.61 has it, spills there")
-    (code,) = assembly(features, target)
+    (code,) = assembly(features, target, "primitives")
     for rows, vectors in zip(tiles, (4, 3, 2, 1)):
         loop = busiest_loop(code, f"tile{vectors}x{rows}", fma)
         multiply_adds = sum(fma in line for line in loop)

@@ -4,12 +4,14 @@ They are built once for an element type, as one module, and called by address: s
 no type, are small, and compile quickly. All arguments are 64-bit integers: addresses, strides in bytes, counts.
 """
 
+from functools import partial
+
 from llvmlite import ir
 from numba.core import types
 
 from fastlstm.backends.numba.llvm.digest import digest
 from fastlstm.backends.numba.llvm.loops import Builder, Builders, at_most, for_loop, offsets, tables
-from fastlstm.backends.numba.llvm.register_tiles import accumulated, for_row_tiles, tile_rows
+from fastlstm.backends.numba.llvm.register_tiles import accumulated, for_row_tiles, panels_at_once, tile_rows
 from fastlstm.backends.numba.llvm.rows import add_rows, copy_rows, transpose, transposed
 from fastlstm.backends.numba.llvm.simd import I64, VectorType
 
@@ -78,41 +80,60 @@ def gemv(vtype: VectorType, vecs: int) -> Builder:
     The columns are `count` of a with w, then `count2` of a2 with w2. The first K block has `first` of them, and its sum
     starts from `part`; the others have `block`. Addresses of the next panel are `out_step` further, and so on.
     """
-    vector = vtype.size * vtype.count
+    vector, most = vtype.size * vtype.count, panels_at_once(vecs)
 
     def build(
         b, panels, init, init_step, out, out_step, a, w, w_step, count, a2, w2, w2_step, count2, first, block, part,
         part_step,
     ):  # fmt: skip
-        def vectors(address):
-            return [vtype.load(b, b.add(address, I64(n * vector))) for n in range(vecs)]
-
-        def column(a, w, *acc):
-            value = vtype.broadcast(b, a)
-            new = [vtype.fma(b, weight, value, one) for weight, one in zip(vectors(w), acc)]
-            return [b.add(a, I64(vtype.size)), b.add(w, I64(vecs * vector)), *new]
-
-        def sums(length, left, left2, a, w, a2, w2, *carried):
-            total, acc = carried[:vecs], carried[vecs:]
-            of_a = at_most(b, left, length)
-            of_a2 = at_most(b, left2, b.sub(length, of_a))
-            a, w, *acc = for_loop(b, of_a, [a, w, *acc], column)
-            a2, w2, *acc = for_loop(b, of_a2, [a2, w2, *acc], column)
-            new = [b.fadd(one, other) for one, other in zip(total, acc)]
-            return [block, b.sub(left, of_a), b.sub(left2, of_a2), a, w, a2, w2, *new, *[vtype.splat(0.0)] * vecs]
-
         rest = b.sub(b.add(count, count2), first)
         rest = b.select(b.icmp_signed(">", rest, I64(0)), rest, I64(0))
         blocks = b.add(I64(1), b.sdiv(b.add(rest, b.sub(block, I64(1))), block))
+        steps = (init_step, out_step, w_step, w2_step, part_step)
 
-        def panel(init, out, w, w2, part):
-            carried = [first, count, count2, a, w, a2, w2, *vectors(init), *vectors(part)]
-            for n, value in enumerate(for_loop(b, blocks, carried, sums)[7 : 7 + vecs]):
-                vtype.store(b, value, b.add(out, I64(n * vector)))
-            steps = (init_step, out_step, w_step, w2_step, part_step)
-            return [b.add(address, step) for address, step in zip((init, out, w, w2, part), steps)]
+        def vectors(addresses):
+            return [vtype.load(b, b.add(address, I64(n * vector))) for address in addresses for n in range(vecs)]
 
-        for_loop(b, panels, [init, out, w, w2, part], panel)
+        def products(number, columns, a, *carried):
+            """Return `a` and the addresses of the weights of `number` panels, after `columns`, and the sums."""
+
+            def column(a, *carried):
+                weights, value = carried[:number], vtype.broadcast(b, a)
+                new = [vtype.fma(b, w, value, one) for w, one in zip(vectors(weights), carried[number:])]
+                return [b.add(a, I64(vtype.size)), *(b.add(w, I64(vecs * vector)) for w in weights), *new]
+
+            results = for_loop(b, columns, [a, *carried], column)
+            return results[: 1 + number], results[1 + number :]
+
+        def together(number, *starts):
+            inits, outs, ws, w2s, parts = (
+                [b.add(start, offset) for offset in offsets(b, step, number)] for start, step in zip(starts, steps)
+            )
+            each = 1 + number  # addresses of columns: of a, and of the weights of each panel
+
+            def k_block(length, left, left2, *carried):
+                of_a = at_most(b, left, length)
+                of_a2 = at_most(b, left2, b.sub(length, of_a))
+                at, at2, values = carried[:each], carried[each : 2 * each], carried[2 * each :]
+                totals, sums = values[: number * vecs], values[number * vecs :]
+                at, sums = products(number, of_a, *at, *sums)
+                at2, sums = products(number, of_a2, *at2, *sums)
+                totals = [b.fadd(total, one) for total, one in zip(totals, sums)]
+                zeros = [vtype.splat(0.0)] * len(sums)
+                return [block, b.sub(left, of_a), b.sub(left2, of_a2), *at, *at2, *totals, *zeros]
+
+            carried = [first, count, count2, a, *ws, a2, *w2s, *vectors(inits), *vectors(parts)]
+            totals = for_loop(b, blocks, carried, k_block)[3 + 2 * each :]
+            for k, out in enumerate(outs):
+                for n in range(vecs):
+                    vtype.store(b, totals[k * vecs + n], b.add(out, I64(n * vector)))
+            return [b.add(start, b.mul(step, I64(number))) for start, step in zip(starts, steps)]
+
+        starts = [init, out, w, w2, part]
+        if most > 1:
+            starts = for_loop(b, b.udiv(panels, I64(most)), starts, partial(together, most))
+            panels = b.urem(panels, I64(most))
+        for_loop(b, panels, starts, partial(together, 1))
 
     return build
 

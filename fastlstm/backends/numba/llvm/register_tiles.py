@@ -7,19 +7,36 @@ from typing import Any
 from llvmlite import ir
 
 from fastlstm.backends.numba.llvm.loops import Builder, for_loop, function_named, offsets, update_tile
-from fastlstm.backends.numba.llvm.simd import I64, TILE_ROWS, VectorType
+from fastlstm.backends.numba.llvm.simd import I64, IS_NEON, TILE_ROWS, VectorType, opaque
 
 
 def accumulated(
     b: ir.IRBuilder, vtype: VectorType, rows: int, vecs: int, a: Any, a_row: Any, a_step: Any, w: Any, w_row: Any,
     count: Any, acc: Any,
 ) -> list[ir.Value]:  # fmt: skip
-    """Return `a` and `w` moved on by `count` steps, and the `rows` x `vecs` sums `acc` with the products added."""
+    """Return `a` and `w` moved on by `count` steps, and the `rows` x `vecs` sums `acc` with the products added.
+
+    On NEON the rows' addresses are the sums of two registers. LLVM would add one stride after the other, and choose
+    loads that take a multiply-adder's time. One vector has as many loads as multiply-adds there, unless a load brings
+    several columns of a row.
+    """
     row_offsets, vector = offsets(b, a_row, rows), vtype.size * vtype.count
+    if IS_NEON:
+        row_offsets = [opaque(b, offset) for offset in row_offsets[: 5 if rows > 12 else rows]]
+
+    def address_of(a_k):
+        if rows == len(row_offsets):
+            return lambda m: b.add(a_k, row_offsets[m])
+        starts = [a_k]  # of four rows each: there are no registers for the offsets of all
+        while len(starts) < rows / 4:
+            starts.append(b.add(starts[-1], row_offsets[4]))
+        return lambda m: b.add(starts[m // 4], row_offsets[m % 4])
 
     def body(a_k, w_k, *acc):
+        address = address_of(a_k)
+
         def scalar(m):
-            return vtype.broadcast(b, b.add(a_k, row_offsets[m]))
+            return vtype.broadcast(b, address(m))
 
         def weight(n):
             return vtype.load(b, b.add(w_k, I64(n * vector)))
@@ -29,12 +46,29 @@ def accumulated(
 
         return [b.add(a_k, a_step), b.add(w_k, w_row), *update_tile(rows, vecs, scalar, weight, add, acc)]
 
-    return for_loop(b, count, [a, w, *acc], body)
+    def columns_of_a_vector(a_k, w_k, *acc):
+        address, weights, sums = address_of(a_k), [], []
+        for _ in range(vtype.count):
+            weights.append(vtype.load(b, w_k))
+            w_k = b.add(w_k, w_row)
+        for m, total in enumerate(acc):
+            values = vtype.load(b, address(m))
+            for k, each in enumerate(weights):
+                total = vtype.fma(b, vtype.lane(b, values, k), each, total)
+            sums.append(total)
+        return [b.add(a_k, I64(vector)), w_k, *sums]
+
+    carried = [a, w, *acc]
+    if IS_NEON and vecs == 1:
+        vectors = b.select(b.icmp_signed("==", a_step, I64(vtype.size)), b.udiv(count, I64(vtype.count)), I64(0))
+        carried = for_loop(b, vectors, carried, columns_of_a_vector)
+        count = b.sub(count, b.mul(vectors, I64(vtype.count)))
+    return for_loop(b, count, carried, body)
 
 
 def remainder_heights(rows: int, height: int) -> tuple[int, ...]:
     """Return the heights of the last tiles, as even as can be: none is 1 unless `rows` is 1."""
-    number = -(-rows // min(height, 4))
+    number = -(-rows // min(height, 8 if height > 12 else 4))
     return tuple(rows // number + (k < rows % number) for k in range(number))
 
 
@@ -83,7 +117,14 @@ def for_row_tiles(name: str, height: int, tile: Callable[[int], Builder], row_ar
 
 
 def tile_rows(vecs: int) -> int:
-    """Return the rows of a register tile of `vecs` vectors. 12 chains of sums keep the units busy; a row block of 64
-    would leave 16 rows over from tiles of 24, in small ones.
+    """Return the rows of a register tile of `vecs` vectors. 12 chains of sums keep the units busy, and 16 the four of
+    some NEON processors; a row block of 64 would leave 16 rows over from tiles of 24, in small ones.
     """
-    return min(TILE_ROWS * 4 // vecs, 12)
+    return min(TILE_ROWS * 4 // vecs, 16 if IS_NEON else 12)
+
+
+def panels_at_once(vecs: int) -> int:
+    """Return how many panels of `vecs` vectors a single row is multiplied by at once. NEON's short vectors need more
+    chains of sums than one panel has: up to four units, which take four cycles each.
+    """
+    return (4 if vecs > 2 else 8) if IS_NEON else 1
