@@ -3,6 +3,7 @@
 import ctypes
 import math
 import os
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ _forked = False
 
 def _after_fork() -> None:
     global _forked
-    _forked = True  # the parent's threads do not exist here, and libgomp would wait for them
+    _forked = True  # the parent's threads do not exist here, and OpenMP would wait for them
 
 
 if hasattr(os, "register_at_fork"):
@@ -61,9 +62,12 @@ def _quota_of(folder: Path) -> float:
 
 @cache
 def _openmp_library() -> Any:
-    """Return torch's library, by which its libgomp is reached, or None without one."""
+    """Return torch's library, by which its OpenMP is reached, or None where that has none of the functions called here.
+    It is libgomp on Linux. LLVM's libomp, on macOS, has the same functions for code that GCC compiled.
+    """
+    suffix = "dylib" if sys.platform == "darwin" else "so"
     try:
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu.{suffix}"))
     except OSError:
         return None
     return library if hasattr(library, "GOMP_parallel") and hasattr(library, "omp_get_num_procs") else None
@@ -104,9 +108,9 @@ def threads_now() -> int:
 
 @cache
 def openmp() -> Any:
-    """Return GOMP_parallel and the addresses of omp_get_thread_num and omp_get_num_threads, or None without libgomp.
+    """Return GOMP_parallel and the addresses of omp_get_thread_num and omp_get_num_threads, or None without them.
 
-    They are of the libgomp that torch itself loaded, since two pools of threads would fight for the cores.
+    They are of the OpenMP library that torch itself loaded, since two pools of threads would fight for the cores.
     """
     library = _openmp_library()
     if library is None:

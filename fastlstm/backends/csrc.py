@@ -57,7 +57,7 @@ reason = library if isinstance(library, str) else None
 
 @cache
 def openmp_functions() -> Any:
-    """Return a fastlstm_openmp with the functions of torch's libgomp, or None."""
+    """Return a fastlstm_openmp with the functions of torch's OpenMP, or None."""
     functions = openmp()
     if functions is None:
         return None

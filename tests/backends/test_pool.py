@@ -139,6 +139,7 @@ def test_kept_weights_leave_the_pool_to_others(backend):
     assert not any(pages.holder() for pages in pool._pool)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_a_forked_child_finds_the_pool_open():
     with pool._lock:
         child = os.fork()

@@ -91,3 +91,17 @@ def test_a_process_on_one_processor_has_one_thread():
     assert lines[1].endswith(limit)
     assert any(note.endswith("torch.set_num_threads(1).") for note in info["notes"])
     assert len(set(tasks)) == 1  # no call has started a thread
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has libgomp stand in for a Mac's libomp")
+def test_threads_of_a_mac_are_torchs_own():
+    """torch's library there has another name. Its dependency libomp has libgomp's functions."""
+    code = """
+        import ctypes, sys, torch
+        opened, load = [], ctypes.CDLL
+        ctypes.CDLL = lambda name: opened.append(name) or load(name.replace(".dylib", ".so"))
+        sys.platform = "darwin"
+        from fastlstm.backends import cpu
+        print(cpu.openmp() is not None, any(name.endswith("/torch/lib/libtorch_cpu.dylib") for name in opened))
+    """
+    assert interpreter.run(code, cwd=ROOT, check=True).stdout.split() == ["True", "True"]

@@ -1,6 +1,8 @@
 """Sizes that the host and the kernels share. They depend on no other module, so that both may import them."""
 
-LINE = 64  # bytes of a cache line, and the distance between the counters of two barriers
+# The distance in bytes between the counters of two barriers: a cache line of Apple's processors. Others have lines of
+# 64 bytes, but may fetch two at once.
+LINE = 128
 # A K block is a run of the columns over which a product sums. These are the batch rows of a row block, and the bytes of
 # packed weights of a K block. Together they stay in a 32 KB L1 cache while the rows' tiles are computed: 16 KB of
 # weights, and 8 KB of sums in vectors of 32 bytes.
