@@ -42,6 +42,8 @@ if sys.platform == "darwin":  # one build may be for both processors
     INSTRUCTIONS = {
         file: [f for flag in flags for f in ("-Xarch_x86_64", flag)] for file, flags in INSTRUCTIONS.items()
     }
+elif platform.machine().lower() == "aarch64":
+    INSTRUCTIONS = {"csrc/int8_dotprod.cpp": ["-march=armv8.2-a+dotprod"]}
 elif platform.machine().lower() not in ("x86_64", "amd64"):
     INSTRUCTIONS = {}
 

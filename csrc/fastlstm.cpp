@@ -2,6 +2,7 @@
 #include "call.h"
 
 #ifdef __linux__
+#include <sys/auxv.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -22,11 +23,17 @@ constexpr int64_t FEW_PAIRS = 128;  // up to which few_pairs.h computes the weig
 
 #ifdef __x86_64__
 #define SETS(name) {&base_##name, &avx2_##name, &avx512_##name}
+#define INT8_SETS SETS(int8)
 #else
 #define SETS(name) {&base_##name}
+#ifdef WITH_DOTPROD
+#define INT8_SETS {&base_int8, &dotprod_int8}
+#else
+#define INT8_SETS SETS(int8)
+#endif
 #endif
 
-// Returns the index in SETS of the requested instruction set, or of the widest that runs, or -1 if it cannot run.
+// Returns the index in SETS, or in INT8_SETS, of the requested instruction set, or of the widest that runs, or -1 if it cannot run.
 int set_of(int64_t instructions, [[maybe_unused]] bool int8 = false) {
 #ifdef __x86_64__
     __builtin_cpu_init();
@@ -35,12 +42,15 @@ int set_of(int64_t instructions, [[maybe_unused]] bool int8 = false) {
                         __builtin_cpu_supports("avx512vl") && (!int8 || __builtin_cpu_supports("avx512vnni"));
     if (avx512 && (instructions == FASTLSTM_BEST || instructions == FASTLSTM_AVX512)) return 2;
     if (avx2 && (instructions == FASTLSTM_BEST || instructions == FASTLSTM_AVX2)) return 1;
+#elif defined(WITH_DOTPROD)
+    constexpr unsigned long DOTPROD = 1 << 20;  // HWCAP_ASIMDDP
+    if (int8 && instructions == FASTLSTM_BEST && (getauxval(AT_HWCAP) & DOTPROD)) return 1;
 #endif
     return instructions == FASTLSTM_BEST || instructions == FASTLSTM_BASE ? 0 : -1;
 }
 
 const Kernels *kernels_of(int64_t instructions, int64_t dtype = FASTLSTM_FLOAT32) {
-    static const Kernels *const float_kernels[] = SETS(kernels), *const int8_kernels[] = SETS(int8);
+    static const Kernels *const float_kernels[] = SETS(kernels), *const int8_kernels[] = INT8_SETS;
     const int set = set_of(instructions, is_int8(dtype));
     return set < 0 ? nullptr : is_int8(dtype) ? int8_kernels[set] : float_kernels[set];
 }

@@ -42,7 +42,7 @@ static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Vectors of a digest: as many as keep the multipliers busy and stay in registers.
 constexpr int64_t digest_vectors(int64_t vector_bytes) { return vector_bytes == 64 ? 8 : 4; }
 
-struct alignas(64) Barrier { int64_t arrived; };  // a cache line each
+struct alignas(128) Barrier { int64_t arrived; };  // a cache line each, of which Apple's are the longest
 
 // What one thread writes and another reads ends with the order of both, in brackets. All else a thread writes for itself.
 // team: each thread writes for its units, and its team reads after its next barrier, that of the step.
@@ -110,7 +110,11 @@ struct Kernels {
     Tasks forward;
 };
 
-extern const Kernels avx512_kernels, avx2_kernels, base_kernels, avx512_int8, avx2_int8, base_int8;
+#if defined(__aarch64__) && defined(__linux__)  // Apple's processors all have sdot, so that base_int8 uses it
+#define WITH_DOTPROD
+#endif
+
+extern const Kernels avx512_kernels, avx2_kernels, base_kernels, avx512_int8, avx2_int8, base_int8, dotprod_int8;
 extern const Tasks avx512_backward, avx2_backward, base_backward;
 
 constexpr int64_t STRIP = 24;  // columns of [x, h_in, 1] in a strip: 8 tiles of 3 rows, or 4 of 6

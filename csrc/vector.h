@@ -51,6 +51,11 @@ EXTREMES(__m512d, _mm512, pd)
 #elif VECTOR_BYTES == 32
 EXTREMES(__m256, _mm256, ps)
 EXTREMES(__m256d, _mm256, pd)
+#elif defined(__aarch64__)  // NaN if x or y is NaN
+inline float32x4_t smaller(float32x4_t x, float32x4_t y) { return vminq_f32(x, y); }
+inline float32x4_t larger(float32x4_t x, float32x4_t y) { return vmaxq_f32(x, y); }
+inline float64x2_t smaller(float64x2_t x, float64x2_t y) { return vminq_f64(x, y); }
+inline float64x2_t larger(float64x2_t x, float64x2_t y) { return vmaxq_f64(x, y); }
 #elif defined(__SSE2__)
 EXTREMES(__m128, _mm, ps)
 EXTREMES(__m128d, _mm, pd)

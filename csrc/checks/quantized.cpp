@@ -27,7 +27,7 @@ template <class C> void check(Case s) {
         const double bound = dtype == FASTLSTM_INT8 ? 0.1 : 1e-3;
         compare("h", base.h, l.all[0], bound, 1);
         compare("h_n", base.h_n, l.last[0], bound, 1), compare("c_n", base.c_n, l.last[1], bound, 1);
-        for (int instructions = FASTLSTM_BASE; instructions <= FASTLSTM_AVX512; instructions++) {
+        for (int instructions = FASTLSTM_BEST; instructions <= FASTLSTM_AVX512; instructions++) {
             if (!fastlstm_packed_size(dtype, instructions, base.CELL, s.I, s.H)) continue;
             sets |= 1 << instructions;
             for (int64_t count = 1; count <= 3; count++, cases++) {
