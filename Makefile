@@ -3,6 +3,7 @@
 #   make test       the test suite                                           make test ARGS="-k mask"
 #   make test-slow  the tests that take minutes
 #   make test-oldest  the test suite with the oldest torch, numba and Triton that it is for, in .venv-oldest
+#   make test-arm   what runs on 64-bit ARM, emulated on a Debian for x86-64, in .arm
 #   make lint       ruff, mypy, import-linter
 #   make docs       the site of the documentation, in site/; every warning is an error
 #   make bench      the benchmark grid against torch.nn.LSTM                 make bench ARGS="--only T28-B128-I28-H128"
@@ -29,7 +30,7 @@ except ImportError:
 endef
 export CHECK_PYTHON
 
-.PHONY: train test test-slow test-oldest lint docs bench clean
+.PHONY: train test test-slow test-oldest test-arm lint docs bench clean
 .NOTPARALLEL: # pip installs into one environment, one at a time
 
 train: $(VENV)/.installed-plots
@@ -45,6 +46,9 @@ test-oldest: export PIP_CONSTRAINT := tests/oldest.txt
 test-oldest:
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=tests/oldest.txt
 
+test-arm: $(VENV)/.installed-test
+	tests/arm/run.sh $(BIN)/python $(ARGS)
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,7 +62,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 clean:
-	rm -rf $(VENV) .venv-oldest build dist site *.egg-info .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest .arm build dist site *.egg-info .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 # Stamps inside the environment: installed again only when the packaging changes.
 $(VENV)/.created:
