@@ -177,40 +177,46 @@ def any_tangent(*arguments: Any) -> bool:
     )
 
 
-class _Wrapping(torch.library.Library):
-    """Is passed to torch as `lib`, so that torch registers its autograd kernel in our library, wrapped by `wrap`."""
+class _Taking(torch.library.Library):
+    """Is passed to torch as `lib`, and takes the kernel that torch would register."""
 
-    def __init__(self, name: str, wrap: Callable[[Any], Any]) -> None:  # super().__init__ would make a second library
-        self.name, self.wrap = name, wrap
+    kernel: Callable[..., Any]
 
-    def impl(self, op_name: Any, fn: Any, *args: Any, **options: Any) -> Any:
-        return LIBRARIES[self.name].impl(op_name, self.wrap(fn), *args, **options)
+    def __init__(self) -> None:  # super().__init__ would make a second library
+        pass
+
+    def impl(self, op_name: Any, fn: Any, *args: Any, **options: Any) -> None:
+        self.kernel = fn
 
 
 def differentiate(
     name: str, function: Callable[..., Any], backward: Callable[..., Any], setup_context: Callable[..., Any]
 ) -> None:
-    """Register a derivative as `torch.library.register_autograd` does, with two differences.
+    """Register a derivative as `torch.library.register_autograd` does, with three differences.
 
     Tangents raise. A call that nobody differentiates, such as each in a compiled graph, goes straight to the kernel and
-    not through the dispatcher a second time. `function` is what the operator of this name calls.
+    not through the dispatcher a second time. `function` is what the operator of this name calls. And torch makes its
+    autograd kernel at the first call that needs it, since for all cells of the library that takes as long as half of
+    all else that `import fastlstm` does.
     """
 
-    def wrap(by_torch: Any) -> Any:
-        def run(keyset: Any, *arguments: Any) -> Any:
-            if any_tangent(*arguments):  # torch would silently drop it
-                raise NotImplementedError(
-                    f"fastlstm::{name} has no forward mode, since torch lets no operator define one: differentiate the "
-                    "module itself, or compile the function that does so"
-                )
-            if torch.is_grad_enabled() or not _is_plain_key_set(repr(keyset)):
-                return by_torch(keyset, *arguments)
-            return function(*arguments)
+    @cache
+    def by_torch() -> Callable[..., Any]:
+        taking: Any = _Taking()
+        torch.library.register_autograd(f"fastlstm::{name}", backward, setup_context=setup_context, lib=taking)
+        return cast(Callable[..., Any], taking.kernel)
 
-        return outside_graphs(run)
+    def run(keyset: Any, *arguments: Any) -> Any:
+        if any_tangent(*arguments):  # torch would silently drop it
+            raise NotImplementedError(
+                f"fastlstm::{name} has no forward mode, since torch lets no operator define one: differentiate the "
+                "module itself, or compile the function that does so"
+            )
+        if torch.is_grad_enabled() or not _is_plain_key_set(repr(keyset)):
+            return by_torch()(keyset, *arguments)
+        return function(*arguments)
 
-    options: Any = {"setup_context": setup_context, "lib": _Wrapping(name, wrap)}
-    torch.library.register_autograd(f"fastlstm::{name}", backward, **options)
+    LIBRARIES[name].impl(name, outside_graphs(run), "Autograd", with_keyset=True)
 
 
 def _is_direct(*tensors: Optional) -> bool:

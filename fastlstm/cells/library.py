@@ -153,6 +153,9 @@ def multiplicative_lstm(
     """The multiplicative LSTM, mLSTM: its gates see, instead of h, a product of x times a product of h. The paper's two
     products have no biases. The mLSTM of xLSTM is another cell, with a matrix as its state.
 
+    The candidate g has a tanh, and the output gate multiplies tanh(c), as in OpenAI's sentiment neuron and in
+    torchrecurrent. Some other implementations leave the candidate linear, and return tanh(o * c).
+
     Krause, Lu, Murray and Renals, Multiplicative LSTM for sequence modelling, 2016.
     """
     m = m_x * m_h
