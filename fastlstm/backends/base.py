@@ -275,6 +275,8 @@ def hidden_size(layer: Layer) -> int:
     for weight, gates in ((weight_ih, layer.cell.gates_of_x), (weight_hh, layer.cell.gates_of_h)):
         if weight is not None:
             return int(weight.shape[-2] // gates)
+    if layer.cell.products:
+        return int(params[-1].shape[-2])  # whose last axis has the H / K units of a head
     return int(next(a for a in (*layer.states, *params, *layer.inputs) if a is not None).shape[-1])
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastlstm.backends.base import Layer, stack_size_of
+from fastlstm.backends.base import Layer, hidden_size, stack_size_of
 
 Optional = Tensor | None
 
@@ -91,14 +91,11 @@ def _check_presence(layer: Layer) -> None:
 
 
 def _hidden(layer: Layer, I: int) -> int:
-    """Return H, from weight_ih, or from the rows of weight_hh where there is no weight_ih."""
-    weight_ih, weight_hh, _, _, *params = layer.weights
+    """Return H, from weight_ih, or where there is none from the rows of weight_hh, or from another tensor."""
+    weight_ih, weight_hh = layer.weights[:2]
     gates = layer.cell.gates_of_x
     if weight_ih is None:
-        if weight_hh is not None:
-            return int(weight_hh.shape[0] // layer.cell.gates_of_h)
-        a = next(a for a in (*params, *layer.inputs, layer.states[0]) if a is not None)
-        return int(a.shape[-1])
+        return hidden_size(layer) if weight_hh is None else int(weight_hh.shape[0] // layer.cell.gates_of_h)
     form = "(H, I)" if gates == 1 else f"({gates}H, I)"
     rows = weight_ih.shape[0]
     if weight_ih.dim() != 2 or weight_ih.shape[1] != I or rows % gates:

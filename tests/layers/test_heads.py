@@ -75,6 +75,26 @@ def test_equals_a_loop_of_heads(poisoned, H, K, options, size, cell, dtype, back
     close(found, truth, "gradients")
 
 
+@cells.cell(gates={}, states=("h",), inputs=("u",), products=("u_h",))
+def product_alone(h, u, u_h):
+    return cells.tanh(u + u_h(h))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@of_both
+def test_products_of_heads_without_gates(backend, dtype):
+    """No weight and no state that is given tells H."""
+    rnn, exact = with_double(product_alone, 0, 6, dtype, heads=2, backend=backend)
+    x = randn(4, 3, 6).detach()
+    zeros = (torch.zeros(1, 3, 6, dtype=F64),)
+    expected, ends = loop(exact, None, zeros, {"u": x})
+    got, last = rnn(x.to(dtype))
+    close([got, *last], [*expected, *ends], "sums")
+    weights = torch.randn_like(x)
+    found, truth = (torch.autograd.grad(a, p.weight_u_h_l0, weights.to(a.dtype)) for a, p in ((got, rnn), (expected[0], exact)))
+    close(found, truth, "gradients")
+
+
 @pytest.mark.parametrize(("H", "K"), [(64, 4), (60, 4), (100, 5), (7, 7)])
 @pytest.mark.parametrize(
     ("cell", "I"),
