@@ -26,8 +26,8 @@ ByName = Callable[[Mapping[str, Any]], dict[str, Any]]  # arguments by name to r
 _SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "greater": ">", "at_least": ">="}
 _STRENGTH = {"greater": 0, "at_least": 0, "add": 1, "sub": 1, "mul": 2, "div": 2}
 _NEG = 3
-_CPP = (
-    "alignas alignof and asm auto bool break case catch char class const constexpr continue decltype default delete do "
+_CPP = (  # but for do, the gradient of an input or a param o, of which the cells in csrc/ have none
+    "alignas alignof and asm auto bool break case catch char class const constexpr continue decltype default delete "
     "double else enum explicit export extern false float for friend goto if inline int long mutable namespace new not "
     "nullptr operator or private protected public register return short signed sizeof static struct switch template "
     "this throw true try typedef typename union unsigned using virtual void volatile while xor V"

@@ -19,8 +19,11 @@ class Product:
     def __init__(self, weight: Node) -> None:
         self.weight, self.is_used = weight, False
 
-    def __call__(self, value: Any) -> Node:
+    def __call__(self, *values: Any) -> Node:
         name = self.weight.value
+        if len(values) != 1:
+            raise TypeError(f"{name} multiplies one value, got {len(values)}: declare a product for each value")
+        value = values[0]
         if not isinstance(value, Node) or value.per_row or value.op in COMPARISONS:
             given = repr(value) if isinstance(value, Node | Product) else type(value).__name__
             shared = ", which all units share" * (isinstance(value, Node) and value.per_row)
@@ -32,6 +35,9 @@ class Product:
             )
         self.is_used = True
         return value.graph.make("product", value, self.weight)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"a product has no .{name}: call it, as w(a), and for a bias take one of params")
 
     def __repr__(self) -> str:
         return f"<the product {self.weight.value} of a cell>"

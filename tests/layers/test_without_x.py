@@ -16,10 +16,10 @@ from tests.helpers.tolerances import close
 of_both = pytest.mark.parametrize("backend", ["numba", "reference"])
 
 
-@cells.cell(gates={}, states=("h",), params=("u",), inputs=("x",))
-def diagonal(h, u, x):
-    """No product at all."""
-    return cells.tanh(x + u * h)
+@cells.cell(gates={}, states=("h",), params=("o",), inputs=("x",))
+def diagonal(h, o, x):
+    """No product at all. The param's gradient is called do, as a keyword of C++ is."""
+    return cells.tanh(x + o * h)
 
 
 @cells.cell(gates={}, states=("h", "v"), inputs=("x",))
@@ -58,7 +58,7 @@ def test_parameters():
     shapes = {name: tuple(a.shape) for name, a in rnn.state_dict().items()}
     assert shapes == {"weight_hh_l0": (12, 2), "bias_hh_l0": (12,), "p_l0": (6,)}
     assert list(fastlstm.RNN(without_x, 0, 6, bias=False).state_dict()) == ["weight_hh_l0", "p_l0"]
-    assert list(fastlstm.RNN(diagonal, 0, 6).state_dict()) == ["u_l0"]
+    assert list(fastlstm.RNN(diagonal, 0, 6).state_dict()) == ["o_l0"]
 
 
 @of_both
