@@ -76,9 +76,7 @@ def _openmp_library() -> Any:
 def allowed_processors() -> int:
     """Return on how many processors the system may run this process."""
     library = _openmp_library()
-    if (
-        library is not None
-    ):  # it knows the affinity that the process began with: OMP_PROC_BIND narrows the first thread's
+    if library is not None:  # it knows the affinity at the start of the process: OMP_PROC_BIND narrows that of threads
         return int(library.omp_get_num_procs())
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
