@@ -16,7 +16,7 @@ from fastlstm.autograd.modes import autocast_of, is_plain
 from fastlstm.backends import settings
 from fastlstm.backends.base import Layer, Run
 from fastlstm.backends.cpu import threads_now
-from fastlstm.torch_private import dual_level, recognizer, rnn_precision, transformed
+from fastlstm.torch_private import dispatch_mode_count, dual_level, recognizer, rnn_precision, transformed
 
 # Plans of the whole process, in which that of a module counts once for each layer and direction: of `numba`, each takes
 # 8 KB, or 17 where a call trains.
@@ -26,20 +26,12 @@ Runs = Callable[[Layer], Run]
 Makes = Callable[[Layer, str | None, bool, dict[Any, Any] | None], Runs | None]
 
 
-class _Weights(NamedTuple):
-    """The weights of a module's last call, by which those of the next are recognized.
+class _Known(NamedTuple):
+    """The latest call with some shape of x and some settings. For a call like it no signature need be made."""
 
-    Attributes:
-        present: which there are: the number of weights if none is None, or for each whether it is a tensor.
-        recognizes: returns whether tensors are like these, see `torch_private.recognizer`.
-        form: what stands for their types and shapes in a signature.
-        wants_gradients: whether any of them requires a gradient.
-    """
-
-    present: int | list[bool]
-    recognizes: Callable[..., bool]
-    form: object
-    wants_gradients: bool
+    recognizes: Callable[..., bool]  # returns whether tensors are like those of the call, see `recognizer`
+    cast_type: torch.dtype | None  # that of autocast. Whether it is active `recognizes` sees too.
+    plan: Runs | None
 
 
 class Plans:
@@ -49,13 +41,12 @@ class Plans:
     call. All `Plans` of a process together hold at most MAX_PLANS plans.
     """
 
-    __slots__ = ("__weakref__", "forms", "last", "packed_weights", "plans")
+    __slots__ = ("__weakref__", "known", "packed_weights", "plans")
 
     def __init__(self, caches: bool = True) -> None:
         self.plans: dict[Any, Runs | None] = {}
         self.packed_weights: dict[Any, Any] | None = {} if caches else None
-        self.forms: dict[Any, object] = {}  # what stands for the types and shapes of all weights
-        self.last: _Weights | None = None
+        self.known: dict[Any, _Known] = {}  # by the part of a signature that is cheap to make
 
     def __reduce__(self) -> tuple[type["Plans"], tuple[()]]:
         return Plans, ()
@@ -67,47 +58,43 @@ class Plans:
         """
         x, weights, states, lengths, reset, reverse, cell, inputs, scales, activations, _, _, layers, directions = layer
         weights += scales
-        if not is_plain(x, *states, lengths, reset, *inputs) or transformed() or dual_level():
-            return None, None
-        last, there = self.last, [a for a in weights if a is not None]
-        present = len(weights) if len(there) == len(weights) else [a is not None for a in weights]
-        # a parameter without memory, whose storage was resized to nothing, is otherwise as it was
-        if last is None or last.present != present or not last.recognizes(*there) or 0 in [a.data_ptr() for a in there]:
-            if not is_plain(*there):
-                return None, None
-            forms = [(type(a), a.shape, a.dtype, a.is_contiguous(), a.device, a.requires_grad) for a in there]
-            form: Any = *forms, str(present)
-            wants_gradients = any(a.requires_grad for a in there)
-            if self.packed_weights is not None:  # of one module, whose weights are mostly as in its last call
-                form = self.forms.setdefault(form, object())  # which is compared faster
-                if len(set(map(id, there))) == len(there):  # tied weights would not be recognized
-                    self.last = _Weights(present, recognizer(there), form, wants_gradients)
-        else:
-            form, wants_gradients = last.form, last.wants_gradients
-        state_keys: list[Any] = []
-        device = x.device
-        if states[0] is not None:
-            for a in states:  # `None in states` would compare tensors by their values
-                if a is None or a.device != device:
-                    return None, None
-                state_keys.append((a.shape, a.dtype, a.is_contiguous()))
-        if not torch.is_grad_enabled():
-            wants_gradients = False
-        elif not wants_gradients:
-            for a in (x, *states, *inputs):  # faster than any() of so few
-                if a is not None and a.requires_grad:
-                    wants_gradients = True
-                    break
-        signature = (
-            cell, activations, x.shape, x.stride(), x.dtype, device, reverse, has_layer_axis, layers, directions,
-            tuple([(a.shape, a.stride(), a.dtype, a.device) for a in inputs]) if inputs else None,
-            None if lengths is None else lengths.stride(), None if reset is None else reset.stride(),
-            autocast_of(x), settings.named(backend), rnn_precision(), threads_now(),
+        tensors = [a for a in weights if a is not None]
+        present = len(weights) if len(tensors) == len(weights) else tuple([a is not None for a in weights])
+        tensors.append(x)
+        has_states = states[0] is not None
+        if has_states:
+            tensors += states
+        if lengths is not None:
+            tensors.append(lengths)
+        if reset is not None:
+            tensors.append(reset)
+        if inputs:
+            tensors += inputs
+        call = (
+            x.shape, present, has_states, lengths is None, reset is None, reverse, has_layer_axis, cell, layers,
+            directions, activations, torch.is_grad_enabled(), settings.named(backend), rnn_precision(), threads_now(),
             settings.invariant(),
-            form, wants_gradients, wants_gradients and x.requires_grad, *state_keys,
         )  # fmt: skip
+        if dispatch_mode_count() or dual_level() or torch.compiler.is_compiling():
+            return None, None
+        known = self.known.get(call)
+        if (
+            known is not None
+            and known.recognizes(*tensors)
+            and 0 not in [a.data_ptr() for a in tensors]  # without memory, since its storage was resized to nothing
+            and (known.cast_type is None or known.cast_type is autocast_of(x))
+        ):
+            return None, known.plan
+        if not is_plain(*tensors) or transformed() or any(a is None for a in tensors):
+            return None, None
+        cast_type = autocast_of(x)
+        forms = [(type(a), a.shape, a.stride(), a.dtype, a.device, a.requires_grad) for a in tensors]
+        signature = call, cast_type, *forms
         plan: Any = self.plans.get(signature, _UNKNOWN)  # one look-up, since another thread may remove the entry
-        return (signature, None) if plan is _UNKNOWN else (None, plan)
+        if plan is _UNKNOWN:
+            return signature, None
+        self.known[call] = _Known(recognizer(tensors), cast_type, plan)
+        return None, plan
 
     def get(self, layer: Layer, backend: str | None, has_layer_axis: bool, make: Makes) -> Runs | None:
         """Return the plan of a call, or None if no plan can serve. A plan that is not there yet is made and stored.
@@ -126,6 +113,7 @@ class Plans:
                 owner, oldest = _in_order.popleft()
                 if (holder := owner()) is not None:
                     holder.plans.pop(oldest, None)
+                    holder.known.clear()  # which may hold the plan too
         return plan
 
 
