@@ -166,8 +166,7 @@ class Stream:
                 or inputs is not None
                 or len(states) != len(prepared.zeros)
                 or not prepared.recognizes(x, *states)
-                or dual_level()
-                or dispatch_mode_count()
+                or (dual_level() or dispatch_mode_count())
             ):
                 x, states = self._accepted_for_step(x, state, inputs)
                 if self._last is None or inputs is not None:
