@@ -1,6 +1,7 @@
 """Training on several processes, as `torchrun` starts them: each takes its share of every batch."""
 
 import gc
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +39,10 @@ class Processes(NamedTuple):
         if self.number == 1:
             yield
             return
+        # The threads of a group end with the last reference to it, and have to end before the interpreter does. The
+        # functions of this module keep the group that is there when they are imported, as a default argument. So they
+        # are imported here, and not by DistributedDataParallel.
+        importlib.import_module("torch.distributed.nn.functional")
         store, rank, number = next(distributed.rendezvous("env://"))
         # torchrun's store outlives a restart, and with it the addresses of the processes that it has ended
         store = distributed.PrefixStore(f"attempt {attempt()}", store)
@@ -46,7 +51,7 @@ class Processes(NamedTuple):
         try:
             yield
         finally:
-            gc.collect()  # a wrapped model holds the group, whose threads must end before the interpreter does
+            gc.collect()  # a wrapped model holds the group, too
             distributed.destroy_process_group()
 
     def wait(self) -> None:

@@ -18,10 +18,10 @@ from tests.helpers.demo import SMALL, figures, metrics
 OPTIONS = (*SMALL, "--backend=auto", "--checkpoint-every=4", "--lr=0.004", "--parts", *PARTS)
 
 
-def torchrun(*arguments, restarts=0):
+def torchrun(*arguments, restarts=0, program=("-m", "fastlstm.train")):
     """A running `torchrun` of two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [f"--max-restarts={restarts}", "-m", "fastlstm.train", *map(str, arguments)]
+    command += [f"--max-restarts={restarts}", *program, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
@@ -67,6 +67,26 @@ def test_two_processes_continue_what_one_began(tiny, tmp_path, train, interrupte
     finish(torchrun("--resume", cut))
     assert metrics(cut)["loss"][:4] == metrics(whole)["loss"][:4]
     assert metrics(cut)["loss"] == pytest.approx(metrics(whole)["loss"], rel=1e-5)  # as above
+
+
+THREADS = """
+import os, sys, threading
+import fastlstm.train
+code = fastlstm.train.main(sys.argv[1:])
+print("threads of no Python:", len(os.listdir("/proc/self/task")) - threading.active_count())
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="counts threads by Linux's /proc")
+def test_no_thread_of_the_group_outlives_it(tiny, tmp_path):
+    """Gloo's threads at the end of an interpreter now and then abort the process, and torchrun then ends all others."""
+    script = tmp_path / "script.py"
+    script.write_text(THREADS)
+    arguments = "--data", tiny, *OPTIONS, "--iterations", "2", "--out", tmp_path / "out"
+    out, _ = finish(torchrun(*arguments, program=[str(script)]))
+    assert out.count("threads of no Python: 0\n") == 2
 
 
 def worker_of(agent):
