@@ -26,8 +26,8 @@ def poisoned():
 
 
 def matrix():
-    """The LSTM on two chips in each precision at three sizes, which take other tiles. Then other cells, means and
-    heads. The rest changes from layer to layer, so that all values meet. Then chips of little shared memory, and
+    """The LSTM on two chips in each precision at three sizes, which take other tiles. Then other cells, means, heads
+    and products. The rest changes from layer to layer, so that all values meet. Then chips of little shared memory, and
     programs of 16 rows.
     """
     for number, (chip, kind, H) in enumerate(itertools.product((80, 90), BOUNDS, (33, 128, 130))):
@@ -38,7 +38,8 @@ def matrix():
         )  # fmt: skip
     others = [(cell, None, 1) for cell in (*cells.CELLS[1:], gru_decay, without_x) if not cell.products]
     others += [(normalized_lstm, 40, 1), (normalized_gru, 64, 2), (cells.lstm, 160, 4), (cells.gru, 320, 2)]
-    for number, ((cell, H, heads), chip) in enumerate(itertools.product([*others, (of_heads, 66, 2)], (80, 90))):
+    others += [(of_heads, 66, 2), *((cell, None, 1) for cell in cells.CELLS if cell.products)]
+    for number, ((cell, H, heads), chip) in enumerate(itertools.product(others, (80, 90))):
         kind, mask = list(BOUNDS)[(number + number // 8) % 4], MASKS[3 if number % 3 == 1 else 0]
         # one program holds these
         sizes = (33, 64, 128, 130)[: 2 if cell.products else 4 if not means_of(cell) else 2 if kind == "ieee" else 3]
