@@ -16,6 +16,7 @@ from fastlstm.layers.lstm import LSTM, LSTMCell
 from fastlstm.layers.rnn import RNN
 from fastlstm.layers.streams import Stream
 from fastlstm.layers.weight_drop import WeightDrop
+from fastlstm.operator_patching import patch_operators, unpatch_operators
 from fastlstm.patching import patch, unpatch
 from fastlstm.version import __version__ as __version__
 
@@ -43,6 +44,7 @@ __all__ = [
     "lstm",
     "lstm_cell",
     "patch",
+    "patch_operators",
     "quantize",
     "quantize_weight",
     "replace",
@@ -50,6 +52,7 @@ __all__ = [
     "restore",
     "restore_lstm",
     "unpatch",
+    "unpatch_operators",
     "use_backend",
 ]
 

@@ -28,7 +28,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from fastlstm.autograd import rules  # noqa: F401  # which defines the operators of every cell
 from fastlstm.autograd.elementary import narrowed
@@ -211,11 +210,9 @@ def _plan(
         return None
     if layer.stacked and not traits.plans_stacks:
         return None
-    caches = all(a is None or (type(a) is Parameter and a.is_contiguous()) for a in layer.weights)
     example = cast_layer._replace(weights=layer.weights)  # weights are cast when they are packed
     with torch.inference_mode(False), torch.no_grad():
-        shared, state_axes = packed_weights if caches else None, (1,) * has_layer_axis
-        plan: Plan = dispatch.module(name).plan(example, wants_gradients, shared, state_axes)
+        plan: Plan = dispatch.module(name).plan(example, wants_gradients, packed_weights, (1,) * has_layer_axis)
     plan.backend, plan.types = name, None
     if wants_gradients:
         return partial(_differentiable, plan)

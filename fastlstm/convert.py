@@ -16,8 +16,7 @@ from fastlstm.backends.settings import Backend
 from fastlstm.layers.elman import Elman, ElmanCell
 from fastlstm.layers.gru import GRU, GRUCell
 from fastlstm.layers.lstm import LSTM, LSTMCell
-from fastlstm.layers.modules import CellModule
-from fastlstm.layers.recurrent import OWN, warn_of_regularizers
+from fastlstm.layers.modules import OWN, CellModule, warn_of_regularizers
 from fastlstm.layers.rnn import RNN
 from fastlstm.weights import keras_gru_weights, keras_weights, tensorflow_weights
 

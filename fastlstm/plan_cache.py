@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from weakref import ref
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
 from fastlstm.autograd.modes import autocast_of, is_plain
 from fastlstm.backends import settings
@@ -38,12 +40,14 @@ class Plans:
     """The plans of one layer and direction, or of all that a module has, and the packed weights that they share.
 
     It is empty until the first call. Copies and pickles of it are empty. Without `caches`, weights are packed in each
-    call. All `Plans` of a process together hold at most MAX_PLANS plans.
+    call. Packed copies of weights that are no Parameters are kept only if `caches_tensors`, since most of these are new
+    in each call. All `Plans` of a process together hold at most MAX_PLANS plans.
     """
 
-    __slots__ = ("__weakref__", "known", "packed_weights", "plans")
+    __slots__ = ("__weakref__", "caches_tensors", "known", "packed_weights", "plans")
 
-    def __init__(self, caches: bool = True) -> None:
+    def __init__(self, caches: bool = True, caches_tensors: bool = False) -> None:
+        self.caches_tensors = caches_tensors
         self.plans: dict[Any, Runs | None] = {}
         self.packed_weights: dict[Any, Any] | None = {} if caches else None
         self.known: dict[Any, _Known] = {}  # by the part of a signature that is cheap to make
@@ -100,13 +104,15 @@ class Plans:
         """Return the plan of a call, or None if no plan can serve. A plan that is not there yet is made and stored.
 
         Args:
-            make: is called with the first three arguments and the dictionary of packed weights. It returns the new
-                plan, or None if no plan can serve. Its errors pass.
+            make: is called with the first three arguments and the dictionary of packed weights, or None where these are
+                not kept. It returns the new plan, or None if no plan can serve. Its errors pass.
         """
         signature, plan = self.find(layer, backend, has_layer_axis)
         if signature is None:
             return plan
-        plan = self.plans[signature] = make(layer, backend, has_layer_axis, self.packed_weights)
+        types = (Parameter, Tensor) if self.caches_tensors else (Parameter,)
+        caches = all(a is None or (type(a) in types and a.is_contiguous()) for a in layer.weights)
+        plan = self.plans[signature] = make(layer, backend, has_layer_axis, self.packed_weights if caches else None)
         _in_order.extend([(ref(self), signature)] * layer.parts)
         while len(_in_order) > MAX_PLANS:
             with suppress(IndexError):  # another thread may be here as well

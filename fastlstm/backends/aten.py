@@ -2,6 +2,7 @@
 exports to ONNX.
 """
 
+from threading import local
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,13 @@ _FUNCTIONS: dict[str, Any] = {
 TRAITS = Traits(takes_sixteen_bits=True, cells=tuple(_FUNCTIONS))
 
 
+class _Thread(local):
+    runs_here = False
+
+
+thread = _Thread()  # whether this backend runs in it: then `fastlstm.patch_operators` leaves operators to torch's code
+
+
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why the backend cannot run, or None."""
     return None  # torch raises its own errors
@@ -36,6 +44,14 @@ def forward(layer: Layer) -> Run:
     """Run one layer in one direction, as the module of `torch.nn` does: h is (T, B, P), and the last states are (B, P)
     and (B, H). P is the size of a projection, or H without one. Lengths go to torch as a `PackedSequence`.
     """
+    thread.runs_here = True
+    try:
+        return _forward(layer)
+    finally:
+        thread.runs_here = False
+
+
+def _forward(layer: Layer) -> Run:
     x, (weight_ih, weight_hh, bias_ih, bias_hh), _, _, _, reverse, cell, *_ = layer
     if (bias_ih is None) is not (bias_hh is None):  # torch's layers take both biases or none
         other = bias_ih if bias_hh is None else bias_hh

@@ -21,9 +21,8 @@ from fastlstm.layers.functional import State
 from fastlstm.layers.gru import GRU, GRUCell
 from fastlstm.layers.like_torch import LikeTorch
 from fastlstm.layers.lstm import LSTM, LSTMCell
-from fastlstm.layers.modules import CellModule
+from fastlstm.layers.modules import OWN, CellModule
 from fastlstm.layers.recompute import Results
-from fastlstm.layers.recurrent import OWN
 from fastlstm.layers.recurrent_cell import RecurrentCell
 from fastlstm.layers.streams import may_prepare
 from fastlstm.layers.typed import States
@@ -54,7 +53,7 @@ class Quantized(CellModule, nn.Module):
     """
 
     activations: Activations
-    _trains = False
+    _trains, _caches_tensors = False, True  # weights are buffers
     _float: Any  # the class of the float module
     _names: list[list[str]]  # of the float module's parameters, for each layer and direction
     _like: Tensor  # of no elements, with the dtype that inputs have

@@ -58,11 +58,11 @@ def check_reset(reset: Any, steps: tuple[int, ...], layout: str, bidirectional: 
         raise ValueError(f"reset must have shape {layout} = {steps}, got {tuple(reset.shape)}")
 
 
-def check_no_masks(reset: Any, lengths: Any) -> None:
-    """Raise ValueError if a PackedSequence came with `reset` or `lengths`."""
+def check_no_masks(reset: Any, lengths: Any, kind: str = "PackedSequence") -> None:
+    """Raise ValueError if a PackedSequence, or another `kind` of input, came with `reset` or `lengths`."""
     for name, value in (("reset", reset), ("lengths", lengths)):
         if value is not None:
-            raise ValueError(f"{name} must be None for a PackedSequence, which carries its own lengths")
+            raise ValueError(f"{name} must be None for a {kind}, which carries its own lengths")
 
 
 def check_forget_bias(forget_bias: Any, bias: bool) -> float:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm.layers.modules import with_class
+from fastlstm.layers.modules import OWN, warn_of_regularizers, with_class
 from fastlstm.layers.packing import Lengths, Resets
-from fastlstm.layers.recurrent import OWN, Recurrent, warn_of_regularizers
+from fastlstm.layers.recurrent import Recurrent
 from fastlstm.layers.typed import Generic, States, typed_as
 
 Own = TypeVar("Own", bound="InPlaceOf[Any]")

@@ -1,5 +1,6 @@
 """What all modules have in common: a cell, the form of its states, and the plans that are kept."""
 
+import warnings
 from copy import copy
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ class CellModule:
 
     backend: settings.Backend | None = None
     _has_bare_state = False  # whether users hold the only state as a tensor, and not as a tuple
+    _caches_tensors = False  # whether packed copies are kept of weights that are no Parameters
     _is_stacked = False  # whether the parameters are of several modules, see fastlstm.layers.ensemble
     _words: Words
 
@@ -106,7 +108,7 @@ class CellModule:
         if torch.compiler.is_compiling():
             return None
         plans: dict[Any, Plans] = vars(self).setdefault("_plans", {})
-        return plans.get(key) or plans.setdefault(key, Plans())
+        return plans.get(key) or plans.setdefault(key, Plans(caches_tensors=self._caches_tensors))
 
     def __getstate__(self) -> dict[str, Any]:
         of_torch = getattr(super(), "__getstate__", None)  # RNNBase has one; objects of Python 3.10 have none
@@ -152,3 +154,15 @@ def with_class(module: Any, expected: type, cls: Any) -> Any:
     new = cls.__new__(cls)
     new.__dict__.update({k: copy(v) if isinstance(v, dict | list | set) else v for k, v in vars(module).items()})
     return new
+
+
+# attributes that torch's modules lack
+OWN = "backend", "forget_bias", "_recompute", "_regularizers", "_plans"
+
+
+def warn_of_regularizers(module: Any, stacklevel: int) -> None:
+    """Give a UserWarning where torch's module would not compute what `module` computes."""
+    if getattr(module, "_regularizers", None) is not None:
+        name = type(module).__name__
+        text = f"the {name} forgets recurrent_dropout={module.recurrent_dropout} and zoneout={module.zoneout}"
+        warnings.warn(text, stacklevel=stacklevel + 1)

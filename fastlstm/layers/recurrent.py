@@ -3,7 +3,6 @@
 The code below this file knows no layers, directions, dropout, packing or `batch_first`. It runs one layer, time first.
 """
 
-import warnings
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from fastlstm.backends.base import Layer, Run
 from fastlstm.call import run, run_planned
 from fastlstm.layers import checks, input_checks
 from fastlstm.layers.modules import CellModule
+from fastlstm.layers.nested import forward_nested
 from fastlstm.layers.packing import empty_input, inputs_of, longest_first, masks_of, pack, pad, unpack
 from fastlstm.layers.recompute import Results, recomputed
 from fastlstm.layers.weight_hooks import compute_weights
@@ -105,6 +105,8 @@ class Recurrent(CellModule, nn.RNNBase):
         if isinstance(x, PackedSequence):
             checks.check_no_masks(reset, lengths)
             return self._forward_packed(x, hx, inner_states, inputs, weights)
+        if isinstance(x, Tensor) and x.is_nested:
+            return forward_nested(self, x, hx, reset, lengths, inner_states, inputs)
         states = input_checks.check_forward(self, x, hx, example)
         is_unbatched = x.dim() == 2
         x = x.unsqueeze(1) if is_unbatched else x.transpose(0, 1) if self.batch_first else x
@@ -133,7 +135,7 @@ class Recurrent(CellModule, nn.RNNBase):
         """Return the results of a module that only runs its cell, if the call has a plan already, else None. This is
         valid without checks: an equal signature has been checked before.
         """
-        if torch.compiler.is_dynamo_compiling() or type(x) is not Tensor or x.dim() != 3:
+        if torch.compiler.is_dynamo_compiling() or type(x) is not Tensor or x.dim() != 3 or x.is_nested:
             return None
         plans, states = vars(self).get("_plans", {}).get(0), self._states_of(hx)  # no plans before the first call
         if plans is None or states is None or self._drops:
@@ -292,15 +294,3 @@ class Recurrent(CellModule, nn.RNNBase):
         if x_t.dim() == 1:
             output, last = output.squeeze(0), tuple([a.squeeze(1) for a in last])
         return output.squeeze(0), last[0] if self._has_bare_state else last
-
-
-# attributes that torch's modules lack
-OWN = "backend", "forget_bias", "_recompute", "_regularizers", "_plans"
-
-
-def warn_of_regularizers(module: Any, stacklevel: int) -> None:
-    """Give a UserWarning where torch's module would not compute what `module` computes."""
-    if getattr(module, "_regularizers", None) is not None:
-        name = type(module).__name__
-        text = f"the {name} forgets recurrent_dropout={module.recurrent_dropout} and zoneout={module.zoneout}"
-        warnings.warn(text, stacklevel=stacklevel + 1)
