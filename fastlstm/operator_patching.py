@@ -14,7 +14,7 @@ from fastlstm.layers.elman import Elman
 from fastlstm.layers.gru import GRU
 from fastlstm.layers.lstm import LSTM
 from fastlstm.layers.packing import pack, unpack
-from fastlstm.torch_private import DEVICE_KEYS, own_code
+from fastlstm.torch_private import DEVICE_KEYS
 
 _CLASSES: dict[str, tuple[Any, dict[str, str]]] = {
     "lstm": (LSTM, {}),
@@ -23,6 +23,9 @@ _CLASSES: dict[str, tuple[Any, dict[str, str]]] = {
     "rnn_relu": (Elman, {"nonlinearity": "relu"}),
 }
 _GATES = {"lstm": 4, "gru": 3}
+# The second serves inference mode, which passes by autograd. A kernel for the key CPU would do, but compilers take an
+# operator that has one for a piece of the machine, and do not decompose it.
+_KEYS = "AutogradCPU", "BackendSelect"
 _DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 _lock = RLock()
@@ -70,9 +73,8 @@ class patch_operators:
                 for name in _CLASSES:
                     for form in ("input", "data"):
                         kernel = _Kernel(name, form == "data")
-                        _library.impl(f"{name}.{form}", kernel.run, "AutogradCPU")
-                        if DEVICE_KEYS is not None:
-                            _library.impl(f"{name}.{form}", kernel.run_in_inference, "BackendSelect", with_keyset=True)
+                        for key in _KEYS[: 1 if DEVICE_KEYS is None else 2]:
+                            _library.impl(f"{name}.{form}", kernel.run, key, with_keyset=True)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -98,22 +100,17 @@ class _Kernel:
         self.name, self.is_packed = name, is_packed
         self.make, self.options = _CLASSES[name]
         self.operator = getattr(getattr(torch.ops.aten, name), "data" if is_packed else "input")
-        self.run_own_code = own_code(self.operator)
         self.modules: dict[int, tuple[ref[Tensor], dict[Any, Any]]] = {}  # by the id of the first weight
         self.shared: dict[Any, dict[Any, Any]] = {}  # by its shape: for weights that have not been met before
 
-    def run(self, *arguments: Any) -> Any:
-        """Run a call of the operator, whose arguments are those of its schema."""
-        results = self.results(*arguments)
-        return self.run_own_code(*arguments) if results is None else results
-
-    def run_in_inference(self, keys: Any, *arguments: Any) -> Any:
-        """Run a call in inference mode, which passes by autograd. A kernel for the key CPU would do, but compilers take
-        an operator that has one for a piece of the machine, and do not decompose it. The dispatcher would go on to
-        `keys`.
-        """
+    def run(self, keys: Any, *arguments: Any) -> Any:
+        """Run a call of the operator, whose arguments are those of its schema. The dispatcher gives its keys."""
         results = self.results(*arguments) if arguments[0].is_cpu else None
-        return self.operator.redispatch(keys & DEVICE_KEYS, *arguments) if results is None else results
+        if results is not None:
+            return results
+        if DEVICE_KEYS is None:
+            return self.operator.decompose(*arguments)
+        return self.operator.redispatch(keys & DEVICE_KEYS, *arguments)
 
     def results(self, x: Tensor, *arguments: Any) -> tuple[Tensor, ...] | None:
         """Return our kernels' results of a call, or None if it is for torch's own code."""

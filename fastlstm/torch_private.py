@@ -281,31 +281,14 @@ def _copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 # Copies each of many tensors, as `Tensor.copy_` does. For three of them it takes 1.3 us instead of 2.2.
 copy_all: Callable[[Sequence[Tensor], Sequence[Tensor]], None] = _name("_foreach_copy_") or _copy_each
 
-_own_code = _name("ops.aten.lstm.input._op_dk")
-_is_active = _name("_C._dispatch_tls_is_dispatch_key_included")
 _keys = _name("_C.DispatchKey")
 _keys_after = _name("_C._dispatch_keyset_full_after")
-# Those of devices alone, with which the dispatcher takes a call on from a kernel of BackendSelect
-DEVICE_KEYS = None if None in (_keys, _keys_after) else _keys_after(_keys.BackendSelect)
-
-
-def own_code(operator: Any) -> Callable[..., Any]:
-    """Return what runs the code of torch for an operator that is made of others, whichever kernels are registered for
-    it. Compilers and exporters ask for its Python form.
-
-    Without the private names its Python form always runs, in several times the time.
-    """
-    if None in (_own_code, _is_active, _keys):
-        decompose: Callable[..., Any] = operator.decompose
-        return decompose
-
-    def run(*arguments: Any) -> Any:
-        if _is_active(_keys.PythonDispatcher):
-            return operator.decompose(*arguments)
-        return operator._op_dk(_keys.CompositeImplicitAutograd, *arguments)
-
-    return run
-
+_key_set = _name("_C.DispatchKeySet")
+# Where the dispatcher goes on to from a kernel for autograd: kernels for devices, or Python's, which compilers
+# ask for. None if torch lacks a name: the public way is the operator's form in Python.
+DEVICE_KEYS: Any = None
+if None not in (_keys, _keys_after, _key_set):
+    DEVICE_KEYS = _keys_after(_keys.BackendSelect) | _key_set(_keys.PythonDispatcher)
 
 _overwriting = _name("_library.custom_ops.get_library_allowing_overwrite")
 
