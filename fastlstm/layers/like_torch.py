@@ -36,7 +36,8 @@ class LikeTorch(Recurrent, Generic[States]):
         """Run all layers over whole sequences.
 
         Args:
-            input: (T, B, I); (B, T, I) with batch_first; (T, I) for one sequence alone; or a PackedSequence.
+            input: (T, B, I); (B, T, I) with batch_first; (T, I) for one sequence alone; a PackedSequence; or a
+                nested tensor (B, j, I) of the layout torch.jagged.
             hx: ``h_0`` (D*L, B, H), without B for one sequence alone; None for zeros. An LSTM takes ``(h_0, c_0)``.
             reset: boolean (T, B), (B, T) with batch_first, (T,) for one sequence alone: a tensor, a list, or an array.
                 The states are zero before the steps that are True, and gradients stop there. Modules of one direction
@@ -52,7 +53,8 @@ class LikeTorch(Recurrent, Generic[States]):
 
         Raises:
             ValueError: for the number of dimensions or dtype of `input`, the shape of `reset` or `lengths`, a length
-                below 0 or beyond T, `reset` in a bidirectional module, `reset` or `lengths` with a PackedSequence.
+                below 0 or beyond T, `reset` in a bidirectional module, `reset` or `lengths` with a PackedSequence or a
+                nested tensor; for a nested tensor of another layout or axes.
             RuntimeError: for other sizes, dtypes and devices, and from a backend asked for by name that cannot run.
             TypeError: for `input`, `hx`, `reset` or `lengths` of the wrong type.
 
