@@ -302,6 +302,8 @@ def test_what_stays_torch_s(case):
 
     want = outcome()
     with fastlstm.patch_operators():
+        for _ in range(2):  # the call has a plan, which may not serve here
+            module(x)
         got = outcome()
     if isinstance(want, str):
         assert got == want
