@@ -26,6 +26,7 @@ def layer(T, B, I, H, dtype):
     return [(torch.randn(*size) / (1 if n < 3 else H**0.5)).to(dtype) for n, size in enumerate(sizes)]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)

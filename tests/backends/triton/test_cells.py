@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 WITH_MEANS = (normalized_gru, normalized_lstm)
 
 
-@pytest.mark.sampled(13)
+@pytest.mark.sampled(17)
 @directions
 @masks
 @pytest.mark.parametrize("kind", BOUNDS)
