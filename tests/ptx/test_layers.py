@@ -51,8 +51,16 @@ def matrix():
         yield Case(chip, kind, H, mask=mask, I=28, B=19, multiprocessors=1)
 
 
+def marked(case):
+    """`lem` adds a product to a gradient, which Triton makes the product's accumulator. LLVM moves its last write
+    behind wgmma.fence, which PTX leaves undefined. ptxas runs such products one after the other.
+    """
+    is_late = (case.cell, case.chip, case.kind) == (cells.lem, 90, "fp16")
+    return pytest.param(case, marks=pytest.mark.xfail(reason="writes after wgmma.fence")) if is_late else case
+
+
 @pytest.mark.sampled(11)
-@pytest.mark.parametrize("case", list(matrix()), ids=str)
+@pytest.mark.parametrize("case", [marked(case) for case in matrix()], ids=str)
 def test_nothing_is_found(case):
     device = run(case)
     assert not device.findings, device.findings
