@@ -47,6 +47,12 @@ def check_layer(layer: Layer) -> None:
         *((f"{name}_0", a, (B, width)) for name, a, width in zip(cell.states, states, widths)),
         *((name, a, (T, B, hidden)) for name, a in zip(cell.inputs, inputs)),
     ]
+    for name, a, *_ in (("x", x), *named):
+        if hasattr(type(a), "full_tensor"):  # of torch.distributed.tensor, which takes long to import
+            raise ValueError(
+                f"{name} must be a whole tensor, got a DTensor: gather it with full_tensor(), or shard the module with "
+                "torch.distributed.fsdp.fully_shard, which gathers weights for each call"
+            )
     masks = ("lengths", lengths, (B,), torch.int64), ("reset", reset, (T, B), torch.bool)
     entries = *((*entry, x.dtype) for entry in named), *masks
     if weight_hr is not None and weight_hr.shape != (out, hidden):

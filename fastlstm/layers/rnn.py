@@ -223,9 +223,10 @@ class RNN(Recurrent):
         """Run all layers over whole sequences.
 
         Args:
-            input: (T, B, I); (B, T, I) with batch_first; (T, I) for one sequence alone; or a PackedSequence. None for a
-                cell without gates that sum x: the `inputs` then say what T and B are. If such a cell has one input
-                alone, that may be `input`, in the shape that it has in `inputs`, which is then None.
+            input: (T, B, I); (B, T, I) with batch_first; (T, I) for one sequence alone; a PackedSequence; or a
+                nested tensor (B, j, I) of the layout torch.jagged. None for a cell without gates that sum x: the
+                `inputs` then say what T and B are. If such a cell has one input alone, that may be `input`, in the
+                shape that it has in `inputs`, which is then None.
             states: a tuple in the cell's order, each (D*L, B, H), without B for one sequence alone; None for zeros. A
                 tensor by itself is the state of a cell that has one.
             inputs: maps each name of the cell's inputs to a tensor (T, B, H), (B, T, H) with batch_first, (T, H) for

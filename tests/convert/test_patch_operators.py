@@ -484,3 +484,67 @@ class Collated:
     def __call__(self, rows):
         with torch.no_grad():
             return self.model(torch.stack(rows))
+
+
+PROGRAM_IN_CPP = r"""
+#include <torch/extension.h>
+#include <torch/script.h>
+
+std::vector<torch::Tensor> by_operator(torch::Tensor x, std::vector<torch::Tensor> weights) {
+    torch::NoGradGuard guard;
+    auto zeros = torch::zeros({1, x.size(1), weights[1].size(1)});
+    auto results = torch::lstm(x, {zeros, zeros}, weights, true, 1, 0.0, false, false, false);
+    return {std::get<0>(results), std::get<1>(results), std::get<2>(results)};
+}
+
+torch::Tensor by_module(torch::Tensor x, std::vector<torch::Tensor> weights) {
+    torch::nn::LSTM lstm(torch::nn::LSTMOptions(x.size(2), weights[1].size(1)));
+    torch::NoGradGuard guard;
+    auto parameters = lstm->parameters();
+    for (size_t k = 0; k < weights.size(); ++k) parameters[k].copy_(weights[k]);
+    return std::get<0>(lstm->forward(x));
+}
+
+torch::Tensor by_script(std::string file, torch::Tensor x) {
+    torch::NoGradGuard guard;
+    return torch::jit::load(file).forward({x}).toTensor();
+}
+"""
+
+
+@pytest.mark.slow
+def test_callers_in_cpp(tmp_path):
+    from torch.utils.cpp_extension import load_inline
+
+    functions = ["by_operator", "by_module", "by_script"]
+    program = load_inline(
+        "patched_callers", PROGRAM_IN_CPP, functions=functions, build_directory=str(tmp_path), extra_cflags=["-O0"]
+    )
+    module, model, x = nn.LSTM(11, 37), Model(), torch.randn(9, 5, 11)
+    weights, file = [a.detach() for a in module.parameters()], str(tmp_path / "model.pt")
+    torch.jit.script(model).save(file)
+    with torch.no_grad(), fastlstm.patch_operators():
+        got = [*program.by_operator(x, weights), program.by_module(x, weights), program.by_script(file, x)]
+    with torch.no_grad():
+        want = flat(ours(module)(x))
+        assert same(got, [*want, want[0], ours(model)(x)])
+
+
+@pytest.mark.slow
+def test_a_library_of_aot_inductor(tmp_path):
+    """It is what torch's compiler made of the operators, whether it was made under the patch or not."""
+    model, x = Model().eval(), torch.randn(5, 9, 11)
+
+    def made(name):
+        with torch.no_grad():
+            program = torch.export.export(model, (x,))
+            package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / name))
+            return torch._inductor.aoti_load_package(package)
+
+    before = made("before.pt2")
+    want = before(x)
+    with fastlstm.patch_operators():
+        meanwhile = made("meanwhile.pt2")
+        got = [before(x), meanwhile(x)]
+    close([*got, meanwhile(x)], [want] * 3, "values")
+    close(want, copy.deepcopy(model).double()(x.double()), "values")
