@@ -188,6 +188,14 @@ def test_what_all_models_read_is_not_copied(monkeypatch):
     assert [a.shape for a in seen] == [(7, 3, 2, 4)] * 2
 
 
+def test_samples_of_one_model_are_rows_of_one_batch(monkeypatch):
+    model, x, seen, forward = fastlstm.LSTM(4, 5), torch.randn(3, 7, 2, 4), [], numba.forward
+    monkeypatch.setattr(numba, "forward", lambda layer, save: seen.append(layer) or forward(layer, save))
+    with torch.no_grad():
+        vmap(lambda x: model(x)[0])(x)
+    assert [(layer.x.shape, layer.weights[1].shape) for layer in seen] == [((7, 6, 4), (20, 5))]
+
+
 @backends
 def test_models_that_read_the_same_empty_batch(models):
     x = torch.randn(3, 0, 4, dtype=models[0].weight_ih_l0.dtype)

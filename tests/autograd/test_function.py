@@ -42,17 +42,19 @@ def test_gradgradcheck(layer, backend):
     )
 
 
+BATCHED = {"x": (0,), "weights": (3, 4, 5, 6), "both": range(7), "states": (1, 2)}  # places among the layer's tensors
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("batched", ["x", "weights", "both", "states", "x, another axis"])
-def test_vmap(backend, batched):
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize("batched", BATCHED)
+def test_vmap(backend, batched, axis):
     layer, size = Layer(3, 2, 4, 5), 3
     inputs = layer.to(torch.double, requires_grad=False)
     dims = [None] * 7
-    for k in {"x": (0,), "weights": (3, 4, 5, 6), "both": range(7), "states": (1, 2), "x, another axis": (0,)}[batched]:
-        dims[k] = 0
-        inputs[k] = torch.randn(size, *inputs[k].shape, dtype=torch.double) * 0.5
-    if batched == "x, another axis":
-        inputs[0], dims[0] = inputs[0].movedim(0, 2), 2
+    for k in BATCHED[batched]:
+        dims[k] = axis
+        inputs[k] = (torch.randn(size, *inputs[k].shape, dtype=torch.double) * 0.5).movedim(0, axis)
     loss = lambda run: lambda *a: sum((out**3).sum() for out in run(list(a)))  # noqa: E731
     ours, truth = lambda *a: layer.run(list(a), backend), lambda *a: layer.truth(list(a))
     torch.testing.assert_close(vmap(ours, tuple(dims))(*inputs), vmap(truth, tuple(dims))(*inputs))
