@@ -22,7 +22,8 @@ MAX_PREPARED = 64  # numbers of rows for which a stream keeps the steps on state
 class _Prepared(NamedTuple):
     """The steps on states of a caller's own, for one number of rows."""
 
-    steps: list[Any]  # one for each layer
+    inner: list[Any]  # the steps of all layers but the last
+    last: Any
     zeros: list[Tensor]  # the states that stand for None
     output: Tensor  # an example
     recognizes: Callable[..., bool] = lambda *_: False  # whether x_t and the states are like those of a checked call
@@ -176,14 +177,13 @@ class Stream:
             x_address, before, after = x.data_ptr(), [a.data_ptr() for a in states], [a.data_ptr() for a in new]
             if not x_address or 0 in before:  # a storage that was resized to nothing
                 self._accepted_for_step(x, state, None)
-            *inner, last = prepared.steps
-            for step in inner:
+            for step in prepared.inner:
                 step.set_states(before, after)
                 step(x_address, after[0])
                 x_address = after[0]
                 before, after = ([address + h.nbytes for address in each] for each in (before, after))
-            last.set_states(before, after)
-            last(x_address, h.data_ptr())
+            prepared.last.set_states(before, after)
+            prepared.last(x_address, h.data_ptr())
         return h, self._in_form(new)
 
     def _prepare_for(self, x: Tensor, state: Any) -> tuple[_Prepared, Any]:
@@ -194,8 +194,8 @@ class Stream:
         if prepared is None:
             with torch.inference_mode(False), torch.no_grad():
                 zeros = [self._like.new_zeros(a.shape[0], len(x), a.shape[2]) for a in self._states]
-                steps = self._steps_on(zeros)
-            prepared = _Prepared(steps, zeros if self._layers else [a[0] for a in zeros], zeros[0][-1])
+                *inner, last = self._steps_on(zeros)
+            prepared = _Prepared(inner, last, zeros if self._layers else [a[0] for a in zeros], zeros[0][-1])
         while len(self._prepared) >= MAX_PREPARED:
             del self._prepared[next(iter(self._prepared))]
         states = prepared.zeros if state is None else (state,) if self._has_bare_state else state

@@ -34,7 +34,7 @@ class StepRunner:
             getattr(struct, name).offset // 8 for name in ("x", "h", "flip", "h_0", "h_n")
         )
         self.inner_states = [
-            [getattr(struct, f"{name}{k}").offset // 8 for name in ("initial", "sequence", "last")]
+            (k + 1, *(getattr(struct, f"{name}{k}").offset // 8 for name in ("initial", "sequence", "last")))
             for k in range(inner_states)
         ]
 
@@ -42,8 +42,9 @@ class StepRunner:
         """Let later steps read the states at other addresses, and write the new ones to `after`."""
         fields = self.fields
         fields[self.h_0], fields[self.h_n] = before[0], after[0]
-        for (initial, sequence, last), old, new in zip(self.inner_states, before[1:], after[1:]):
-            fields[initial], fields[sequence], fields[last] = old, new, new
+        for k, initial, sequence, last in self.inner_states:
+            fields[initial] = before[k]
+            fields[sequence] = fields[last] = after[k]
 
     def __call__(self, x: int, h: int) -> None:
         fields = self.fields
