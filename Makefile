@@ -12,6 +12,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+export PYTHONUTF8 := 1 # Windows reads files in another encoding
 
 ifeq ($(OS),Windows_NT)
 BIN := $(VENV)/Scripts

@@ -1,7 +1,7 @@
 """A CPU on which neither numba nor the native library can be used: `auto` takes torch's own LSTM, and says why."""
 
 import os
-import subprocess
+import shutil
 import sys
 from functools import partial
 
@@ -73,7 +73,7 @@ NUMBA = {
 @pytest.mark.parametrize("how", NUMBA)
 def test_one_warning_with_both_reasons(tmp_path, how, library):
     """By a copy of the package whose native library is missing or of no use."""
-    subprocess.run(["cp", "-r", ROOT / "fastlstm", tmp_path / "fastlstm"], check=True)
+    shutil.copytree(ROOT / "fastlstm", tmp_path / "fastlstm")
     (tmp_path / "fastlstm" / csrc.LIBRARY.name).unlink(missing_ok=True)
     if library:
         (tmp_path / "fastlstm" / csrc.LIBRARY.name).write_bytes(b"no library")

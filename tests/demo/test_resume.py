@@ -3,7 +3,6 @@
 import copy
 import io
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -96,7 +95,7 @@ def test_kill_9_loses_at_most_the_interval(tiny, tmp_path, train):
         if path.exists() and iterations_in(path) >= 40:
             break
         time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
+    running.kill()
     running.wait()
     assert not (cut / "metrics.json").exists()
     done = iterations_in(path)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -214,9 +215,7 @@ def test_on_a_terminal_it_is_said_what_is_compiled_and_what_is_left():
 def nowhere(tmp_path_factory):
     """A copy of the package that numba can write no cache for, even as root: a file stands where each folder would."""
     folder = tmp_path_factory.mktemp("nowhere")
-    subprocess.run(["cp", "-r", ROOT / "fastlstm", folder / "fastlstm"], check=True)
-    for path in (folder / "fastlstm").rglob("__pycache__"):
-        subprocess.run(["rm", "-r", path], check=True)
+    shutil.copytree(ROOT / "fastlstm", folder / "fastlstm", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "fastlstm/backends/numba/host/__pycache__").touch()
     (folder / "file").touch()
     variables = dict.fromkeys(("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME"), str(folder / "file"))
