@@ -5,6 +5,7 @@ other vector units, no cache, no OpenMP.
 import os
 import platform
 import shutil
+import subprocess
 import zipfile
 
 import pytest
@@ -145,7 +146,7 @@ def test_sources_in_an_archive(tmp_path):
         print(fastlstm.__file__, fingerprint())
     """
     path, number = run(code, tmp_path, PYTHONPATH=archive.filename).split()
-    assert path == f"{archive.filename}/fastlstm/__init__.py"
+    assert path == os.path.join(archive.filename, "fastlstm", "__init__.py")
     assert number == str(fingerprint())
 
 
@@ -212,6 +213,24 @@ def test_the_tiles_stay_in_registers(features, target, fma, tiles):
         assert multiply_adds >= rows * vectors
         assert multiply_adds % (rows * vectors) == 0
         assert not [line for line in loop if "rsp" in line or "[sp" in line]
+
+
+ON_ARM = "aarch64-linux-gnu-g++", "qemu-aarch64"
+
+
+@pytest.mark.skipif(
+    not all(map(shutil.which, ON_ARM)), reason=f"needs {' and '.join(ON_ARM)}; `make test-arm` has them"
+)
+def test_primitives_on_arm(tmp_path):
+    """Every tile and every number of panels, beside plain loops in double."""
+    compiler, emulator = ON_ARM
+    (code,) = assembly("+neon", ("aarch64-unknown-linux-gnu", "neoverse-n1"), "primitives")
+    program, source = tmp_path / "primitives", tmp_path / "primitives.s"
+    source.write_text(code)
+    command = [compiler, "-O1", "-march=armv8.2-a", "-static", ROOT / "tests/arm/primitives.cpp", source, "-o", program]
+    subprocess.run(command, check=True)
+    done = subprocess.run([emulator, program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "8608 cases, 0 failures\n")
 
 
 @pytest.mark.parametrize(
