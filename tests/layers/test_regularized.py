@@ -84,6 +84,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.sampled(5)
 @each
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

@@ -238,6 +238,7 @@ def test_a_write_is_seen(kind, setting):
     assert wrong == {}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("threads", [1, 2], indirect=True)
 @pytest.mark.parametrize("kind", [Kind(16, 32, 30, 150), Kind(1, 512, 30, 150, how="cell")], ids=["forward", "cell"])
 @each_setting
