@@ -57,7 +57,6 @@ template <class Args> bool are_input_strides(const Args &a) {
 // thread_split.py, in fastlstm/backends/numba/host, has the same rule and says what its numbers stand for.
 struct Split {
     int64_t threads = 1, teams = 1;
-    Barrier barriers[MAX_THREADS + 2];  // of which 2 + teams are used
 
     // is_backward: such a step reads weight_hh alone. size: bytes of a weight, by which a multiply-add's time goes.
     Split(const Cell &cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t lanes, const fastlstm_threads *requested,
@@ -98,7 +97,14 @@ struct Split {
         // The project's tests choose the split: they ask for teams times 2**32, plus the threads of a team.
         if (const int64_t chosen = requested ? min(requested->count >> 32, MAX_THREADS) : 0)
             teams = chosen, threads = chosen * max(1, min((int32_t)requested->count, MAX_THREADS / chosen));
-        for (int64_t k = 0; k < teams + 2; k++) barriers[k].arrived = 0;
+    }
+};
+
+// The barriers of a call, of which 2 + teams are used
+struct Barriers {
+    Barrier all[MAX_THREADS + 2];
+    explicit Barriers(const Split &split) {
+        for (int64_t k = 0; k < split.teams + 2; k++) all[k].arrived = 0;
     }
 };
 
@@ -139,7 +145,7 @@ struct Zeros {
     int64_t bytes;
 
     template <class Args> Zeros(const Args &a, Memory &memory) : bytes(a.H * size_of(a.dtype)) {
-        if (!a.h_0 || !a.c_0) memory.want(row, bytes);
+        if (!a.h_0 || (!a.c_0 && cells[a.cell].has_c())) memory.want(row, bytes);
     }
     template <class Args> void replace_absent(Args &a) const {
         if (row) memset(row, 0, (size_t)bytes);

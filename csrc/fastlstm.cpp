@@ -116,13 +116,12 @@ bool may_use_amx() {
 }
 
 // Runs a layer with int8 weights, whose arguments have been checked.
-int run_int8(fastlstm_forward_args &a, const Kernels &kernels, const fastlstm_threads *threads) {
+int run_int8(fastlstm_forward_args &a, const Kernels &kernels, const Split &split, const fastlstm_threads *threads) {
     const Cell &cell = cells[a.cell];
-    const int64_t lanes = kernels.vector_bytes / 4, panels = ceil_div(a.H, lanes);
-    const int64_t act_bytes = a.dtype == FASTLSTM_INT8 ? 1 : 2;
-    Split split(cell, a.T, a.B, a.I, a.H, lanes, threads, /*is_backward=*/false, 1);
+    const int64_t panels = ceil_div(a.H, kernels.vector_bytes / 4), act_bytes = a.dtype == FASTLSTM_INT8 ? 1 : 2;
+    Barriers barriers(split);
     Int8Job job = {};
-    job.args = &a, job.teams = split.teams, job.barriers = split.barriers;
+    job.args = &a, job.teams = split.teams, job.barriers = barriers.all;
     job.pack = !a.packed, job.packed = (void *)a.packed;
     job.block = max(1, min(a.T, INPUT_BLOCK_PAIRS / a.B)), job.few_rows = a.B <= INPUT_BLOCK_PAIRS / 2;
     job.has_amx = kernels.has_amx && may_use_amx();
@@ -144,7 +143,42 @@ int run_int8(fastlstm_forward_args &a, const Kernels &kernels, const fastlstm_th
     return FASTLSTM_OK;
 }
 
+Split split_of(const fastlstm_forward_args &a, const Kernels &kernels, const fastlstm_threads *threads) {
+    return {cells[a.cell], a.T, a.B, a.I, a.H, kernels.vector_bytes / size_of(a.dtype), threads, /*is_backward=*/false,
+            is_int8(a.dtype) ? 1 : 4};
+}
+
+// Runs a layer whose arguments have been checked.
+int run_layer(fastlstm_forward_args &a, const Kernels &kernels, const Split &split, const fastlstm_threads *threads) {
+    if (!a.h) a.h = a.h_n;
+    if (a.changed) *a.changed = 0;
+    if (is_int8(a.dtype)) return run_int8(a, kernels, split, threads);
+    const Cell &cell = cells[a.cell];
+    const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size, panels = ceil_div(a.H, lanes);
+    Barriers barriers(split);
+    ForwardJob job = {};
+    job.args = &a, job.teams = split.teams, job.barriers = barriers.all;
+    job.pack = !a.packed, job.packed = (void *)a.packed;
+    Memory memory;
+    Zeros zeros(a, memory);
+    job.panels = job.pack && a.T == 1 && split.teams == 1 ? split.threads : panels;
+    if (job.pack) memory.want(job.packed, (job.panels * cell.weights(a.I, a.H) + panels * cell.preacts) * lanes * size);
+    if (a.reset) memory.want(job.resets, split.threads * a.B * a.H * size);
+    if (!memory.take()) return FASTLSTM_NO_MEMORY;
+    zeros.replace_absent(a);
+    run(kernels.forward[a.cell][a.dtype], &job, split.threads, threads);
+    return FASTLSTM_OK;
+}
+
 }  // namespace
+
+struct fastlstm_steps {
+    fastlstm_forward_args args;  // without x and the states
+    const Kernels *kernels;
+    StepOfRow step;  // or NULL
+    Split split;
+    fastlstm_threads threads;
+};
 
 int fastlstm_version(void) { return FASTLSTM_VERSION; }
 
@@ -202,36 +236,44 @@ int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *
     if (int code = check(args)) return code;
     fastlstm_forward_args a = *args;
     const Kernels &kernels = *kernels_of(a.instructions, a.dtype);
-    if (!a.h) a.h = a.h_n;
-    if (a.changed) *a.changed = 0;
-    if (is_int8(a.dtype)) return run_int8(a, kernels, threads);
-    const Cell &cell = cells[a.cell];
-    const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size;
-    Split split(cell, a.T, a.B, a.I, a.H, lanes, threads, /*is_backward=*/false);
-    ForwardJob job = {};
-    job.args = &a, job.teams = split.teams, job.barriers = split.barriers;
-    job.pack = !a.packed, job.packed = (void *)a.packed;
-    Memory memory;
-    Zeros zeros(a, memory);
-    const int64_t panels = ceil_div(a.H, lanes);
-    job.panels = job.pack && a.T == 1 && split.teams == 1 ? split.threads : panels;
-    if (job.pack) memory.want(job.packed, (job.panels * cell.weights(a.I, a.H) + panels * cell.preacts) * lanes * size);
-    if (a.reset) memory.want(job.resets, split.threads * a.B * a.H * size);
-    if (!memory.take()) return FASTLSTM_NO_MEMORY;
-    zeros.replace_absent(a);
-    run(kernels.forward[a.cell][a.dtype], &job, split.threads, threads);
+    return run_layer(a, kernels, split_of(a, kernels, threads), threads);
+}
+
+int fastlstm_steps_make(const fastlstm_forward_args *args, const fastlstm_threads *threads, fastlstm_steps **steps) {
+    if (!args || !steps) return FASTLSTM_BAD_ARGUMENT;
+    *steps = nullptr;
+    fastlstm_forward_args from = *args, a = {};
+    from.T = 1;
+    if (int code = check_common(from, true)) return code;
+    if (!are_weights(from)) return FASTLSTM_BAD_ARGUMENT;
+    a.version = FASTLSTM_VERSION, a.dtype = from.dtype, a.instructions = from.instructions, a.cell = from.cell;
+    a.T = 1, a.B = from.B, a.I = a.x_row = from.I, a.H = a.h_0_row = a.c_0_row = from.H;
+    // A vector of AVX2 holds so few units, and is faster than half of one of AVX-512. With one K block the bits are the same.
+    const bool is_half = a.dtype == FASTLSTM_FLOAT32 && a.H <= 8 && a.I + a.H <= 64;
+    if (is_half && a.instructions == FASTLSTM_BEST && kernels_of(FASTLSTM_AVX2)) a.instructions = FASTLSTM_AVX2;
+    const Kernels &kernels = *kernels_of(a.instructions, a.dtype);
+    const int64_t head_bytes = ceil_div(sizeof(fastlstm_steps), 64) * 64;
+    void *memory;
+    const size_t packed_bytes = kernels.packed_size[a.cell][a.dtype % 2](a.I, a.H);
+    if (posix_memalign(&memory, 64, head_bytes + packed_bytes)) return FASTLSTM_NO_MEMORY;
+    a.packed = (char *)memory + head_bytes;
+    kernels.pack[a.cell][a.dtype % 2](&from, (void *)a.packed);
+    *steps = (fastlstm_steps *)memory;
+    const Split split = split_of(a, kernels, threads);
+    const auto step = a.B == 1 && split.threads == 1 ? kernels.step[a.cell][a.dtype % 2] : nullptr;
+    **steps = {a, &kernels, step, split, threads ? *threads : fastlstm_threads{1, nullptr, nullptr}};
     return FASTLSTM_OK;
 }
 
-int fastlstm_step(int64_t dtype, int64_t instructions, int64_t cell, int64_t B, int64_t I, int64_t H,
-                  const void *packed, const void *x, const void *h, void *c, void *h_next,
-                  const fastlstm_threads *threads) {
-    if (!packed || !h || h == h_next || (is_cell(cell) && !c == cells[cell].has_c())) return FASTLSTM_BAD_ARGUMENT;
-    fastlstm_forward_args a = {};
-    a.version = FASTLSTM_VERSION, a.dtype = dtype, a.instructions = instructions, a.cell = cell;
-    a.T = 1, a.B = B, a.I = I, a.H = H, a.x = x, a.x_row = I, a.packed = packed;
-    a.h_0 = h, a.h_0_row = H, a.c_0 = c, a.c_0_row = H, a.h_n = h_next, a.c_n = c;
-    return fastlstm_forward(&a, threads);
+void fastlstm_steps_free(fastlstm_steps *steps) { free(steps); }
+
+int fastlstm_step(const fastlstm_steps *steps, const void *x, const void *h, const void *c, void *h_next, void *c_next) {
+    if (!steps || !x || !h || !h_next || h == h_next) return FASTLSTM_BAD_ARGUMENT;
+    if (const bool has_c = cells[steps->args.cell].has_c(); has_c != !!c || has_c != !!c_next) return FASTLSTM_BAD_ARGUMENT;
+    if (steps->step) return steps->step(&steps->args, x, h, c, h_next, c_next), FASTLSTM_OK;
+    fastlstm_forward_args a = steps->args;
+    a.x = x, a.h_0 = h, a.c_0 = c, a.h = a.h_n = h_next, a.c_n = c_next;
+    return run_layer(a, *steps->kernels, steps->split, &steps->threads);
 }
 
 int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads *threads) {
@@ -242,8 +284,9 @@ int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads
     const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size;
     const int64_t T = a.T, B = a.B, I = a.I, H = a.H, panels = ceil_div(H, lanes);
     Split split(cell, T, B, I, H, lanes, threads, /*is_backward=*/true);
+    Barriers barriers(split);
     BackwardJob job = {};
-    job.args = &a, job.teams = split.teams, job.barriers = split.barriers;
+    job.args = &a, job.teams = split.teams, job.barriers = barriers.all;
     job.chunk = ceil_div(T, max(1, (T * B + CHUNK_PAIRS / 2) / CHUNK_PAIRS));
     job.ring = min(4, ceil_div(T, job.chunk));
     const int64_t accumulator_bytes = panels * (I + H + 1) * cell.preacts * lanes * size;

@@ -24,7 +24,7 @@ extern "C" {
 #endif
 
 #define FASTLSTM_API __attribute__((visibility("default")))
-#define FASTLSTM_VERSION 6 /* of this interface; raised when a structure or a meaning changes */
+#define FASTLSTM_VERSION 7 /* of this interface; raised when a structure or a meaning changes */
 
 enum fastlstm_error {
     FASTLSTM_OK = 0,
@@ -145,10 +145,18 @@ FASTLSTM_API size_t fastlstm_packed_size(int64_t dtype, int64_t instructions, in
  * dtype, instructions, cell, I, H, the weights, scales and biases are read. The two types with int8 weights pack alike. */
 FASTLSTM_API int fastlstm_pack(const fastlstm_forward_args *args, void *packed);
 
-/* One time step with packed weights: contiguous x (B, I), h and c (B, H) to h_next (B, H) and c in place. For a GRU c is NULL. */
-FASTLSTM_API int fastlstm_step(int64_t dtype, int64_t instructions, int64_t cell, int64_t B, int64_t I, int64_t H,
-                               const void *packed, const void *x, const void *h, void *c, void *h_next,
-                               const fastlstm_threads *threads);
+/* Single time steps of a layer. Its arguments are checked, its weights packed and its threads chosen once. */
+typedef struct fastlstm_steps fastlstm_steps;
+
+/* Makes steps that the caller frees. Of `args`, version, dtype, instructions, cell, B, I, H, the weights, scales and biases
+ * are read. They may be freed afterwards, and so may `threads`, but not its context. On an error *steps is NULL. */
+FASTLSTM_API int fastlstm_steps_make(const fastlstm_forward_args *args, const fastlstm_threads *threads,
+                                     fastlstm_steps **steps);
+FASTLSTM_API void fastlstm_steps_free(fastlstm_steps *steps); /* NULL is allowed */
+
+/* Runs one step: contiguous x (B, I), h and c (B, H) to h_next and c_next (B, H). c_next may be c. For a GRU both are NULL. */
+FASTLSTM_API int fastlstm_step(const fastlstm_steps *steps, const void *x, const void *h, const void *c, void *h_next,
+                               void *c_next);
 
 /* A row classifier, as `python -m fastlstm.export` writes it: an LSTM with weights in float32 or int8, then a linear layer
  * on its last state. */

@@ -128,8 +128,7 @@ template <class C, class E> void pack_weights(const fastlstm_forward_args *a, vo
 
 template <class C, class E> struct ForwardScratch {
     static constexpr int64_t L = Vector<E>::N;
-    alignas(64) E preact[ROW_BLOCK * C::S * L], compact_preact[ROW_BLOCK * (C::S - 1) * L],
-        prev[C::STATES - C::FIRST_READ][ROW_BLOCK * L], next[C::STATES][ROW_BLOCK * L];
+    alignas(64) E preact[ROW_BLOCK * C::S * L], prev[C::STATES - C::FIRST_READ][ROW_BLOCK * L];
 };
 
 // Computes out (rows, vectors) = init + a (rows, count) times w (count, vectors), in K blocks of at most BLOCK_K.
@@ -142,7 +141,7 @@ void add_product(int64_t vectors, int64_t rows, Matrix<const E> init, Matrix<E> 
                      1, min(k_block, count - k), 1, 0, a.data, 0, 0});
 }
 
-// Computes preact (rows, S, lanes) of one panel from rows of x and h, in K blocks of at most BLOCK_K. An h of NULL is
+// Computes preact of one panel, as `panel` orders it, from rows of x and h, in K blocks of at most BLOCK_K. An h of NULL is
 // zero. If both products fill all gates, one K block may span the end of x and the beginning of h.
 template <class C, class E>
 void preact_of(int64_t rows, Panel<C, E> panel, int64_t I, int64_t H, const E *w, const E *biases, Matrix<const E> x,
@@ -157,7 +156,7 @@ void preact_of(int64_t rows, Panel<C, E> panel, int64_t I, int64_t H, const E *w
     }
     const int64_t K = I + H, k_block = ceil_div(K, ceil_div(K, BLOCK_K)), columns = h.data ? K : I,
                   width = panel.row_elements();
-    E *out = panel.is_compact() ? scratch.compact_preact : scratch.preact;
+    E *out = scratch.preact;
     Matrix<const E> init{biases, 0};
     for (int64_t k = 0; k < columns; k += k_block, init = {out, width}) {
         int64_t last = min(k + k_block, columns), x_columns = max(0, min(last, I) - k), h_columns = last - k - x_columns;
@@ -165,36 +164,97 @@ void preact_of(int64_t rows, Panel<C, E> panel, int64_t I, int64_t H, const E *w
         multiply<E>(panel.vectors, rows, {init.data, init.stride, out, width, w + k * width, x_k, x.stride, 1, x_columns,
                      1, 0, h_k, h.stride, h_columns});
     }
-    if (panel.is_compact()) panel.expand(rows, out, scratch.preact);
 }
 
-// Computes the states of one panel from its preact. If the panel is not full, whole vectors go to scratch, and the
-// valid units from there to `next`. A held row keeps its states. Without MAY_SAVE `saved` is always NULL.
-template <class C, class E, bool MAY_SAVE = true>
-void finish_cells(int64_t rows, int64_t valid, Mask mask, const E *preact, ForwardScratch<C, E> &scratch,
+// Computes the states of one panel from its preact. A held row keeps its states.
+template <class C, class E>
+void finish_cells(int64_t rows, Panel<C, E> panel, Mask mask, ForwardScratch<C, E> &scratch,
                   Matrix<const E> (&prev)[C::STATES], const Matrix<E> (&next)[C::STATES], E *saved) {
     constexpr int64_t L = Vector<E>::N;
-    auto run_cells = saved ? cells_forward<C, E, MAY_SAVE> : cells_forward<C, E, false>;
-    const bool resets = mask.any(RESET, rows), holds = mask.any(HOLD, rows), is_cut = valid < L;
-    Matrix<E> results[C::STATES];
-    for (int k = 0; k < C::STATES; k++) {
-        results[k] = is_cut ? Matrix<E>{scratch.next[k], L} : next[k];
-        if (k < C::FIRST_READ || !(is_cut || resets || (holds && prev[k].data == next[k].data))) continue;
+    auto run_cells = saved ? cells_forward<C, E, true> : cells_forward<C, E, false>;
+    const bool resets = mask.any(RESET, rows), holds = mask.any(HOLD, rows);
+    for (int k = C::FIRST_READ; k < C::STATES; k++) {
+        if (!(resets || (holds && prev[k].data == next[k].data))) continue;
         const Matrix<E> copy{scratch.prev[k - C::FIRST_READ], L};  // which the cell may read
-        copy_rows<E>(rows, valid, L, prev[k], copy);
+        copy_rows<E>(rows, panel.valid, L, prev[k], copy);
         if (resets) mask.zero<E>(RESET, rows, L, copy);
         prev[k] = copy;
     }
-    run_cells(rows, preact, prev, results, saved);
-    for (int k = 0; is_cut && k < C::STATES; k++) copy_rows<E>(rows, valid, valid, results[k], next[k]);
+    run_cells(rows, panel, scratch.preact, prev, next, saved);
     for (int64_t r = mask.next(HOLD, rows); r < rows; r = mask.next(HOLD, rows, r + 1))
-        for (int k = 0; k < C::STATES; k++) copy_rows<E>(1, valid, valid, {prev[k][r], 0}, {next[k][r], 0});
+        for (int k = 0; k < C::STATES; k++) copy_rows<E>(1, panel.valid, panel.valid, {prev[k][r], 0}, {next[k][r], 0});
+}
+
+// The states of one row before a step and after it, and its x
+template <class E> struct Row {
+    const E *x, *h;  // whose products are added; that of h is left out if it is NULL
+    const E *prev[2];
+    E *next[2];
+};
+
+// Adds a row of a (count) and of a2 (count2) times w (count + count2, N vectors) to `preact`.
+template <class E, int N>
+INLINE void add_row(Vector<E> *preact, const E *w, const E *a, int64_t count, const E *a2, int64_t count2) {
+    Raw<E> acc[1][N] = {};
+    w = accumulate<E, 1, N, N>(acc, a, 0, 1, w, count);
+    accumulate<E, 1, N, N>(acc, a2, 0, 1, w, count2);
+    UNROLL for (int n = 0; n < N; n++) preact[n] = preact[n] + Vector<E>(acc[0][n]);
+}
+// Does so for the columns of x and then of h, in the K blocks of preact_of, with N vectors of each column.
+template <class E, int N>
+INLINE void add_row_in_blocks(Vector<E> *preact, const E *w, const E *x, int64_t I, const E *h, int64_t H) {
+    const int64_t K = I + H, blocks = ceil_div(K, BLOCK_K), k_block = quotient(K + blocks - 1, blocks), columns = h ? K : I;
+    for (int64_t k = 0; k < columns; k += k_block) {
+        const int64_t last = min(k + k_block, columns), x_columns = max(0, min(last, I) - k), h_columns = last - k - x_columns;
+        const E *x_k = x_columns ? x + k : x, *h_k = h_columns ? h + max(0, k - I) : h;
+        add_row<E, N>(preact, w + k * N * Vector<E>::N, x_k, x_columns, h_k, h_columns);
+    }
+}
+
+// Runs one step of one row for the panels p to p_last, without masks. The pre-activations stay in registers. The bits are
+// those of preact_of and finish_cells.
+template <class C, class E>
+NOINLINE void step_of_row(int64_t p, int64_t p_last, int64_t I, int64_t H, const E *w, const E *biases, const Row<E> &row) {
+    using V = Vector<E>;
+    constexpr int64_t L = V::N;
+    const int64_t size = (I * C::X + H * C::Y) * L;
+    for (; p < p_last; p++, w += size, biases += C::S * L) {
+        const Panel<C, E> panel(H, p);
+        V preact[C::S], old_states[C::STATES], new_states[C::STATES], saved[C::SAVED];
+        UNROLL for (int k = 0; k < C::S; k++) preact[k] = V::load(biases + k * L);
+        if constexpr (!panel.JOINT) {
+            add_row_in_blocks<E, C::X>(preact, w, row.x, I, row.x, 0);
+            if (row.h) add_row_in_blocks<E, C::Y>(preact + C::S - C::Y, w + I * C::X * L, row.h, H, row.x, 0);
+        } else if (!panel.is_compact()) {
+            add_row_in_blocks<E, C::S>(preact, w, row.x, I, row.h, H);
+        } else {
+            if (panel.vectors == 1) add_row_in_blocks<E, 1>(preact, w, row.x, I, row.h, H);
+            else if (panel.vectors == 2) add_row_in_blocks<E, 2>(preact, w, row.x, I, row.h, H);
+            else add_row_in_blocks<E, 3>(preact, w, row.x, I, row.h, H);
+            alignas(64) E compact[C::S * L];
+            UNROLL for (int k = 0; k < C::S; k++) preact[k].store(compact + k * L);
+            UNROLL for (int k = 0; k < C::S; k++) preact[k] = V::load(compact + k * panel.gate_stride, panel.valid);
+        }
+        UNROLL for (int k = C::FIRST_READ; k < C::STATES; k++) old_states[k] = V::load(row.prev[k] + p * L, panel.valid);
+        C::forward(preact, old_states, new_states, saved);
+        UNROLL for (int k = 0; k < C::STATES; k++) new_states[k].store(row.next[k] + p * L, panel.valid);
+    }
+}
+
+// Runs one step of one row with packed weights, for `fastlstm_step`.
+template <class C, class E>
+void step(const fastlstm_forward_args *a, const void *x, const void *h, const void *c, void *h_next, void *c_next) {
+    const E *const h_0 = is_zero<E>(1, a->H, {(const E *)h, 0}) ? nullptr : (const E *)h;
+    const Row<E> row{(const E *)x, h_0, {(const E *)h, (const E *)c}, {(E *)h_next, (E *)c_next}};
+    const E *const biases = biases_of<C, E>(a, (void *)a->packed);
+    step_of_row<C, E>(0, ceil_div(a->H, Vector<E>::N), a->I, a->H, (const E *)a->packed, biases, row);
 }
 
 template <class C, class E> void forward(void *argument, int thread, int threads) {
     constexpr int64_t L = Vector<E>::N;
     const ForwardJob &job = *(const ForwardJob *)argument;
     const fastlstm_forward_args &a = *job.args;
+    const bool is_plain_row = a.B == 1 && !a.gates && !a.reset && !a.lengths;
     ThreadPosition position(job, thread, threads);
     if (thread >= position.used_threads) return;
     const int64_t T = a.T, B = a.B, I = a.I, H = a.H, panels = ceil_div(H, L), size = panel_size<C, E>(&a);
@@ -243,25 +303,33 @@ template <class C, class E> void forward(void *argument, int thread, int threads
         }
         for (int64_t j = p_first; j < p_last; j++) {  // serpentine order: the weights read last are still in the L2 cache
             const int64_t p = s % 2 == 0 ? j : p_first + p_last - 1 - j;
-            const int64_t valid = min(L, H - p * L), u = p * L;
+            const int64_t u = p * L;
+            const Panel<C, E> panel(H, p);
             E *const packed = (E *)job.packed + (packs_as_used ? thread : p) * size;
             if (packs_as_used) pack_panel<C, E>(&a, p, packed);
+            if (is_plain_row) {
+                const E *h = s == 0 && begins_at_zero ? nullptr : prev[0].data;
+                const Row<E> row{x.data, h, {prev[0].data, prev[1].data}, {next[0].data, next[1].data}};
+                step_of_row<C, E>(p, p + 1, I, H, packed, biases + p * C::S * L, row);
+                continue;
+            }
             for (int64_t b = b_first; b < b_last; b += ROW_BLOCK) {
                 int64_t rows = min(ROW_BLOCK, b_last - b);
                 const Matrix<const E> h_rows = s == 0 && begins_at_zero ? Matrix<const E>{nullptr, 0} : prev[0].from(b, 0);
-                preact_of<C, E>(rows, {H, p}, I, H, packed, biases + p * C::S * L, x.from(b, 0), h_rows, scratch);
+                preact_of<C, E>(rows, panel, I, H, packed, biases + p * C::S * L, x.from(b, 0), h_rows, scratch);
                 E *saved = a.gates ? (E *)a.gates + ((t * panels + p) * B + b) * C::SAVED * L : nullptr;
                 Matrix<const E> old_states[C::STATES];
                 Matrix<E> new_states[C::STATES];
                 for (int k = 0; k < C::STATES; k++) old_states[k] = prev[k].from(b, u), new_states[k] = next[k].from(b, u);
-                finish_cells<C, E>(rows, valid, Mask(a, t, b), scratch.preact, scratch, old_states, new_states, saved);
+                finish_cells<C, E>(rows, panel, Mask(a, t, b), scratch, old_states, new_states, saved);
             }
         }
         position.team_barrier();
         if (s > 0) zero_held(a.reverse ? t + 1 : t - 1);
         for (int k = 0; k < C::STATES; k++) prev[k] = next[k];
     }
-    copy_rows<E>(team_rows, team_units, team_units, {prev[0].data + own_offset, H}, {(E *)a.h_n + own_offset, H});
+    if (a.h != a.h_n)
+        copy_rows<E>(team_rows, team_units, team_units, {prev[0].data + own_offset, H}, {(E *)a.h_n + own_offset, H});
     if (a.c) copy_rows<E>(team_rows, team_units, team_units, {prev[1].data + own_offset, H}, {(E *)a.c_n + own_offset, H});
     if (a.h != a.h_n) zero_held(a.reverse ? 0 : T - 1);
 }

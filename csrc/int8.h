@@ -191,5 +191,5 @@ template <class C, int ACT_BYTES> void forward_int8(void *argument, int thread, 
 
 #define INT8_BOTH(function, cell) {function<cell, 1>, function<cell, 2>}
 #define INT8_ALL(function) {INT8_BOTH(function, Lstm), INT8_BOTH(function, Gru)}
-#define INT8_TABLES INT8_ALL(packed_size_int8), INT8_ALL(pack_int8), INT8_ALL(forward_int8)
+#define INT8_TABLES INT8_ALL(packed_size_int8), INT8_ALL(pack_int8), INT8_ALL(forward_int8), {}
 #define INT8_KERNELS(name) {name, VECTOR_BYTES, HAS_AMX, INT8_TABLES}

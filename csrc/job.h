@@ -101,6 +101,9 @@ constexpr int64_t int8_row_bytes(int64_t columns) { return (columns + 15) / 16 *
 // has a table of its own, so that programs without it are linked without its code.
 constexpr int CELLS = 2;
 using Tasks = fastlstm_task[CELLS][2];
+// One step of one row on one thread. Of the arguments it reads I, H and packed.
+using StepOfRow = void (*)(const fastlstm_forward_args *, const void *x, const void *h, const void *c, void *h_next,
+                           void *c_next);
 struct Kernels {
     const char *name;
     int64_t vector_bytes;
@@ -108,6 +111,7 @@ struct Kernels {
     size_t (*packed_size[CELLS][2])(int64_t I, int64_t H);  // bytes
     void (*pack[CELLS][2])(const fastlstm_forward_args *, void *packed);
     Tasks forward;
+    StepOfRow step[CELLS][2];  // of float32 and float64
 };
 
 #if defined(__aarch64__) && defined(__linux__)  // Apple's processors all have sdot, so that base_int8 uses it

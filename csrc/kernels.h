@@ -5,6 +5,7 @@
 #define PAUSE()
 #endif
 #define NOINLINE __attribute__((noinline))
+#define INLINE inline __attribute__((always_inline))
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")
 #else
@@ -16,8 +17,10 @@ namespace {
 using fastlstm::BackwardJob, fastlstm::Barrier, fastlstm::ForwardJob, fastlstm::Job;
 using fastlstm::STRIP, fastlstm::ceil_div, fastlstm::max, fastlstm::min;
 
+// Divides. A call of few units takes not much longer than a division does, and has one thread.
+inline int64_t quotient(int64_t a, int64_t b) { return b == 1 ? a : a / b; }
 // Returns the first of `count` things that belongs to share `part` of `parts`.
-inline int64_t share(int64_t count, int64_t part, int64_t parts) { return count * part / parts; }
+inline int64_t share(int64_t count, int64_t part, int64_t parts) { return quotient(count * part, parts); }
 
 #include "vector.h"
 #include "cells.h"
@@ -35,8 +38,9 @@ struct ThreadPosition {
     int64_t all_barriers = 0, team_barriers = 0;  // how many this thread has passed, of all threads and of its team
 
     ThreadPosition(const Job &job, int thread, int threads)
-        : thread(thread), teams(min(threads, job.teams)), team_size(threads / teams), used_threads(teams * team_size),
-          team(thread / team_size), team_thread(thread % team_size), barriers(job.barriers) {}
+        : thread(thread), teams(min(threads, job.teams)), team_size(quotient(threads, teams)),
+          used_threads(teams * team_size), team(quotient(thread, team_size)), team_thread(thread - team * team_size),
+          barriers(job.barriers) {}
 
     // The first and last of this thread's share of `count` things, among all threads or in its team
     int64_t first(int64_t count) const { return share(count, thread, used_threads); }
@@ -80,5 +84,5 @@ struct ThreadPosition {
 // For float32 and float64, of each cell
 #define BOTH(function, cell) {function<cell, float>, function<cell, double>}
 #define ALL(function) {BOTH(function, Lstm), BOTH(function, Gru)}
-#define KERNELS(name) {name, VECTOR_BYTES, /*has_amx=*/false, ALL(packed_size), ALL(pack_weights), ALL(forward)}
+#define KERNELS(name) {name, VECTOR_BYTES, /*has_amx=*/false, ALL(packed_size), ALL(pack_weights), ALL(forward), ALL(step)}
 #define BACKWARD ALL(backward)

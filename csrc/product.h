@@ -92,12 +92,6 @@ template <class E> struct Matrix {
     operator Matrix<const E>() const { return {data, stride}; }
 };
 
-// Copies fewer than 2 N elements, in powers of two.
-template <class E, int N> inline void copy_rest(int64_t count, const E *from, E *to) {
-    if (count & N) __builtin_memcpy(to, from, N * sizeof(E));
-    if constexpr (N > 1) copy_rest<E, N / 2>(count, from + (count & N), to + (count & N));
-}
-
 // Copies `valid` elements of each row, and writes zeros after them up to `width`.
 template <class E>
 NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, Matrix<const E> source, Matrix<E> target) {
@@ -106,7 +100,7 @@ NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, Matrix<const
         E *to = target[r];
         int64_t k = 0;
         for (; k + Vector<E>::N <= valid; k += Vector<E>::N) Vector<E>::load(from + k).store(to + k);
-        copy_rest<E, Vector<E>::N / 2>(valid - k, from + k, to + k);
+        partial_store<E, Vector<E>::N / 2>(valid - k, from + k, to + k);
         for (k = valid; k < width; k++) to[k] = 0;
     }
 }
@@ -114,9 +108,10 @@ NOINLINE void copy_rows(int64_t rows, int64_t valid, int64_t width, Matrix<const
 // Returns whether every bit of the rows is zero. To leave out their product with finite weights changes no sum then.
 template <class E> NOINLINE bool is_zero(int64_t rows, int64_t width, Matrix<const E> source) {
     for (int64_t r = 0; r < (source.stride ? rows : min(rows, 1)); r++) {
-        char bits = 0;
-        for (int64_t k = 0; k < width * (int64_t)sizeof(E); k++) bits |= ((const char *)source[r])[k];
-        if (bits) return false;
+        for (int64_t k = 0; k < width; k++) {
+            char bits[sizeof(E)] = {};
+            if (__builtin_memcmp(source[r] + k, bits, sizeof bits)) return false;
+        }
     }
     return true;
 }
@@ -150,11 +145,7 @@ template <class C, class E> struct Panel {
     int64_t x_vectors() const { return JOINT ? vectors : C::X; }  // of a column of the packed weights
     int64_t h_vectors() const { return JOINT ? vectors : C::Y; }
     int64_t row_elements() const { return vectors * L; }
-    // Copies compact rows to (rows, S, lanes), and back with zeros after them.
-    void expand(int64_t rows, const E *source, E *target) const {
-        for (int64_t k = 0; k < C::S; k++)
-            copy_rows<E>(rows, valid, L, {source + k * gate_stride, row_elements()}, {target + k * L, C::S * L});
-    }
+    // Copies rows (S, lanes) to compact ones, with zeros after them.
     void compact(int64_t rows, const E *source, E *target) const {
         for (int64_t k = 0; k < C::S; k++)
             copy_rows<E>(rows, valid, valid, {source + k * L, C::S * L}, {target + k * gate_stride, row_elements()});
@@ -173,8 +164,10 @@ struct Mask {
           lengths(a.lengths && 0 <= t && t < a.T ? a.lengths + b : nullptr), t(t) {}
     bool holds(int64_t r) const { return lengths && t >= lengths[r]; }
     bool is(Event event, int64_t r) const { return event == HOLD ? holds(r) : reset && reset[r] && !holds(r); }
-    NOINLINE int64_t next(Event event, int64_t rows, int64_t r = 0) const {  // the first such row from r on, or `rows`
-        if (event == HOLD ? !lengths : !reset) return rows;
+    int64_t next(Event event, int64_t rows, int64_t r = 0) const {  // the first such row from r on, or `rows`
+        return (event == HOLD ? !lengths : !reset) ? rows : next_of_any(event, rows, r);
+    }
+    NOINLINE int64_t next_of_any(Event event, int64_t rows, int64_t r) const {
         while (r < rows && !is(event, r)) r++;
         return r;
     }
@@ -226,18 +219,19 @@ template <class E> NOINLINE void transpose(int64_t rows, int64_t columns, Matrix
     }
 }
 
-// Runs the cell's forward function on one vector of units and some batch rows: from preact (rows, S, lanes) and the
-// states `prev` to the states `next` and, with SAVE, `saved` (rows, SAVED, lanes).
+// Runs the cell's forward function on the units of one panel and some batch rows: from preact, as `panel` orders it, and
+// the states `prev` to the states `next` and, with SAVE, `saved` (rows, SAVED, lanes).
 template <class C, class E, bool SAVE>
-NOINLINE void cells_forward(int64_t rows, const E *preact, const Matrix<const E> *prev, const Matrix<E> *next, E *saved) {
+NOINLINE void cells_forward(int64_t rows, Panel<C, E> panel, const E *preact, const Matrix<const E> *prev,
+                            const Matrix<E> *next, E *saved) {
     using V = Vector<E>;
     constexpr int64_t L = V::N;
-    for (int64_t r = 0; r < rows; r++, preact += C::S * L) {
+    for (int64_t r = 0; r < rows; r++, preact += panel.row_elements()) {
         V preacts[C::S], old_states[C::STATES], new_states[C::STATES], saved_values[C::SAVED];
-        UNROLL for (int k = 0; k < C::S; k++) preacts[k] = V::load(preact + k * L);
-        UNROLL for (int k = C::FIRST_READ; k < C::STATES; k++) old_states[k] = V::load(prev[k][r]);
+        UNROLL for (int k = 0; k < C::S; k++) preacts[k] = V::load(preact + k * panel.gate_stride, panel.valid);
+        UNROLL for (int k = C::FIRST_READ; k < C::STATES; k++) old_states[k] = V::load(prev[k][r], panel.valid);
         C::forward(preacts, old_states, new_states, saved_values);
-        UNROLL for (int k = 0; k < C::STATES; k++) new_states[k].store(next[k][r]);
+        UNROLL for (int k = 0; k < C::STATES; k++) new_states[k].store(next[k][r], panel.valid);
         if (!SAVE) continue;
         UNROLL for (int k = 0; k < C::SAVED; k++) saved_values[k].store(saved + k * L);
         saved += C::SAVED * L;

@@ -65,6 +65,31 @@ template <class E> struct Register;
 template <> struct Register<float> { typedef float Raw __attribute__((vector_size(VECTOR_BYTES))); };
 template <> struct Register<double> { typedef double Raw __attribute__((vector_size(VECTOR_BYTES))); };
 
+// Loads `count` lanes, fewer than there are. The others are zero.
+#if VECTOR_BYTES == 64
+inline __m512 partial_load(const float *from, int64_t count) { return _mm512_maskz_loadu_ps((1 << count) - 1, from); }
+inline __m512d partial_load(const double *from, int64_t count) { return _mm512_maskz_loadu_pd((1 << count) - 1, from); }
+#elif VECTOR_BYTES == 32
+inline __m256 partial_load(const float *from, int64_t count) {
+    return _mm256_maskload_ps(from, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
+}
+inline __m256d partial_load(const double *from, int64_t count) {
+    return _mm256_maskload_pd(from, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3)));
+}
+#else
+template <class E> inline auto partial_load(const E *from, int64_t count) {
+    typename Register<E>::Raw raw = {};
+    for (int64_t k = 0; k < count; k++) raw[k] = from[k];
+    return raw;
+}
+#endif
+
+// Stores fewer than 2 N elements, in powers of two.
+template <class E, int N> inline void partial_store(int64_t count, const E *from, E *to) {
+    if (count & N) __builtin_memcpy(to, from, N * sizeof(E));
+    if constexpr (N > 1) partial_store<E, N / 2>(count, from + (count & N), to + (count & N));
+}
+
 template <class E> struct Constants;
 
 template <class E> struct Vector {
@@ -82,6 +107,12 @@ template <class E> struct Vector {
         return v;
     }
     void store(E *to) const { __builtin_memcpy(to, this, sizeof *this); }
+    // The same for the first `count` lanes, or for all
+    static Vector load(const E *from, int64_t count) { return count >= N ? load(from) : partial_load(from, count); }
+    void store(E *to, int64_t count) const {
+        if (count >= N) store(to);
+        else partial_store<E, N / 2>(count, (const E *)this, to);
+    }
 
     struct Product {  // which a sum can fuse
         Raw x, y;

@@ -222,12 +222,16 @@ template <class C, class E, class W> struct Call {
         f = whole, f.T = 1, f.reverse = 0, f.reset = nullptr, f.lengths = nullptr, f.h = f.c = f.gates = nullptr;
         expect(!forward(), "a call of one step failed");
         std::vector<E> next(h_n.size(), NAN), c_next(c_0);
-        auto step = [&](E *c) {
-            return fastlstm_step(f.dtype, f.instructions, CELL, s.B, s.I, s.H, packed.data(), x.data(), h_0.data(), c,
-                                 next.data(), &threads);
-        };
+        fastlstm_steps *steps = nullptr;
+        auto step = [&](E *c) { return fastlstm_step(steps, x.data(), h_0.data(), c, next.data(), c); };
+        expect(step(or_null(c_next)) == FASTLSTM_BAD_ARGUMENT, "steps of nothing were run");
+        f.weight_ih = nullptr;
+        expect(fastlstm_steps_make(&f, &threads, &steps) == FASTLSTM_BAD_ARGUMENT && !steps, "no weights were taken");
+        f.weight_ih = whole.weight_ih;
+        expect(!fastlstm_steps_make(&f, &threads, &steps), "steps cannot be made");
         expect(step(HAS_C ? nullptr : h_n.data()) == FASTLSTM_BAD_ARGUMENT, "a step took the wrong states");
         expect(!step(or_null(c_next)) && alike(next, h_n) && alike(c_n, c_next), "a step differs");
+        fastlstm_steps_free(steps);
     }
 };
 

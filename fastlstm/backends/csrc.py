@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import weakref
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from fastlstm.backends.cpu import address_of, openmp
 from fastlstm.cells.library import gru, lstm
 
 LIBRARY = Path(__file__).parents[1] / ("_native.dll" if os.name == "nt" else "_native.so")
-VERSION = 6  # FASTLSTM_VERSION of csrc/fastlstm.h
+VERSION = 7  # FASTLSTM_VERSION of csrc/fastlstm.h
 # fastlstm_forward_args, _backward_args and _threads of that header, field by field: 9 int64 from version to reverse,
 # then each array's address (P) with its row strides (q), in the order of the header
 FORWARD = struct.Struct("@9q Pqq Pq Pq PPPPPP Pq Pq PP PPP PP")
@@ -43,6 +44,7 @@ def _load() -> ctypes.CDLL | str:
     for function in (library.fastlstm_forward, library.fastlstm_backward):
         function.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
     library.fastlstm_pack.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
+    library.fastlstm_steps_make.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p]
     library.fastlstm_packed_size.argtypes = [ctypes.c_int64] * 5
     library.fastlstm_packed_size.restype = ctypes.c_size_t
     library.fastlstm_lanes.argtypes = [ctypes.c_int64, ctypes.c_int64]
@@ -73,9 +75,9 @@ def threads_argument(count: int) -> bytes:
     return THREADS.pack(count, address_of(library.fastlstm_parallel_openmp), ctypes.addressof(functions))
 
 
-def call(name: str, arguments: bytes, second_argument: Any) -> None:
+def call(name: str, *arguments: Any) -> None:
     """Call a function that returns an error code, and raise a RuntimeError for any but FASTLSTM_OK."""
-    code = getattr(library, name)(arguments, second_argument)
+    code = getattr(library, name)(*arguments)
     if code:
         raise RuntimeError(f"{name}: {library.fastlstm_error_text(code).decode()}")
 
@@ -85,34 +87,29 @@ class Steps:
     x (B, I) and of h (B, H), to which it writes the new state h once more.
     """
 
-    def __init__(self, pack_key: tuple[int, ...], packed: Tensor, states: Sequence[Tensor], threads: bytes) -> None:
-        """`pack_key`: the dtype, the instructions, the cell, I and H that the weights were packed for."""
+    def __init__(self, arguments: bytes, threads: bytes, states: Sequence[Tensor]) -> None:
+        """`arguments`: a fastlstm_forward_args with the weights, which are copied."""
         h, c = with_c(states)
-        (*kind, I, H), B = pack_key, h.shape[0]
-        self.holds, self.size, self.threads, self.h = (packed, h, c), h.nbytes, threads, h.data_ptr()
-        c_0 = 0 if c is None else c.data_ptr()
-        # The arguments of fastlstm_forward: a call writes two of them and passes two pointers, where fastlstm_step
-        # would have twelve arguments to convert.
-        no_weights, no_masks = (0,) * 8, (0, 0)  # two weights with row strides, two biases, two scales; reset, lengths
-        before_x = VERSION, *kind, 1, B, I, H, 0
-        x_to_h = 0, 0, I, *no_weights, packed.data_ptr(), 0, self.h, H, c_0, H, *no_masks, 0
-        arguments = FORWARD.pack(*before_x, *x_to_h, 0, c_0, 0, 0)  # then h_n, c_n, c and gates
-        self.x_word, self.h_n_word = len(before_x), len(before_x + x_to_h)
-        self.h_0_word = self.x_word + x_to_h.index(self.h)
-        self.arguments = ctypes.create_string_buffer(arguments, FORWARD.size)
-        self.words = memoryview(self.arguments).cast("B").cast("q")
+        self.states, self.h, self.size = states, h.data_ptr(), h.nbytes
+        steps, self.x, self.h_next = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+        call("fastlstm_steps_make", arguments, threads, ctypes.byref(steps))
+        weakref.finalize(self, library.fastlstm_steps_free, steps)
+        c_address = None if c is None else c.data_ptr()
+        self.before = ctypes.c_void_p(self.h), ctypes.c_void_p(c_address)
+        self.c_next = ctypes.c_void_p(c_address)
+        self.arguments = steps, self.x, *self.before, self.h_next, self.c_next
 
     def set_states(self, before: Sequence[int], after: Sequence[int]) -> None:
         """Let later steps read the states at other addresses, and write the new ones to `after`."""
-        self.words[self.h_0_word], self.h = before[0], after[0]
+        self.before[0].value, self.h = before[0], after[0]
         if len(before) == 2:
-            self.words[self.h_0_word + 2], self.words[self.h_n_word + 1] = before[1], after[1]
+            self.before[1].value, self.c_next.value = before[1], after[1]
 
     def __call__(self, x: int, h: int) -> None:
-        self.words[self.x_word], self.words[self.h_n_word] = x, h
-        code = library.fastlstm_forward(self.arguments, self.threads)
+        self.x.value, self.h_next.value = x, h
+        code = library.fastlstm_step(*self.arguments)
         if code:
-            raise RuntimeError(f"fastlstm_forward: {library.fastlstm_error_text(code).decode()}")
+            raise RuntimeError(f"fastlstm_step: {library.fastlstm_error_text(code).decode()}")
         ctypes.memmove(self.h, h, self.size)
 
 

@@ -115,14 +115,18 @@ class _Plan:
 
     def pack(self, layer: Layer, packed_weights: dict[Any, Any]) -> Tensor:
         """Pack a snapshot of the weights and keep it. Nobody writes to it again, since other threads may read it."""
-        weight_ih, weight_hh, *others = cast(list[Any], snapshot_of((*layer.weights, *layer.scales)))
-        packed = unpooled(weight_ih, csrc.library.fastlstm_packed_size(*self.pack_key) // weight_ih.itemsize)
-        weights = *csrc.array(weight_ih, 1), *csrc.array(weight_hh, 1), *map(address, others)
-        fields = *self.head, *csrc.array(None, 2), *weights  # without x: packing reads nothing but the weights
-        fields += (0,) * (csrc.FORWARD_FIELDS - len(fields))
-        csrc.call("fastlstm_pack", csrc.FORWARD.pack(*fields), packed.data_ptr())
+        weights = cast(list[Any], snapshot_of((*layer.weights, *layer.scales)))
+        packed = unpooled(weights[0], csrc.library.fastlstm_packed_size(*self.pack_key) // weights[0].itemsize)
+        csrc.call("fastlstm_pack", self.arguments_of(weights), packed.data_ptr())
         packed_weights[self.key] = packed
         return packed
+
+    def arguments_of(self, weights: Sequence[Any]) -> bytes:
+        """Return the arguments of a call that reads nothing but weights, biases and scales."""
+        weight_ih, weight_hh, *others = weights
+        fields = *self.head, *csrc.array(None, 2), *csrc.array(weight_ih, 1), *csrc.array(weight_hh, 1)
+        fields += tuple(map(address, others))
+        return csrc.FORWARD.pack(*fields, *(0,) * (csrc.FORWARD_FIELDS - len(fields)))
 
     def _run(self, layer: Layer, run: Run, packed: Tensor | None, watch: bool) -> bool:
         """Write the results to `run`. Return False if `watch` is set and the weights are not those of `packed`."""
@@ -236,10 +240,8 @@ def steps(layer: Layer, packed_weights: dict[Any, Any]) -> csrc.Steps:
 
     Args:
         layer: x (B, I) and states (B, H), contiguous. The steps read and write these very states.
-        packed_weights: where the packed weights stay, in case that the steps are prepared again.
+        packed_weights: not used, since the steps have packed weights of their own.
     """
     with torch.inference_mode(False), torch.no_grad():
-        plan = _Plan(layer, False, {}, ())
-        if plan.key not in packed_weights:
-            plan.pack(_readable(layer), packed_weights)
-        return csrc.Steps(plan.pack_key, packed_weights[plan.key], layer.states, plan.threads)
+        plan, readable = _Plan(layer, False, None, ()), _readable(layer)
+        return csrc.Steps(plan.arguments_of((*readable.weights, *readable.scales)), plan.threads, layer.states)

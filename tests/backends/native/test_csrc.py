@@ -164,7 +164,7 @@ def test_what_the_page_makes_is_ignored_by_git(tmp_path):
     git(["git", "add", "."])
     writes, lines = {"python": "cat >> model.py", "c": "cat > classify.c"}, []
     for language, text in blocks("docs/native.md"):
-        if language in writes and not text.startswith("fastlstm_forward_args"):
+        if language == "python" or text.startswith("/* classify.c */"):
             lines += [f"{writes[language]} <<'END'", text + "END", *["python model.py"] * ("x.bin" in text)]
         elif language == "bash":
             lines.append(text)
@@ -182,9 +182,15 @@ def test_what_the_page_makes_is_ignored_by_git(tmp_path):
 
 GRU_PROGRAM = """
 #include <stdio.h>
+#include <string.h>
 #include "fastlstm.h"
 enum {{ T = 5, B = 2, I = 3, H = 4, G = 3 * H }};
 static float x[T * B * I], weight_ih[G * I], weight_hh[G * H], bias_ih[G], bias_hh[G], h[T * B * H], h_n[B * H];
+static int read_step(float *x_t) {{
+    static int t = 0;
+    if (t < T) memcpy(x_t, x + t * B * I, B * I * sizeof(float));
+    return t++ < T;
+}}
 int main(void) {{
     float *arrays[] = {{x, weight_ih, weight_hh, bias_ih, bias_hh}};
     size_t sizes[] = {{T * B * I, G * I, G * H, G, G}};
@@ -196,20 +202,26 @@ int main(void) {{
     {call}
     for (int k = 0; k < T * B * H; k++) printf("%.9g\\n", h[k]);
     for (int k = 0; k < B * H; k++) printf("%.9g\\n", h_n[k]);
+    float x_t[B * I], states[2][B * H] = {{{{0}}}}, *h_t = states[0], *h_next = states[1], *c_t = NULL;
+    {steps}
+    for (int k = 0; k < B * H; k++) printf("%.9g\\n", h_t[k]);
     return code;
 }}
 """
 
 
 @needs_compiler
-def test_the_call_of_a_layer_on_the_page_is_torchs_gru(example, tmp_path):
-    (call,) = [block.text for block in blocks("docs/native.md") if block.text.startswith("fastlstm_forward_args")]
+def test_the_calls_of_a_layer_and_of_its_steps_on_the_page_are_torchs_gru(example, tmp_path):
+    starts = {"call": "fastlstm_forward_args", "steps": "fastlstm_steps *steps"}
+    found = [block.text for block in blocks("docs/native.md")]
+    parts = {name: next(text for text in found if text.startswith(start)) for name, start in starts.items()}
     gru, x = torch.nn.GRU(3, 4), torch.randn(5, 2, 3)
     arrays = [x, *(parameter.detach() for parameter in gru.parameters())]
     (tmp_path / "arrays.bin").write_bytes(b"".join(array.numpy().tobytes() for array in arrays))
-    printed = run(example, tmp_path, GRU_PROGRAM.format(call=call))
+    printed = run(example, tmp_path, GRU_PROGRAM.format(**parts))
     with torch.no_grad():
-        want = torch.cat([part.flatten() for part in gru(x)])
+        output, last = gru(x)
+        want = torch.cat([part.flatten() for part in (output, last, last)])
     close(torch.tensor([float(line) for line in printed.split()]), want, "values")
 
 
@@ -322,9 +334,9 @@ def test_export_refuses_other_shapes():
 
 
 @needs_compiler
-@pytest.mark.parametrize("check", ["matrix", "quantized"])
-def test_the_slow_checks_follow_the_header(check):
-    source = SOURCES / "checks" / f"{check}.cpp"
+@pytest.mark.parametrize("program", ["checks/matrix.cpp", "checks/quantized.cpp", "benchmarks/steps.cpp"])
+def test_the_programs_that_run_seldom_follow_the_header(program):
+    source = SOURCES / program
     subprocess.run(["g++", "-std=c++17", *FLAGS[3:], "-fsyntax-only", source], check=True)
 
 
