@@ -49,6 +49,7 @@ def test_no_states_are_zeros(name):
     close(flat(module(x)), flat(given), "values")
 
 
+@pytest.mark.sampled(3)
 @each_layer
 @pytest.mark.parametrize(
     ("x_size", "state_size"),
@@ -147,6 +148,7 @@ def test_an_input_alone_may_want_a_gradient(name):
     assert x.grad.abs().sum() > 0
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("lengths", [[5, 4, 2, 1], [2, 5, 1, 4], [3, 3, 3, 3], [1], [5]])
 @pytest.mark.parametrize("has_states", [False, True])
 @pytest.mark.parametrize(("name", "options"), [("LSTM", {}), ("LSTM", {"proj_size": 2}), ("GRU", {})])

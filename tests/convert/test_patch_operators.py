@@ -115,6 +115,7 @@ def test_every_caller(caller, is_made_under_the_patch):
     assert same([program(x)], [before])
 
 
+@pytest.mark.sampled(5)
 @each_layer
 @pytest.mark.parametrize(
     "options",
@@ -167,6 +168,7 @@ def test_dropout_draws_what_torch_draws(is_packed):
     close(got, want, "values")
 
 
+@pytest.mark.sampled(5)
 @each_layer
 @pytest.mark.parametrize("is_packed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -26,6 +26,7 @@ def layer(name, *sizes, **options):
     return OURS[kind](*sizes, **more, **options)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
