@@ -40,8 +40,10 @@ inline Floats fused(Floats x, Floats y, Floats z) {
 #endif
 
 // The smaller and the larger of two, or y if x or y is NaN. Compilers need two instructions for the general form.
+#ifndef __aarch64__  // whose vectors are of other types, so that templates would be taken
 template <class Raw> inline Raw smaller(Raw x, Raw y) { return x < y ? x : y; }
 template <class Raw> inline Raw larger(Raw x, Raw y) { return x > y ? x : y; }
+#endif
 #define EXTREMES(Raw, set, type) \
     inline Raw smaller(Raw x, Raw y) { return set##_min_##type(x, y); } \
     inline Raw larger(Raw x, Raw y) { return set##_max_##type(x, y); }
