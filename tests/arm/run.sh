@@ -22,5 +22,5 @@ CC=aarch64-linux-gnu-gcc CXX=aarch64-linux-gnu-g++ LDSHARED="aarch64-linux-gnu-g
 for cpu in neoverse-v1 cortex-a76 max; do
     QEMU_CPU=$cpu "$arm/bin/python" -m tests.arm.random_layers "$((${2:-30} / 3))"
 done
-"$arm/bin/python" -m pytest -p no:cacheprovider tests/backends/test_layer.py tests/quantize/test_results.py \
-    tests/layers/test_masks.py tests/backends/numba/test_numba_machines.py
+"$arm/bin/python" -m pytest -p no:cacheprovider tests/backends/test_layer.py tests/backends/numba/test_numba_machines.py \
+    -k "test_layer or fill_the_registers"
