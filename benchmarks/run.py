@@ -108,7 +108,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR", help="folder of the report")
     options = parser.parse_args(argv)
     for name in options.backend:
-        call = {"cell": library.lstm, "projected": False, "masked": False, "inner_states": False}
+        call = {"cell": library.lstm, "masked": False, "inner_states": False}
         try:
             dispatch.choose(name, torch.device("cpu"), getattr(torch, options.dtype), **call)
         except RuntimeError as error:

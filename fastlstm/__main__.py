@@ -89,7 +89,7 @@ def _warm_up(parser: Parser, args: argparse.Namespace) -> None:
         cell = next(cell for cell in CELLS if cell.key == key)
         of = {"device": device, "dtype": getattr(torch, dtype)}
         try:
-            taken = dispatch.choose(args.backend, **of, cell=cell, projected=False, masked=False, inner_states=False)
+            taken = dispatch.choose(args.backend, **of, cell=cell, masked=False, inner_states=False)
         except RuntimeError as error:
             parser.error(f"argument --backend: {error}")
         run = functools.partial(_run_layer, cell, *shape, args.backend, **of)

@@ -3,7 +3,7 @@
 `run_planned` runs all layers and directions of a module in one call. It has a plan if the whole call is plain, as the
 table says it, is of float32 or float64 and without `inputs`, and if one backend that plans modules runs all parts.
 Otherwise a module calls `run` for one layer after the other, and so it does where a part is more than its cell
-(projection, `recompute`, zoneout, recurrent dropout) or where dropout stands between layers.
+(`recompute`, zoneout, recurrent dropout) or where dropout stands between layers.
 
 `run` takes the first row of this table that describes the call. `run` and `Plans.find` ask what is above the line, and
 `_run_checked` asks the rest.
@@ -11,14 +11,14 @@ Otherwise a module calls `run` for one layer after the other, and so it does whe
 | the call                                              | what runs it                                             |
 |-------------------------------------------------------|----------------------------------------------------------|
 | is traced by `torch.compile`                          | one opaque node of the graph; it runs the lower half     |
-| is plain: eager, under no transform, without a        | the plan of its signature, by itself or, where gradients |
-| projection and without the inner states of all steps  | are wanted, inside `PlannedFunction`                     |
+| is plain: eager, under no transform, without the      | the plan of its signature, by itself or, where gradients |
+| inner states of all steps                             | are wanted, inside `PlannedFunction`                     |
 |-------------------------------------------------------|----------------------------------------------------------|
 | is plain, once it was cast for autocast               | the plan of its new signature                            |
 | has no time steps                                     | nothing: the results are the initial states              |
 | is plain, once its 16 bits were cast to float32       | the plan of its new signature                            |
 | is for the backend aten                               | torch's own layer                                        |
-| has a projection, or is under forward mode            | `reference`, whose operations autograd sees one by one   |
+| is under forward mode                                 | `reference`, whose operations autograd sees one by one   |
 | is recorded by `torch.jit.trace`                      | an operator of the cell                                  |
 | is any other                                          | `LayerFunction`, or without derivatives the backend      |
 """
@@ -34,7 +34,7 @@ from fastlstm.autograd.elementary import narrowed
 from fastlstm.autograd.layer_function import apply_plan, differentiable
 from fastlstm.autograd.modes import autocast_of, is_plain, no_autocast, under_vmap, wants_gradient
 from fastlstm.autograd.operators import by_cell
-from fastlstm.backends import aten, dispatch, reference, settings
+from fastlstm.backends import aten, dispatch, settings
 from fastlstm.backends.base import Layer, Plan, Run, empty_run
 from fastlstm.backends.checks import check_layer
 from fastlstm.backends.parts import examples
@@ -70,8 +70,8 @@ def run(
     if torch.compiler.is_compiling():
         result = _as_node(layer.squeezed(has_layer_axis), backend, inner_states)
     else:
-        if plans is None or layer.weight_hr is not None or inner_states:
-            plans = None  # a plan returns no inner states and has no projection
+        if plans is None or inner_states:
+            plans = None  # a plan returns no inner states
         elif (plan := plans.get(layer, backend, has_layer_axis, _plan)) is not None:
             return plan(layer)
         result = _run_checked(layer.squeezed(has_layer_axis), plans, backend, inner_states)
@@ -101,16 +101,16 @@ def _as_node(layer: Layer, backend: str | None, inner_states: bool) -> Run:
         settings.check_name(backend)
     if autocast_of(layer.x) is None:  # checked before entering the graph node, so users see our error
         check_layer(layer)
-    options = layer.weight_hr, layer.stacked, layer.reverse, layer.cell.key, inner_states, settings.named(backend)
+    options = layer.stacked, layer.reverse, layer.cell.key, inner_states, settings.named(backend)
     return Run.of(len(layer.states), _in_graph(dual_level_in_graph(), *layer.tensors, *options))
 
 
 @allow_in_graph  # opaque to dynamo: traced, it would install about a hundred guards, checked at each call
 def _in_graph(dual: bool, *arguments: Any) -> tuple[Tensor, ...]:
     """Run a call as one node of a graph. `dual`: whether a level of dual numbers is active."""
-    *tensors, weight_hr, stacked, reverse, key, inner_states, backend = arguments
+    *tensors, stacked, reverse, key, inner_states, backend = arguments
     with opened_by_graph(dual):
-        layer = Layer.of(by_key(key), tensors, reverse)._replace(weight_hr=weight_hr, stacked=stacked)
+        layer = Layer.of(by_key(key), tensors, reverse)._replace(stacked=stacked)
         result = _run_checked(layer, None, backend, inner_states)
     return result.flat
 
@@ -132,7 +132,6 @@ def _run_checked(layer: Layer, plans: Plans | None, backend: str | None, inner_s
             layer.x.device,
             layer.x.dtype,
             cell=layer.cell,
-            projected=layer.weight_hr is not None,
             masked=layer.lengths is not None or layer.reset is not None,
             inner_states=inner_states,
             transformed=layer.stacked or under_vmap() or dual_level(),
@@ -150,7 +149,7 @@ def _run_checked(layer: Layer, plans: Plans | None, backend: str | None, inner_s
             result = result._replace(saved=())
         if wide is layer:
             return result
-        results = narrowed(result.flat, layer.x.dtype, (*layer.tensors, layer.weight_hr))
+        results = narrowed(result.flat, layer.x.dtype, layer.tensors)
         return Run.of(len(layer.states), results)
 
 
@@ -163,9 +162,6 @@ def _run_unplanned(layer: Layer, backend: str, inner_states: bool) -> Run:
     """
     if backend == "aten":
         return aten.forward(layer)
-    if layer.weight_hr is not None:
-        result = reference.forward(layer, True)
-        return result._replace(saved=result.saved[:-1])
     if torch.jit.is_tracing():
         results = by_cell[layer.cell].layer(*layer.tensors, layer.reverse, inner_states, backend)
         return Run.of(len(layer.states), results)
@@ -191,7 +187,7 @@ def _plan(
     for part in examples(cast_layer):
         check_layer(part.squeezed(has_layer_axis))
         names.add(dispatch.choose(
-            backend, x.device, x.dtype, cell=layer.cell, projected=False, masked=masked, inner_states=False,
+            backend, x.device, x.dtype, cell=layer.cell, masked=masked, inner_states=False,
             transformed=layer.stacked, layer=part,
         ))  # fmt: skip
     name, *others = names

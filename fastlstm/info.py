@@ -97,7 +97,7 @@ def _of_triton() -> str | None:
 
 
 def _taken(device: str) -> dict[str, str]:
-    call: dict[str, Any] = {"projected": False, "masked": False, "inner_states": False, "warn": False}
+    call: dict[str, Any] = {"masked": False, "inner_states": False, "warn": False}
     where = torch.device(device)
     return {cell.key: dispatch.choose("auto", where, torch.float32, cell=cell, **call) for cell in CELLS}
 

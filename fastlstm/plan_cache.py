@@ -60,7 +60,7 @@ class Plans:
 
         `has_layer_axis`: whether the states are (1, B, H), as those of modules are, or (B, H).
         """
-        x, weights, states, lengths, reset, reverse, cell, inputs, scales, activations, _, _, layers, directions = layer
+        x, weights, states, lengths, reset, reverse, cell, inputs, scales, activations, _, layers, directions = layer
         weights += scales
         tensors = [a for a in weights if a is not None]
         present = len(weights) if len(tensors) == len(weights) else tuple([a is not None for a in weights])

@@ -207,7 +207,7 @@ def _backend(name: str | None, split: Split, recipe: Recipe, processes: Processe
     weights = tuple(weight.detach().to(dtype) for weight in model.lstm.all_weights[0])
     x = weights[0].new_zeros(1, recipe.batch_size // processes.number, model.lstm.input_size)
     layer = Layer(x, weights, (None,) * len(lstm.states), None, None, False, lstm)
-    options: dict[str, Any] = {"cell": lstm, "projected": False, "masked": False, "inner_states": False}
+    options: dict[str, Any] = {"cell": lstm, "masked": False, "inner_states": False}
     return dispatch.choose(name, split.images.device, dtype, **options, layer=layer)
 
 

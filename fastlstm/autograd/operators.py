@@ -18,7 +18,16 @@ from torch.autograd import forward_ad
 
 from fastlstm.autograd.modes import has_memory, is_plain, wants_gradient
 from fastlstm.backends import dispatch
-from fastlstm.backends.base import Gradients, Layer, Run, count_tensors, flat_input, hidden_size, stack_size_of
+from fastlstm.backends.base import (
+    Gradients,
+    Layer,
+    Run,
+    count_tensors,
+    flat_input,
+    hidden_size,
+    output_size,
+    stack_size_of,
+)
 from fastlstm.cells.library import lstm
 from fastlstm.cells.spec import Cell
 from fastlstm.torch_private import dual_level, library_of, outside_graphs
@@ -106,9 +115,10 @@ def define_for(cell: Cell) -> Operators:
         *tensors, reverse, save, backend = args
         layer = Layer.of(cell, tensors, reverse)
         (T, B), H, stack = layer.x.shape[:2], hidden_size(layer), stack_size_of(layer) or None
-        gates = dispatch.module(backend).saved_shape(cell, T, B, H, layer.x.dtype, stack)
+        gates, P = dispatch.module(backend).saved_shape(cell, T, B, H, layer.x.dtype, stack), output_size(layer)
         saved = [(T, B, H)] * (states - 1) + [gates] if save else [(0,)] * states
-        return (*(layer.x.new_empty(shape) for shape in ((T, B, H), *[(B, H)] * states, *saved)),)
+        shapes = (T, B, P), (B, P), *[(B, H)] * (states - 1), *saved
+        return (*(layer.x.new_empty(shape) for shape in shapes),)
 
     @torch.library.register_fake(f"fastlstm::{backward_name}", lib=LIBRARIES[backward_name])
     def _(*args: Any) -> tuple[Tensor, ...]:

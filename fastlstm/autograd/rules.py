@@ -13,7 +13,7 @@ from fastlstm.autograd import operators
 from fastlstm.autograd.batching import backward_rule, forward_rule
 from fastlstm.autograd.layer_function import LayerBackward, LayerFunction, differentiable
 from fastlstm.backends.base import Layer
-from fastlstm.cells.library import CELLS
+from fastlstm.cells.library import CELLS, lstm_projected
 from fastlstm.cells.spec import Cell, when_declared
 
 Optional = Tensor | None
@@ -85,6 +85,6 @@ def _layer(cell: Cell, *args: Any) -> tuple[Tensor, ...]:
     return run.h, *run.last, *(run.saved if inner_states else [run.h.new_empty(0) for _ in run.saved])
 
 
-for _cell in CELLS:
+for _cell in (*CELLS, lstm_projected):
     define(_cell)
 when_declared.append(define)  # an export that is loaded has to find the operators of the cells that are declared

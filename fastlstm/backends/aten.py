@@ -14,11 +14,12 @@ from fastlstm.backends.base import Layer, Run, Traits, fill, given_states, held_
 
 _FUNCTIONS: dict[str, Any] = {
     "lstm": torch.lstm,
+    "lstm_projected": torch.lstm,
     "gru": torch.gru,
     "elman_tanh": torch.rnn_tanh,
     "elman_relu": torch.rnn_relu,
 }
-TRAITS = Traits(takes_sixteen_bits=True, cells=tuple(_FUNCTIONS))
+TRAITS = Traits(takes_sixteen_bits=True, products=True, projections=True, cells=tuple(_FUNCTIONS))
 
 
 class _Thread(local):
@@ -52,11 +53,11 @@ def forward(layer: Layer) -> Run:
 
 
 def _forward(layer: Layer) -> Run:
-    x, (weight_ih, weight_hh, bias_ih, bias_hh), _, _, _, reverse, cell, *_ = layer
+    x, (weight_ih, weight_hh, bias_ih, bias_hh, *weight_hr), _, _, _, reverse, cell, *_ = layer
     if (bias_ih is None) is not (bias_hh is None):  # torch's layers take both biases or none
         other = bias_ih if bias_hh is None else bias_hh
         bias_ih, bias_hh = (torch.zeros_like(other) if a is None else a for a in (bias_ih, bias_hh))
-    weights = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, layer.weight_hr) if a is not None]
+    weights = [a for a in (weight_ih, weight_hh, bias_ih, bias_hh, *weight_hr) if a is not None]
     # torch.jit.trace runs with gradients and without, and both runs have to record the same
     train = torch.is_grad_enabled() or torch.jit.is_tracing()
     states, has_biases = given_states(layer), bias_ih is not None

@@ -27,7 +27,8 @@ class Layer(NamedTuple):
             the cell's gates. After the params come the weights (H, H / K) of the cell's products. A bias may be None,
             and so may a weight that no gate of the cell sums. K is the number of heads, mostly 1: a unit sees only the
             H / K units of its own head, of h and of what products multiply. The weights of a stack of G layers have a
-            leading axis of G, and each layer has an equal share of the batch rows.
+            leading axis of G, and each layer has an equal share of the batch rows. Where the cell's only product is its
+            first state, a layer may be *projected*: that weight is (P, H), h is (B, P), and weight_hh has P columns.
         states: the initial states (B, H) in the cell's order, h_0 first, or only Nones for zeros.
         lengths: int64 (B,), on the device of x, or None. Row b is *held* at step t if t >= lengths[b], in either
             direction: its states are carried through, and its output is zero.
@@ -39,8 +40,6 @@ class Layer(NamedTuple):
         scales: float32 (X H,) of weight_ih and (Y H,) of weight_hh, if these are int8, or (). A weight row is its
             numbers times its scale.
         activations: 8 or 16, the bits of the numbers that rows of x and h are rounded to beside int8 weights, or 0.
-        weight_hr: (P, H), which projects the first state, as in `torch.nn.LSTM`, or None. With it the first state is
-            (B, P), and weight_hh has P columns.
         stacked: whether the caller means a stack: without it a leading axis of the weights is an error of the caller's.
         layers, directions: how many layers there are, of which each reads the output of the one before, and in how many
             directions each runs, 1 or 2. Layer n in direction d is *part* n * directions + d. The weights of all parts
@@ -58,7 +57,6 @@ class Layer(NamedTuple):
     inputs: tuple[Any, ...] = ()
     scales: tuple[Any, ...] = ()
     activations: int = 0
-    weight_hr: Optional = None
     stacked: bool = False
     layers: int = 1
     directions: int = 1
@@ -68,8 +66,7 @@ class Layer(NamedTuple):
         weights, states, inputs = (
             tuple(None if a is None else a.to(dtype) for a in each) for each in (self.weights, self.states, self.inputs)
         )
-        weight_hr = None if self.weight_hr is None else self.weight_hr.to(dtype)
-        return self._replace(x=self.x.to(dtype), weights=weights, states=states, inputs=inputs, weight_hr=weight_hr)
+        return self._replace(x=self.x.to(dtype), weights=weights, states=states, inputs=inputs)
 
     def squeezed(self, has_layer_axis: bool) -> "Layer":
         """Return the layer as backends take it outside of plans: x, which may be (B, I), has an axis of steps, and the
@@ -93,7 +90,7 @@ class Layer(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Any, ...]:
-        """All tensors of a layer of floats without a projection, flat, as autograd's Functions take them."""
+        """All tensors of a layer of floats, flat, as autograd's Functions take them."""
         return self.x, *self.weights, *self.states, *self.inputs, self.lengths, self.reset
 
     @classmethod
@@ -220,6 +217,7 @@ class Traits:
         stack_rank: how many axes the saved values of a stack have, if the first is that of its layers. With 0 they have
             one layer's axes, of which the last but one is that of batch rows.
         products: it runs cells that multiply values of the step itself.
+        projections: it runs projected layers, see `Layer`.
         cells: the keys of the cells that it runs, or None if it runs any.
     """
 
@@ -233,6 +231,7 @@ class Traits:
     plans_modules: bool = False
     stack_rank: int = 0
     products: bool = False
+    projections: bool = False
     cells: tuple[str, ...] | None = None
 
 
@@ -280,21 +279,22 @@ def hidden_size(layer: Layer) -> int:
     return int(next(a for a in (*layer.states, *params, *layer.inputs) if a is not None).shape[-1])
 
 
+def output_size(layer: Layer) -> int:
+    """Return how many units the first state has: P in a projected layer, otherwise H."""
+    return int(layer.weights[-1].shape[-2]) if layer.cell.has_projection else hidden_size(layer)
+
+
 def heads_of(layer: Layer) -> int:
-    """Return the number of heads K of a layer without a projection, from the H / K columns of weight_hh, or of a
-    product's weight.
-    """
-    weight = layer.weights[1]
-    if weight is None and layer.cell.products:
-        weight = layer.weights[-1]
+    """Return the number of heads K of a layer, from the H / K columns of weight_hh, or of a product's weight."""
+    weight = layer.weights[-1 if layer.cell.products else 1]
     return 1 if weight is None else int(hidden_size(layer) // weight.shape[-1])
 
 
 def given_states(layer: Layer) -> tuple[Tensor, ...]:
-    """Return the initial states, or zeros expanded from one row. With a projection the first is P wide, others H."""
+    """Return the initial states, or zeros expanded from one row."""
     if layer.states[0] is not None:
         return layer.states
     rows, H = flat_input(layer.x).shape[1], hidden_size(layer)
-    first = layer.x.new_zeros(1, H if layer.weight_hr is None else layer.weight_hr.shape[-2]).expand(rows, -1)
+    first = layer.x.new_zeros(1, output_size(layer)).expand(rows, -1)
     other = first if first.shape[1] == H else layer.x.new_zeros(1, H).expand(rows, -1)
     return first, *[other] * (len(layer.states) - 1)

@@ -24,16 +24,15 @@ def check_layer(layer: Layer) -> None:
         layer = layer._replace(weights=tuple([None if a is None else a[0] for a in layer.weights]))
     x, (weight_ih, weight_hh, bias_ih, bias_hh, *others), states, lengths, reset, _, cell, inputs, *_ = layer
     params, products = others[: len(cell.params)], others[len(cell.params) :]
-    weight_hr = layer.weight_hr
     if x.dim() != 3:
         raise ValueError(f"x must have shape (T, B, I), got {tuple(x.shape)}")
     T, B, I = x.shape
     _check_presence(layer)
     hidden = _hidden(layer, I)
     of_x, of_h = cell.gates_of_x * hidden, cell.gates_of_h * hidden
-    out = hidden if weight_hr is None else weight_hr.shape[0]
+    out = products[0].shape[0] if cell.has_projection else hidden
     recurrent = next((a for a in (weight_hh, *products) if a is not None), None)
-    columns = 0 if weight_hr is not None or recurrent is None or recurrent.dim() != 2 else recurrent.shape[1]
+    columns = 0 if out != hidden or recurrent is None or recurrent.dim() != 2 else recurrent.shape[1]
     head = columns if columns and out % columns == 0 else out  # its units
     widths = [out] + [hidden] * (len(states) - 1)
     named = [
@@ -41,9 +40,8 @@ def check_layer(layer: Layer) -> None:
         ("weight_hh", weight_hh, (of_h, head)),
         ("bias_ih", bias_ih, (of_x,)),
         ("bias_hh", bias_hh, (of_h,)),
-        ("weight_hr", weight_hr, (out, hidden)),
         *((name, a, (hidden,)) for name, a in zip(cell.params, params)),
-        *((f"weight_{name}", a, (hidden, head)) for name, a in zip(cell.products, products)),
+        *((f"weight_{name}", a, (out, head if out == hidden else hidden)) for name, a in zip(cell.products, products)),
         *((f"{name}_0", a, (B, width)) for name, a, width in zip(cell.states, states, widths)),
         *((name, a, (T, B, hidden)) for name, a in zip(cell.inputs, inputs)),
     ]
@@ -55,8 +53,10 @@ def check_layer(layer: Layer) -> None:
             )
     masks = ("lengths", lengths, (B,), torch.int64), ("reset", reset, (T, B), torch.bool)
     entries = *((*entry, x.dtype) for entry in named), *masks
-    if weight_hr is not None and weight_hr.shape != (out, hidden):
-        raise ValueError(f"weight_hr must have shape (P, H) with H = {hidden}, got {tuple(weight_hr.shape)}")
+    if out > hidden or (out < hidden and products[0].shape != (out, hidden)):
+        most = " and P of at most H" * (out > hidden)
+        shape_wanted = f"weight_{cell.products[0]} must have shape (P, H) with H = {hidden}{most}"
+        raise ValueError(f"{shape_wanted}, got {tuple(products[0].shape)}")
     for name, a, shape, _ in entries:
         if a is not None and a.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(a.shape)}")

@@ -7,7 +7,7 @@
 * CUDA: triton for what aten lacks, for lengths, and for layers that one launch of a kernel runs whole, see
   `triton.is_faster`; otherwise aten. aten also runs float64, and all layers before compute capability 8.0, on ROCm, and
   without a triton that works.
-* Other devices, and projections on any device: aten.
+* Other devices, and projections on any device but the CPU: aten.
 
 reference takes the calls for which aten lacks something: resets, all cell states, `vmap` and forward mode, heads, and
 lengths in calls that are traced. On a GPU a warning says why, unless the type alone is the reason.
@@ -27,6 +27,7 @@ from fastlstm import torch_private
 from fastlstm.backends import aten, native, numba, onnx, reference, settings, triton
 from fastlstm.backends.base import Layer, Traits, heads_of, hidden_size
 from fastlstm.backends.triton import device as gpu
+from fastlstm.cells.library import lstm_projected
 from fastlstm.cells.spec import Cell
 
 TRITON = ("triton", "triton-ieee", "triton-tf32")
@@ -181,6 +182,8 @@ def _is_expected(device: torch.device, dtype: torch.dtype, lacking: bool) -> boo
 def _reason(name: str, device: torch.device, dtype: torch.dtype, cell: Cell, heads: int = 1) -> str | None:
     """Return why the backend of this name cannot run these tensors, or layers of a cell with so many heads, or None."""
     reason: str | None = module(name).supports(device, dtype)
+    if reason is None and cell is lstm_projected and not traits(name).projections:
+        reason = f"the {name} backend has no projections (proj_size)"
     if reason is None and not runs(name, cell):
         reason = f"the {name} backend runs the cells {', '.join(traits(name).cells or ())}, got {cell.name}"
     if reason is None and cell.products and not traits(name).products:
@@ -196,7 +199,6 @@ def choose(
     dtype: torch.dtype,
     *,
     cell: Cell,
-    projected: bool,
     masked: bool,
     inner_states: bool,
     transformed: bool = False,
@@ -208,7 +210,7 @@ def choose(
 
     Args:
         cell: what one step computes.
-        projected, masked: whether the layer has a projection, and has resets or lengths.
+        masked: whether the layer has resets or lengths.
         inner_states: whether the inner states of all steps are wanted.
         transformed: whether `vmap` or forward mode is active.
         traced: whether a compiler, an exporter, or `torch.jit.trace` is active.
@@ -221,7 +223,7 @@ def choose(
         ValueError: for an unknown name.
     """
     name, exports = settings.check_name(settings.named(name)), onnx.is_exporting()
-    heads = 1 if layer is None or projected else heads_of(layer)
+    heads, is_projected = 1 if layer is None else heads_of(layer), cell is lstm_projected
     aten_takes_lengths = masked and layer is not None and layer.reset is None and not transformed and not traced
     aten_takes_lengths = aten_takes_lengths and aten.packs(device)
     if name == "auto" and exports:
@@ -231,26 +233,23 @@ def choose(
         lacking = (
             (masked and not aten_takes_lengths) or inner_states or transformed or heads > 1 or not runs("aten", cell)
         )
-        if not projected:
-            if gpu.is_gpu(device):
-                aten_computes_all = not (lacking or masked or traced)
-                reason = _triton_lacks(device, dtype, cell, heads, layer, aten_computes_all)
-                if reason is None:
-                    return "triton"
-                if reason and warn and not _is_expected(device, dtype, lacking):
-                    _warn_of_layer(cell, heads > 1, "reference" if lacking else "aten", reason)
-            elif device.type in ("cpu", "meta"):
-                if (fused := _fused_on_cpu(device, dtype, cell, heads, warn)) is not None:
-                    eager = None if traced or transformed else layer
-                    components = eager is not None and may_use_components(eager.x) and hidden_size(eager) >= MANY_UNITS
-                    return _with_precision(fused, dtype, components)
-                lacking = lacking or traced
+        if gpu.is_gpu(device) and not is_projected:
+            aten_computes_all = not (lacking or masked or traced)
+            reason = _triton_lacks(device, dtype, cell, heads, layer, aten_computes_all)
+            if reason is None:
+                return "triton"
+            if reason and warn and not _is_expected(device, dtype, lacking):
+                _warn_of_layer(cell, heads > 1, "reference" if lacking else "aten", reason)
+        elif device.type in ("cpu", "meta"):
+            if (fused := _fused_on_cpu(device, dtype, cell, heads, warn and not is_projected)) is not None:
+                eager = None if traced or transformed else layer
+                components = eager is not None and may_use_components(eager.x) and hidden_size(eager) >= MANY_UNITS
+                return _with_precision(fused, dtype, components)
+            lacking = lacking or traced
         return "reference" if lacking else "aten"
     reason = _reason(name, device, dtype, cell, heads)
-    if reason is None and name in TRITON and layer is not None and not projected:
+    if reason is None and name in TRITON and layer is not None:
         reason = module(name).check(layer)
-    if reason is None and projected and name not in ("aten", "reference"):
-        reason = f"the {name} backend has no projections (proj_size)"
     if reason is None and name == "aten" and masked and not aten_takes_lengths:
         reason = "the aten backend has no reset, and no lengths in calls that are traced, transformed or captured"
     if reason is None and name == "aten" and inner_states:
@@ -258,7 +257,7 @@ def choose(
     if exports:
         if name != "aten":
             reason = f"this is {name}"
-        elif projected:
+        elif is_projected:
             reason = "ONNX's LSTM has no projections (proj_size)"
         reason = reason and f"an ONNX export takes the aten backend alone: {reason}"
     if reason is not None:

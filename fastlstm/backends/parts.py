@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastlstm.backends.base import Gradients, Layer, Run, hidden_size
+from fastlstm.backends.base import Gradients, Layer, Run, output_size
 
 Optional = torch.Tensor | None
 Call = tuple[Run, Layer, Run, Gradients]  # the arguments of the backward pass of one part
@@ -19,7 +19,7 @@ def examples(layer: Layer) -> list[Layer]:
     if layer.parts == 1:
         return [layer]
     first = [layer.part(k, layer.x) for k in range(layer.directions)]
-    x = layer.x.new_empty(*layer.x.shape[:2], layer.directions * hidden_size(first[0]))
+    x = layer.x.new_empty(*layer.x.shape[:2], layer.directions * output_size(first[0]))
     return first + [layer.part(k, x) for k in range(layer.directions, layer.parts)]
 
 

@@ -24,10 +24,10 @@ from fastlstm.backends.base import (
 )
 from fastlstm.backends.sums import Sums, for_rows, vector_gradient, weight_gradient
 from fastlstm.cells.graph import HEADS
-from fastlstm.cells.on_tensors import product
 from fastlstm.cells.spec import Cell
 
-TRAITS = Traits(heads=True, products=True)  # no 16 bits, since rounding at every operation would lose their digits
+# no 16 bits, since rounding at every operation would lose their digits
+TRAITS = Traits(heads=True, products=True, projections=True)
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -62,8 +62,6 @@ def previous(a: Tensor, a_0: Tensor, layer: Layer, held: Tensor | None, reset: T
 def forward(layer: Layer, save: bool) -> Run:
     """Run one layer in one direction. With `save` the run has the inner states, (T, B, H) each, and the N values
     that the cell saves, (T, B, N H) in the order of `Layout.saved`.
-
-    ``weight_hr`` (P, H) projects the first state, as in `torch.nn.LSTM`.
     """
     return forward_with(Sums(layer.cell, layer.weights, hidden_size(layer)), layer, save)
 
@@ -88,8 +86,6 @@ def forward_with(sums: Sums, layer: Layer, save: bool) -> Run:
             **{name: a[t] for name, a in inputs.items()},
         })  # fmt: skip
         new = [results[name] for name in cell.states]
-        if layer.weight_hr is not None:
-            new[0] = product(new[0], layer.weight_hr)
         states = tuple(new) if held is None else tuple(torch.where(held[t], a, b) for a, b in zip(states, new))
         for steps, state in zip(after, states):
             steps[t] = state
@@ -135,7 +131,8 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
     cell, layout, x, states = layer.cell, layer.cell.layout, flat_input(layer.x), given_states(layer)
     H, held, order = hidden_size(layer), held_steps(layer), step_order(x.shape[0], layer.reverse)
     T, B, reset = x.shape[0], x.shape[1], reset_steps(layer, held)
-    sums, params = Sums(layer.cell, layer.weights, H), _params(layer, B) | {HEADS: heads_of(layer)}
+    heads = heads_of(layer)
+    sums, params = Sums(layer.cell, layer.weights, H), _params(layer, B) | {HEADS: heads}
     *others, saved = run.saved
     x, inputs = fill(x, held), [fill(a, held) for a in layer.inputs]  # zero times the NaN of a padding would be NaN
     h_prev, *_ = prev = _previous_of_all(layer, (run.h, *others), held)
@@ -165,7 +162,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
         for place, a in zip(results, (dpreact, *others_t)):
             place[t] = fill(a, None if held is None else held[t])
         d_prev = [gradients.get(f"d{name}_prev") for name in cell.states]
-        by_product = sums.h_gradient(results[0][t])
+        by_product = sums.h_gradient(results[0][t], heads)
         if by_product is not None:
             d_prev[0] = by_product if d_prev[0] is None else d_prev[0] + by_product
         new = [none if a is None else a for a in d_prev]

@@ -123,10 +123,10 @@ class Sums:
         """Return the gradient of x."""
         return None if self.weight_ih is None else product(self.x_part(dpreact), self.weight_ih.mT)
 
-    def h_gradient(self, dpreact: Tensor) -> Optional:
+    def h_gradient(self, dpreact: Tensor, heads: int) -> Optional:
         """Return the gradient of h through its product."""
         weight = self.weight_hh
-        if weight is None or weight.shape[-1] == self.H:
+        if weight is None or heads == 1:
             return None if weight is None else product(self.h_part(dpreact), weight.mT)
         return (
             of_heads("...gbyko,gykoi->...gbki", None, self.h_part(dpreact), weight, self.H).flatten(-2).flatten(-3, -2)

@@ -23,6 +23,18 @@ def lstm(i: Any, f: Any, g: Any, o: Any, c: Any) -> Any:
     return o * tanh(c), c
 
 
+@cell(gates={"i": "xh", "f": "xh", "g": "xh", "o": "xh"}, states=("h", "c"), products=("hr",))
+def lstm_projected(i: Any, f: Any, g: Any, o: Any, c: Any, hr: Any) -> Any:
+    """The LSTM whose output a matrix projects to fewer units: `torch.nn.LSTM` with `proj_size`.
+
+    Sak, Senior and Beaufays, Long short-term memory based recurrent neural network architectures for large vocabulary
+    speech recognition, 2014.
+    """
+    i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
+    c = f * c + i * g
+    return hr(o * tanh(c)), c
+
+
 @cell(gates={"r": "xh", "z": "xh", "n_x": "x", "n_h": "h"}, states=("h",))
 def gru(r: Any, z: Any, n_x: Any, n_h: Any, h: Any) -> Any:
     """The gated recurrent unit, with the reset gate after the product: `torch.nn.GRU`.

@@ -70,7 +70,14 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 def transposed_product(*args: Tensor) -> Tensor:
     """Return the sum of ``gradient @ weight`` over pairs of a gradient and a weight, as `product` has it."""
     pairs = zip(args[::2], args[1::2])
-    return sum(product(a, w.unflatten(-2, (-1, w.shape[-1])).mT.flatten(-3, -2)) for a, w in pairs)  # type: ignore[return-value]
+    return sum(product(a, _transposed(w)) for a, w in pairs)  # type: ignore[return-value]
+
+
+def _transposed(weight: Tensor) -> Tensor:
+    """Return a product's weight (P, H) as (H, P), or with the weight (D, D) of each head transposed."""
+    if weight.shape[-2] < weight.shape[-1]:
+        return weight.mT
+    return weight.unflatten(-2, (-1, weight.shape[-1])).mT.flatten(-3, -2)
 
 
 _ALL: list[Callable[..., Any]] = [

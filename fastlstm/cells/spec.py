@@ -42,6 +42,7 @@ class Cell:
         gates_of_x: how many gates sum "x", alone or in "xh".
         gates_of_h: how many gates sum "h", alone or in "xh".
         states_read: the states whose values before the step the arithmetic reads, as an LSTM's reads c, but not h.
+        has_projection: whether the first state is the result of the only product, which may then have fewer units.
         key: a word by which `by_key` finds the cell. A cell of the library has its name. Other cells have their
             module's name before it, and after it a digest of all that they compute: what each gate sums, the order of
             gates, states, params, inputs and products, and the arithmetic. If that is taken, a number follows.
@@ -78,6 +79,7 @@ class Cell:
         self._traced = Trace(self.name, function, self.arguments, self.states, free, self.products)
         used = set(in_order(self._traced.results.values()))
         self.states_read = tuple(state for state in self.states if self._traced.inputs[f"{state}_prev"] in used)
+        self.has_projection = len(self.products) == 1 and self._traced.results[self.states[0]].op == "product"
         with _declaring:
             self.key = _register(self)
             for listener in when_declared:

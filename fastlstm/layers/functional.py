@@ -129,8 +129,9 @@ def lstm(
     settings.check_bool("return_cells", return_cells)
     ends, begins = masks_of(lengths, reset, x)
     h_0, c_0 = (None, None) if hx is None else hx
-    layer = Layer(x, (weight_ih, weight_hh, bias_ih, bias_hh), (h_0, c_0), ends, begins, reverse, library.lstm)
-    layer = layer._replace(weight_hr=weight_hr)
+    cell, of_product = (library.lstm, ()) if weight_hr is None else (library.lstm_projected, (weight_hr,))
+    weights = weight_ih, weight_hh, bias_ih, bias_hh, *of_product
+    layer = Layer(x, weights, (h_0, c_0), ends, begins, reverse, cell)
     output, last, others = run(layer, plans=_plans, backend=backend, inner_states=return_cells)
     if ends is not None and output.requires_grad:  # callers may write to the padding of their copy
         output, others = output.clone(), tuple([a.clone() for a in others])

@@ -77,7 +77,7 @@ class LSTM(Regularized[State], InPlaceOf[nn.LSTM]):
 
     @property
     def _cell(self) -> Cell:
-        return library.lstm
+        return library.lstm_projected if self.proj_size else library.lstm
 
     @checked_by(checks.check_no_heads)
     def __init__(
@@ -228,9 +228,12 @@ class LSTMCell(RecurrentCell[State]):
         ValueError: for an unknown backend.
     """
 
-    _cell = LSTM._cell
     _words = Words(
         "LSTMCell",
         "LSTMCell: Expected input to be 1D or 2D, got {}D instead",
         number="lstm_cell expects two hidden states",
     )
+
+    @property
+    def _cell(self) -> Cell:
+        return library.lstm

@@ -89,10 +89,10 @@ class CellModule:
         """
         x, cell = layer.x, layer.cell
         zoneout = getattr(self, "zoneout", 0)
-        if getattr(self, "proj_size", 0) or zoneout not in (0, (0, 0)) or cell.inputs or not may_prepare(self):
+        if zoneout not in (0, (0, 0)) or cell.inputs or not may_prepare(self):
             return None
         name = dispatch.choose(
-            self.backend, x.device, x.dtype, cell=cell, projected=False, masked=False, inner_states=False,
+            self.backend, x.device, x.dtype, cell=cell, masked=False, inner_states=False,
             layer=layer.squeezed(False),
         )  # fmt: skip
         if not dispatch.traits(name).prepares_steps or x.dtype not in (torch.float32, torch.float64):

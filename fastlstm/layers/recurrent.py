@@ -63,7 +63,7 @@ class Recurrent(CellModule, nn.RNNBase):
         pass  # RNNBase keeps a second list of the weights, which can go stale; here the attributes are the only source
 
     def _layer_weights(self, index: int) -> list[Any]:
-        """Return the weights of layer index // D, direction index % D: a `Layer`'s, then weight_hr if there is one."""
+        """Return the weights of layer index // D, direction index % D: as a `Layer` has them."""
         parameters: Any = self._parameters
         names = self._all_weights[index]
         try:
@@ -113,9 +113,7 @@ class Recurrent(CellModule, nn.RNNBase):
         inputs = inputs_of(inputs, self._cell.inputs, x, self.hidden_size, is_unbatched, self.batch_first)
         masks = masks_of(lengths, reset, x, is_unbatched, self.batch_first, self.bidirectional)
         row_lengths, order = masks[0], None
-        if not (is_unbatched or row_lengths is None or self.proj_size) and dispatch.sorts_lengths(
-            self.backend, x.device, x.dtype
-        ):
+        if not (is_unbatched or row_lengths is None) and dispatch.sorts_lengths(self.backend, x.device, x.dtype):
             order = longest_first(row_lengths, x.shape[0], self.input_size, self.hidden_size)
         if order is None:
             output, last, others = self._run(x, states, masks, None, inner_states, weights, inputs)
@@ -157,7 +155,7 @@ class Recurrent(CellModule, nn.RNNBase):
         """Return the record of all layers and directions."""
         directions, (lengths, reset) = 2 if self.bidirectional else 1, masks
         return Layer(
-            x, tuple(weights), states, lengths, reset, False, self._cell, (), (), 0, None, False, self.num_layers,
+            x, tuple(weights), states, lengths, reset, False, self._cell, (), (), 0, False, self.num_layers,
             directions,
         )  # fmt: skip
 
@@ -192,7 +190,7 @@ class Recurrent(CellModule, nn.RNNBase):
         checks.check_batch_sizes(batch_sizes, data.shape[0])
         states = input_checks.check_forward(self, data, hx, self._example(weights), batch_sizes)
         states = None if states is None else self._permuted(states, sorted_indices)
-        takes_lengths = not self.proj_size and dispatch.takes_lengths(self.backend)
+        takes_lengths = dispatch.takes_lengths(self.backend)
         x, lengths, row_indices = unpack(data, batch_sizes, takes_lengths)
         inputs = inputs_of(inputs, self._cell.inputs, x, self.hidden_size, False, self.batch_first)
         inputs = self._permuted(inputs, sorted_indices)
@@ -233,11 +231,9 @@ class Recurrent(CellModule, nn.RNNBase):
             for direction in range(directions):
                 k = number * directions + direction
                 each = weights[k * count : (k + 1) * count]
-                weight_hr = each.pop() if self.proj_size else None
                 states = (None,) * len(cell.states) if hx is None else tuple([a[k : k + 1] for a in hx])
                 layer = Layer(
-                    x, tuple(each), states, *masks, direction == 1, cell, inputs, weight_hr=weight_hr,
-                    stacked=self._is_stacked,
+                    x, tuple(each), states, *masks, direction == 1, cell, inputs, stacked=self._is_stacked,
                 )  # fmt: skip
                 output, last, rest = self._run_layer(k, layer, inner_states and is_last)
                 outputs.append(output)
@@ -254,12 +250,12 @@ class Recurrent(CellModule, nn.RNNBase):
         """Return the plans for all layers and directions in one call, or None where more than the cell runs, or where
         there is a single layer in one direction, whose own plans serve.
         """
-        runs_more = self.proj_size or self._regularizers or self._recompute or self._is_stacked or self._drops
+        runs_more = self._regularizers or self._recompute or self._is_stacked or self._drops
         return None if runs_more or len(self._all_weights) == 1 else self._plans_of(0)
 
     def _run_layer(self, k: int, layer: Layer, inner_states: bool) -> Results:
         """Run layer k // D, direction k % D."""
-        is_whole = len(self._all_weights) == 1 and not (self.proj_size or self._regularizers or self._recompute)
+        is_whole = len(self._all_weights) == 1 and not (self._regularizers or self._recompute)
         return self._run_with(layer, self._plans_of(0 if is_whole else k + 1), inner_states)
 
     def _run_with(self, layer: Layer, plans: Any, inner_states: bool) -> Results:

@@ -26,6 +26,7 @@ class _Prepared(NamedTuple):
     last: Any
     zeros: list[Tensor]  # the states that stand for None
     output: Tensor  # an example
+    layer_bytes: list[int]  # of each state of one layer
     recognizes: Callable[..., bool] = lambda *_: False  # whether x_t and the states are like those of a checked call
 
 
@@ -67,7 +68,7 @@ class Stream:
             self._own = self._states if self._layers is not None else [a[0] for a in self._states]  # as the module's
         if like.is_meta:
             raise ValueError("a stream needs a module with weights, and this one is on the device meta")
-        self._hidden, self._packed = H, [dict[Any, Any]() for _ in range(self._layers or 1)]
+        self._output_size, self._packed = widths[0], [dict[Any, Any]() for _ in range(self._layers or 1)]
         self._prepare()
 
     def _prepare(self) -> None:
@@ -131,7 +132,7 @@ class Stream:
                 return self._by_module_in_place(x, inputs)
             if not x.is_contiguous():
                 x = x.contiguous()
-            h, at = like.new_empty(self.batch_size, self._hidden), x.data_ptr()
+            h, at = like.new_empty(self.batch_size, self._output_size), x.data_ptr()
             for step, to in self._inner:
                 step(at, to)
                 at = to
@@ -181,7 +182,7 @@ class Stream:
                 step.set_states(before, after)
                 step(x_address, after[0])
                 x_address = after[0]
-                before, after = ([address + h.nbytes for address in each] for each in (before, after))
+                before, after = ([at + n for at, n in zip(each, prepared.layer_bytes)] for each in (before, after))
             prepared.last.set_states(before, after)
             prepared.last(x_address, h.data_ptr())
         return h, self._in_form(new)
@@ -195,7 +196,8 @@ class Stream:
             with torch.inference_mode(False), torch.no_grad():
                 zeros = [self._like.new_zeros(a.shape[0], len(x), a.shape[2]) for a in self._states]
                 *inner, last = self._steps_on(zeros)
-            prepared = _Prepared(inner, last, zeros if self._layers else [a[0] for a in zeros], zeros[0][-1])
+            own, layer_bytes = zeros if self._layers else [a[0] for a in zeros], [a[0].nbytes for a in zeros]
+            prepared = _Prepared(inner, last, own, zeros[0][-1], layer_bytes)
         while len(self._prepared) >= MAX_PREPARED:
             del self._prepared[next(iter(self._prepared))]
         states = prepared.zeros if state is None else (state,) if self._has_bare_state else state
@@ -242,7 +244,7 @@ class Stream:
         if inputs is None and not cell.gates_of_x:
             inputs = {"x_t": x_t}
         if inputs is not None:
-            stream_checks.check_inputs(inputs, cell, rows, self._hidden, self._like)
+            stream_checks.check_inputs(inputs, cell, rows, self._module.hidden_size, self._like)
 
     def reset(self, rows: Any = None) -> None:
         """Set the states of some rows to zeros, of all if `rows` is None.

@@ -32,7 +32,7 @@ def run(module, *arguments, **options):
         ({}, {"return_cells": True}, FUNCTION),
         ({"backend": "reference"}, {}, FUNCTION),
         ({"backend": "aten"}, {}, OPERATION),
-        ({"proj_size": 2, "backend": "reference"}, {}, OPERATION),
+        ({"proj_size": 2}, {}, PLAN),
     ],
     ids=["plain", "all states", "a backend without plans", "aten", "a projection"],
 )

@@ -28,16 +28,16 @@ def without_kernels(monkeypatch):
 
 
 def taken(**options):
-    options = {"cell": library.lstm, "projected": False, "masked": False, "inner_states": False} | options
+    options = {"cell": library.lstm, "masked": False, "inner_states": False} | options
     return dispatch.choose("auto", DEVICE, torch.float32, **options)
 
 
 def test_the_ladder(without_kernels):
     assert taken() == "aten"
-    assert taken(projected=True) == "aten"
+    assert taken(cell=library.lstm_projected) == "aten"
     for lacking in ("masked", "inner_states", "transformed", "traced"):
         assert taken(**{lacking: True}) == "reference"
-    assert taken(projected=True, transformed=True) == "reference"
+    assert taken(cell=library.lstm_projected, transformed=True) == "reference"
     assert not dispatch.traits(taken()).plans
 
 

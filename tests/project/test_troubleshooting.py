@@ -43,7 +43,7 @@ RAISED = {
     "Input and parameter tensors are not the same dtype": lambda: fastlstm.LSTMCell(2, 3)(X[0].double()),
     "RNN input dtype ... does not match weight dtype": lambda: fastlstm.LSTM(2, 3)(X.double()),
     "replace cannot replace a ... that has a 'backend' of its own": lambda: fastlstm.replace(HasBackend(2, 3)),
-    "the numba backend has no projections (proj_size)": lambda: fastlstm.LSTM(2, 3, proj_size=1, backend="numba")(X),
+    "the native backend has no projections (proj_size)": lambda: fastlstm.LSTM(2, 3, proj_size=1, backend="native")(X),
     "reset must be booleans of shape (T, B)": lambda: fastlstm.LSTM(2, 3)(X, reset=STARTS.int()),
     "reset needs a module of one direction": lambda: fastlstm.LSTM(2, 3, bidirectional=True)(X, reset=STARTS),
     "lengths must be None for a PackedSequence": lambda: fastlstm.LSTM(2, 3)(pack_sequence([X[:, 0]]), lengths=[2]),

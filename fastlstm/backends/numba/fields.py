@@ -4,7 +4,9 @@ the addresses of primitives, which `arguments` adds.
 Every field is a 64-bit integer. Addresses, offsets and strides are in bytes, and an address of 0 says that there is no
 such array. A shape in parentheses is that of the array at an address. Sizes are T steps, B batch rows of one stacked
 layer, R batch rows of all of them, I inputs, H units, K heads, L lanes of a vector. A cell has S pre-activations, of
-which X have a product with x and Y one with h, P params, Q inputs, and saves G vectors for each panel and row.
+which X have a product with x and Y one with h, P params, Q inputs, and saves G vectors for each panel and row. In a
+projected layer `h_width` stands for H in the shapes of h, of its gradients and of the columns of weight_hh, and for the
+rows of weight_products.
 
 What a thread writes and another reads ends with the order of both, in brackets. All else is read alone, or each thread
 reads what it has written itself.
@@ -34,7 +36,8 @@ H                       units
 panels                  panels of H units, each of one vector
 heads                   K
 group_rows              batch rows of a row group, over which the gradients of params are summed: no thread splits one
-head                    H / K, the units of a head and the columns of weight_hh
+head                    H / K, the units of a head
+h_width                 units of h: H, or fewer in a projected layer, whose product of a value is h
 span                    most columns of h that a panel multiplies: those of all heads that it has units of
 has_compact             1 if a last panel that is not full is compact: its gates lie side by side without padding
 reverse                 1 if the layer runs from the last step to the first

@@ -208,7 +208,7 @@ def test_auto_takes_native_where_numba_cannot_be_imported(monkeypatch):
     def chosen():
         planned.clear()
         fastlstm.LSTM(1, 1, backend="auto")(torch.ones(2, 1, 1))
-        options = {"cell": cells.lstm, "projected": False, "masked": False, "inner_states": False}
+        options = {"cell": cells.lstm, "masked": False, "inner_states": False}
         return [dispatch.choose("auto", torch.device("cpu"), torch.float32, **options), *planned]
 
     assert chosen() == ["numba", "numba"]

@@ -22,9 +22,7 @@ def setting():
 
 
 def choose(name, dtype):
-    return dispatch.choose(
-        name, torch.device("cpu"), dtype, cell=library.lstm, projected=False, masked=False, inner_states=False
-    )
+    return dispatch.choose(name, torch.device("cpu"), dtype, cell=library.lstm, masked=False, inner_states=False)
 
 
 @needs_unit

@@ -134,7 +134,7 @@ def test_layers_that_no_kernel_runs(monkeypatch):
         (Case(cells.lstm, H=300, heads=2).layer, "needs large heads of a multiple of 32 units, got 150"),
     ):
         layer = layer.to(torch.float32)
-        options = {"cell": layer.cell, "projected": False, "masked": False, "inner_states": False, "layer": layer}
+        options = {"cell": layer.cell, "masked": False, "inner_states": False, "layer": layer}
         with pytest.raises(RuntimeError, match=reason):
             dispatch.choose("triton-ieee", DEVICE, torch.float32, **options)
         with pytest.raises(RuntimeError, match=reason):
@@ -222,7 +222,7 @@ def test_more_gates_than_a_product_can_join(kind, kernels):
 @every_cell
 def test_auto_takes_the_kernels_for_every_cell(cell, monkeypatch):
     monkeypatch.setattr(gpu, "capability", lambda device: (9, 0))
-    options = {"cell": cell, "projected": False, "masked": True, "inner_states": False}
+    options = {"cell": cell, "masked": True, "inner_states": False}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert dispatch.choose("auto", torch.device("cuda"), torch.float32, **options) == "triton"

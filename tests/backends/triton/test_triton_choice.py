@@ -139,7 +139,7 @@ def test_layers_of_two_precisions_wait_for_each_other(monkeypatch):
 
 
 def choose(name, device, dtype=torch.float32, **options):
-    options = {"cell": cells.lstm, "projected": False, "masked": False, "inner_states": False} | options
+    options = {"cell": cells.lstm, "masked": False, "inner_states": False} | options
     return dispatch.choose(name, torch.device(device), dtype, **options)
 
 
@@ -165,7 +165,7 @@ def test_the_ladder(chip):
     with pytest.raises(RuntimeError, match="got torch"):
         choose("triton", "cuda", torch.float64)
     with pytest.raises(RuntimeError, match="no projections"):
-        choose("triton", "meta", projected=True)
+        choose("triton", "meta", cell=cells.library.lstm_projected)
 
 
 CHIPS = {"7.5": "T4", "8.0": "A100", "8.6": "RTX 30", "8.9": "RTX 40", "9.0": "H100", "10.0": "B200", "12.0": "RTX 50"}

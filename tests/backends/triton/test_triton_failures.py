@@ -62,7 +62,7 @@ try:
 except RuntimeError as error:
     by_name = str(error)
 other = fastlstm.LSTM(7, 32)
-options = {"cell": fastlstm.cells.lstm, "projected": False, "masked": False, "inner_states": False}
+options = {"cell": fastlstm.cells.lstm, "masked": False, "inner_states": False}
 weights = tuple(parameter.detach() for parameter in other.parameters())
 layer = fastlstm.backends.base.Layer(x, weights, (None, None), None, None, False, fastlstm.cells.lstm)
 os.environ["FASTLSTM_CHECK"] = "0"  # whose kernels do nothing, so that a comparison would fail

@@ -40,12 +40,12 @@ def accumulator_layout(s: Signature, sum_components: int) -> AccumulatorLayout:
     Args:
         sum_components: the bfloat16 components of a number in the weight gradients, 0 without the bf16 unit.
     """
-    counts, I, H = s.counts, s.I, s.H if s.counts.h_preacts else 0
+    counts, I, H = s.counts, s.I, s.h_width if s.counts.h_preacts else 0
     if sum_components:
         first_h_row = -(-(I + 1) // 16) * 16
         rows = first_h_row + panels_of(H, lanes_of(s.dtype)) * 16
         return AccumulatorLayout(first_h_row, I, rows, rows)
-    unseen = H - span_of(s.H, s.heads, lanes_of(s.dtype)) if H else 0
+    unseen = H - span_of(s.H, s.heads, lanes_of(s.dtype), H) if H else 0
     first_h_row = I if counts.joint else panels_of(I, STRIP) * STRIP
     ones_row = I + H if counts.joint else first_h_row + panels_of(H, STRIP) * STRIP
     rows_of_ones = panels_of(counts.preacts, max(counts.x_preacts, counts.h_preacts, counts.group_size, 1))

@@ -57,7 +57,8 @@ class Backward(Pass):
         transposed = sizes.transposed_sizes(s, self.panels, self.lanes, x_components)
         caches_weights = caches is not None and s.stack_size is None and packs
         packed = {name: transposed[name] for name, is_read in reads.items() if caches_weights or is_read}
-        digested = counts.x_preacts * H * I, counts.h_preacts * H * (H // s.heads), counts.products * H * (H // s.heads)
+        of_products = counts.products * s.h_width * (H // s.heads)
+        digested = counts.x_preacts * H * I, counts.h_preacts * H * (s.h_width // s.heads), of_products
         self.prepare(
             components=dx_components or sum_components, x_components=x_components, fields=fields, buffers=buffers,
             packed=packed, caches_weights=caches_weights, digested=digested, in_place=in_place,
@@ -66,10 +67,10 @@ class Backward(Pass):
         weight_like = self.prototype.bfloat16() if s.is_bfloat16 else self.prototype
         x_rows, h_rows = counts.x_preacts * H, counts.h_preacts * H
         shapes: Any = (
-            (R, I) if s.is_single_step else (T, R, I), (*stack, x_rows, I), (*stack, h_rows, H // s.heads),
+            (R, I) if s.is_single_step else (T, R, I), (*stack, x_rows, I), (*stack, h_rows, s.h_width // s.heads),
             (*stack, x_rows), (*stack, h_rows), *[(*stack, H)] * counts.params,
-            *[(*stack, H, H // s.heads)] * counts.products,
-            *[self.state_shape] * (counts.inner_states + 1), *[(T, R, H)] * counts.inputs,
+            *[(*stack, s.h_width, H // s.heads)] * counts.products,
+            *self.state_shapes, *[(T, R, H)] * counts.inputs,
         )  # fmt: skip
         self.inner_states = range(1, counts.inner_states + 1)
         self.first_state = WEIGHTS + 1 + counts.params + counts.products  # index of dh_0 among the gradients
@@ -108,9 +109,9 @@ class Backward(Pass):
         gradients = [like if like is None else new(like, *shape) for like, new, shape in self.allocations]
         addresses = [0 if a is None else a.data_ptr() for a in gradients]
         first_state, d_last, d_sequences = self.first_state, [grads.last[0]], []
-        h_0_address, row_stride, dh_fields, dh_n_fields = zeros, 0, (zeros, 0, 0), (0, 0)
+        h_0_address, h_0_row, row_stride, dh_fields, dh_n_fields = zeros, 0, 0, (zeros, 0, 0), (0, 0)
         if h_0 is not None:
-            h_0_address, row_stride = h_0.data_ptr(), self.state_row_bytes
+            h_0_address, h_0_row, row_stride = h_0.data_ptr(), self.h_0_row_bytes, self.state_row_bytes
         if dh is not None:
             dh = rows_contiguous(dh)
             dh_fields = address_and_strides(dh)
@@ -119,7 +120,7 @@ class Backward(Pass):
             dh_n_fields = address_and_row_stride(d_last[0])
         lengths, reset = contiguous(lengths), contiguous(reset)
         fields = [
-            x.data_ptr(), h_0_address, row_stride, address(lengths), address(reset), *h_fields, address(gates),
+            x.data_ptr(), h_0_address, h_0_row, address(lengths), address(reset), *h_fields, address(gates),
             *dh_fields, *dh_n_fields, *addresses[: WEIGHTS + 1], addresses[first_state],
         ]  # fmt: skip
         for k in self.inner_states:

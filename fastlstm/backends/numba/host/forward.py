@@ -40,14 +40,14 @@ class Shared(NamedTuple):
         h: (T, B, D H), the outputs of the D directions of a layer side by side.
         h_address, h_row_bytes: the address of the part's own columns, and the bytes of a row.
         last: (parts, B, H) for each state.
-        offset: where the part's own states begin in `last` and in the initial states, in bytes.
+        part: which of the states in `last` and of the initial states are its own.
     """
 
     h: Tensor
     h_address: int
     h_row_bytes: int
     last: tuple[Tensor, ...]
-    offset: int
+    part: int
 
 
 class Forward(Pass):
@@ -86,16 +86,16 @@ class Forward(Pass):
             fields["inner_step_stride"] = 0
         count = sizes.packed_size(s, L, x_components, packed_panels)
         packed = {"packed": count, "biases": self.panels * counts.preacts * L}
-        of_states = [rows * H * (H // s.heads) for rows in (counts.h_preacts, counts.products)]
+        of_states = counts.h_preacts * H * (s.h_width // s.heads), counts.products * s.h_width * (H // s.heads)
         digested = counts.x_preacts * H * I, counts.x_preacts * H, counts.h_preacts * H, *of_states
         self.prepare(
             components=x_components, x_components=x_components, fields=fields, buffers=buffers, packed=packed,
             caches_weights=caches_weights, digested=digested, in_place=packed_panels == 0,
         )  # fmt: skip
         self.new_output = new_of(self.prototype, (T, R, H))
-        self.sequence_shape = (R, H) if s.is_single_step else (T, R, H)
-        self.output_shape = None if s.is_single_step else self.sequence_shape
-        self.rows, self.h_row_bytes = R, H * s.kernel_element_bytes
+        self.sequence_shape, self.h_shape_of_all = ((R, n) if s.is_single_step else (T, R, n) for n in (H, s.h_width))
+        self.output_shape = None if s.is_single_step else self.h_shape_of_all
+        self.rows, self.h_row_bytes = R, s.h_width * s.kernel_element_bytes
         self.gates_shape = saved_shape(s.cell, T, R, H, dtype, s.stack_size)
 
     def run(self, layer: Layer, shared: Shared | None = None) -> Run:
@@ -110,29 +110,31 @@ class Forward(Pass):
         """
         x, weights, initial, lengths, reset, *_ = layer
         new, h_0, saves_states = self.prototype.new_empty, initial[0], self.saves_states
-        h, output, h_row_bytes, offset = None, None, self.h_row_bytes, 0
+        h, output, h_row_bytes, h_offset, offset = None, None, self.h_row_bytes, 0, 0
         sequences: tuple[Tensor, ...] = ()
         gates: tuple[Tensor, ...] = ()
         gates_address = 0
         if shared is not None:
-            h, h_address, h_row_bytes, last, offset = shared
-            h_n_address = last[0].data_ptr() + offset
+            h, h_address, h_row_bytes, last, part = shared
+            h_offset, offset = part * self.h_0_row_bytes * self.rows, part * self.state_row_bytes * self.rows
+            h_n_address = last[0].data_ptr() + h_offset
         else:
-            last = tuple([new(*self.state_shape) for _ in initial])  # by a tuple it would take half as long again
+            last = tuple([new(*shape) for shape in self.state_shapes])  # by a tuple it would take half as long again
             h_address = h_n_address = last[0].data_ptr()
             if self.output_shape is not None:
                 h = self.new_output(x, *self.output_shape)
                 h_address = h.data_ptr()
             elif saves_states:  # the backward pass gets its own h, since a user may change a step's h_n
-                sequences = (self.new_output(self.prototype, *self.sequence_shape),)
+                sequences = (self.new_output(self.prototype, *self.h_shape_of_all),)
                 h_address = sequences[0].data_ptr()
             elif self.signature.is_bfloat16:  # in h_n's memory, its rows would overwrite float32 rows of other threads
                 output = x.new_empty(self.signature.rows, self.signature.H)
                 h_address = output.data_ptr()
-        h_0_address, row_stride = self.zeros_address, 0
+        h_0_address, h_0_row, row_stride = self.zeros_address, 0, 0
         if h_0 is not None:
             initial = (*[a.contiguous() for a in initial],)
-            h_0_address, row_stride = initial[0].data_ptr() + offset, self.state_row_bytes
+            h_0_address = initial[0].data_ptr() + h_offset
+            h_0_row, row_stride = self.h_0_row_bytes, self.state_row_bytes
         if self.save:
             gates = (pooled(self.prototype, *self.gates_shape),)
             gates_address = gates[0].data_ptr()
@@ -145,7 +147,7 @@ class Forward(Pass):
             reset_address = reset.data_ptr()
         self.flip ^= 1
         fields = [
-            x.data_ptr(), h_0_address, row_stride, lengths_address, reset_address, h_address, self.rows * h_row_bytes,
+            x.data_ptr(), h_0_address, h_0_row, lengths_address, reset_address, h_address, self.rows * h_row_bytes,
             h_row_bytes, gates_address, h_n_address, self.flip,
         ]  # fmt: skip
         for k in self.inner_states:

@@ -26,8 +26,12 @@ def saved_panels(cell: Cell, H: int, lanes: int) -> int:
     return panels_of(H, lanes) + (len(cell.layout.saved_rows) > 0)
 
 
-def span_of(H: int, heads: int, lanes: int) -> int:
-    """Return the most columns of h that a panel multiplies: those of all heads that it has units of."""
+def span_of(H: int, heads: int, lanes: int, columns: int) -> int:
+    """Return the most of all `columns` of h, or of a value, that a panel multiplies: those of all heads that it has
+    units of.
+    """
+    if heads == 1:
+        return columns
     D = H // heads
     return max((min(unit + lanes, H) - 1) // D - unit // D + 1 for unit in range(0, H, lanes)) * D
 

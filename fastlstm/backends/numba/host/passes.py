@@ -58,6 +58,8 @@ class Pass:
         self.has_operands, self.has_products = s.counts.operands > 0, s.counts.products > 0
         self.needs_cast = not (s.weight_dtype is s.rounded_dtype is s.dtype)
         self.state_shape, self.state_row_bytes = (*s.state_axes, s.rows, s.H), s.H * size
+        self.h_0_row_bytes = s.h_width * size
+        self.state_shapes = (*s.state_axes, s.rows, s.h_width), *[self.state_shape] * s.counts.inner_states
         self.zero_row = zeros(self.state_row_bytes)
         self.zeros_address = ctypes.addressof(self.zero_row)
         split = thread_split.split_threads(s.threads, s, self.panels, self.kind == "Backward")
@@ -86,7 +88,7 @@ class Pass:
         # without a cache if a weight is not whole words of 4 bytes, which digests read
         if caches_weights and self.caches is not None and not any(n * dtype.itemsize % 4 for n in digested):
             types = s.dtype, dtype, s.rounded_dtype, s.is_bfloat16
-            key = self.kind, s.cell, s.I, s.H, s.biased, *types, s.components, x_components
+            key = self.kind, s.cell, s.I, s.H, s.h_width, s.biased, *types, s.components, x_components
             part_bytes = *(count * s.dtype.itemsize for count in packed.values()), digest_bytes(digested, dtype)
             self.cache = self.caches.setdefault(key, PackedCache(*part_bytes))
         else:
@@ -117,7 +119,7 @@ class Pass:
         return field_values, [*inputs, *params]
 
     def product_weights(self, layer: Layer) -> tuple[Tensor]:
-        """Return the weights of all products as one, (products H, H / K) in the order of `Layout.products`."""
+        """Return the weights of all products as one, (products H, H / K), in the order of `Layout.products`."""
         cell = self.signature.cell
         of_products = dict(zip(cell.products, layer.weights[WEIGHTS + len(cell.params) :]))
         weights = [of_products[name] for name in cell.layout.products]

@@ -131,7 +131,7 @@ class SixteenBits(Plan):
     def __init__(self, layer: Layer, *others: Any) -> None:
         super().__init__(layer, *others)
         self.dtype, self.reads_h = layer.x.dtype, self.is_bfloat16  # otherwise a float32 h is saved as well
-        self.shapes = layer.x.shape, *[self.kernel.state_shape] * len(layer.states)
+        self.shapes = layer.x.shape, *self.kernel.state_shapes
         self.counts = [prod(shape) for shape in self.shapes]
         self.is_short = sum(self.counts) < SHORT
         self.views: dict[Any, list[Tensor]] = {}  # of each memory of `_wide_memory`
@@ -196,9 +196,11 @@ class ModulePlan:
         panels = panels_of(example.H, lanes_of(example.dtype))
         self.runs_side_by_side = D == 2 and thread_split.runs_side_by_side(threads_now(), example, panels)
         self.save, self.prototype = save, x.new_empty(0)
-        self.state_shape, self.output_shape = (layer.parts, example.B, example.H), (example.T, example.B, D * example.H)
+        widths = example.h_width, *[example.H] * example.counts.inner_states
+        self.state_shapes = [(layer.parts, example.B, width) for width in widths]
+        self.output_shape = example.T, example.B, D * example.h_width
         self.new_output = new_of(self.prototype, self.output_shape)
-        self.row_bytes = example.H * x.itemsize  # of one direction
+        self.row_bytes = example.h_width * x.itemsize  # of one direction
         self.plans: list[Plan] = []
         for k, part in enumerate(parts):
             kept, shares = None if caches is None else caches.setdefault(k, {}), 2 if self.runs_side_by_side else 1
@@ -209,8 +211,7 @@ class ModulePlan:
         x, weights, states, lengths, reset, _, cell, *_ = layer
         D, count = layer.directions, len(weights) // len(self.plans)
         states = states if states[0] is None else tuple([a.contiguous() for a in states])
-        last = tuple([self.prototype.new_empty(*self.state_shape) for _ in states])
-        state_bytes = self.state_shape[1] * self.row_bytes
+        last = tuple([self.prototype.new_empty(*shape) for shape in self.state_shapes])
         sequences: list[Tensor] = []
         gates: list[Tensor] = []
         for first in range(0, len(self.plans), D):
@@ -218,7 +219,7 @@ class ModulePlan:
             h_address = h.data_ptr()
             for k, plan in enumerate(plans, first):
                 part = Layer(x, weights[k * count : (k + 1) * count], states, lengths, reset, k % D == 1, cell)
-                shared = Shared(h, h_address + k % D * self.row_bytes, D * self.row_bytes, last, k * state_bytes)
+                shared = Shared(h, h_address + k % D * self.row_bytes, D * self.row_bytes, last, k)
                 frames.append(plan.kernel.begin(plan.readable(part), shared))
             run_frames(frames, self.runs_side_by_side)
             runs, x = [plan.kernel.end(frame) for plan, frame in zip(plans, frames)], h

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastlstm.backends.base import heads_of, hidden_size, stack_size_of
+from fastlstm.backends.base import heads_of, hidden_size, output_size, stack_size_of
 from fastlstm.backends.cpu import rows_contiguous, threads_now
 from fastlstm.backends.numba.host.cell_counts import Counts, counts
 from fastlstm.backends.pool import converted
@@ -36,6 +36,7 @@ class Signature(NamedTuple):
         threads: the number that a call may use.
         biased: whether there is bias_ih, and bias_hh.
         heads: see `Layer`.
+        h_width: the units of the first state: H, or fewer in a projected layer.
     """
 
     cell: Cell
@@ -59,6 +60,7 @@ class Signature(NamedTuple):
     threads: int
     biased: tuple[bool, bool]
     heads: int
+    h_width: int
 
     @property
     def counts(self) -> Counts:
@@ -74,7 +76,7 @@ class Signature(NamedTuple):
     def multiply_adds_per_unit(self) -> int:
         """The multiply-adds of a step for each unit of a row."""
         counts = self.counts
-        return counts.x_preacts * self.I + (counts.h_preacts + counts.products) * self.H // self.heads
+        return counts.x_preacts * self.I + (counts.h_preacts + counts.products) * self.h_width // self.heads
 
     @property
     def rows(self) -> int:
@@ -135,7 +137,7 @@ def signature_of(layer: Any, state_axes: tuple[int, ...], components: int) -> Si
         torch.float32 if is_bfloat16 else x.dtype, is_bfloat16, weight_dtype, x.dtype, strides(layer),
         layer.reverse, layer.reset is not None, layer.lengths is not None, is_single_step, state_axes, components,
         counts(cell).fits_bf16_unit and heads_of(layer) == 1, threads_now(),
-        (layer.weights[2] is not None, layer.weights[3] is not None), heads_of(layer),
+        (layer.weights[2] is not None, layer.weights[3] is not None), heads_of(layer), output_size(layer),
     )  # fmt: skip
 
 

@@ -161,8 +161,8 @@ def packed_size(s: Signature, lanes: int, x_components: int, packed_panels: int)
     if s.components:
         return packed_panels * operand_k_blocks(s.I, s.H) * s.components * 1024
     ih = panels_of(s.I, 32) * x_components * 1024 if x_components else s.I * s.counts.x_preacts * lanes
-    of_h = span_of(s.H, s.heads, lanes) * (s.counts.h_preacts + s.counts.products)
-    return packed_panels * (of_h * lanes + ih)
+    of_h, of_value = (span_of(s.H, s.heads, lanes, columns) for columns in (s.h_width, s.H))
+    return packed_panels * ((of_h * s.counts.h_preacts + of_value * s.counts.products) * lanes + ih)
 
 
 def row_group(s: Signature) -> int:
@@ -192,8 +192,8 @@ def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dic
     fields = {
         "T": s.T, "B": s.B, "I": s.I, "H": s.H, "panels": panels, "inner_step_stride": s.rows * s.H * size,
         "has_compact": has_compact_panel(s), "group_rows": row_group(s), "heads": s.heads, "head": s.H // s.heads,
-        "span": span_of(s.H, s.heads, lanes), "saved": s.cell.layout.saved_vectors(lanes),
-        "gate_panels": saved_panels(s.cell, s.H, lanes),
+        "h_width": s.h_width, "span": span_of(s.H, s.heads, lanes, s.h_width),
+        "saved": s.cell.layout.saved_vectors(lanes), "gate_panels": saved_panels(s.cell, s.H, lanes),
         "panel_bytes": ROW_BLOCK * vectors * lanes * size if means else 0,
         "rows_together": ROWS_TOGETHER if means else max(s.B, 1), "later_slot": copy_slots,
         "product_vectors": product_vectors, "operand_slot": operand_slot, "slots": slots,

@@ -76,8 +76,8 @@ def steps(layer: Layer, caches: dict[Any, Any]) -> StepRunner:
         runner = StepRunner(forward.kernel, (cache.packed, layer), len(inner))
         row_bytes = forward.state_row_bytes
         call = [
-            0, first.data_ptr(), row_bytes,  # x, h_0 and its row stride
-            0, 0, 0, 0, row_bytes, 0,  # lengths, reset; h and its strides; gates
+            0, first.data_ptr(), forward.h_0_row_bytes,  # x, h_0 and its row stride
+            0, 0, 0, 0, forward.h_row_bytes, 0,  # lengths, reset; h and its strides; gates
             first.data_ptr(), 0,  # h_n, flip
         ]  # fmt: skip
         for state in inner:

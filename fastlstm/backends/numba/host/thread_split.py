@@ -106,7 +106,7 @@ def predicted_time(s: Signature, panels: int, backward: bool) -> Callable[[int, 
     rows, whose panels are split among all threads.
     """
     counts, lanes, B, H, products = s.counts, lanes_of(s.dtype), s.B, s.H, s.multiply_adds_per_unit
-    read = counts.h_preacts * H // s.heads if backward else products  # weights a step, for each unit
+    read = counts.h_preacts * s.h_width // s.heads if backward else products  # weights a step, for each unit
     rows_of = rows_of_largest_team(s)
     groups, preact = panels_of(panels, 4) if backward else panels, PREACT * max(1, counts.preacts)
     # From so many rows on, products last longer than reading the weights: a register tile where the cell takes means,

@@ -18,7 +18,7 @@ from fastlstm.backends.numba.kernels.backward_step import (
     run_cell,
 )
 from fastlstm.backends.numba.kernels.digests import digest_weights
-from fastlstm.backends.numba.kernels.layout import count_vector_groups, first_vector, param_sums_address
+from fastlstm.backends.numba.kernels.layout import count_vector_groups, first_vector, lanes_inside, param_sums_address
 from fastlstm.backends.numba.kernels.products import BackwardProducts
 from fastlstm.backends.numba.kernels.row_masks import any_held, any_reset, is_held, rows_to_last_active, zero_reset
 from fastlstm.backends.numba.kernels.shared import VECTOR
@@ -50,7 +50,9 @@ def pack_back_products(a, first, last):
     for group in range(a.product_groups):
         first_block, packed = a.x_preacts + a.h_preacts + record_first(a, group), packed_back_address(a, group)
         row, count = a.head * a.size, record_count(a, group)
-        pack_transposed_gates(a, a.weight_products, row, a.H, count, first_block, True, packed, first, last)
+        pack_transposed_gates(
+            a, a.weight_products, row, a.h_width, a.H, a.H, count, first_block, True, packed, first, last
+        )
 
 
 def barrier_address(a, number):
@@ -72,10 +74,12 @@ def backward_with(products: BackwardProducts) -> Any:
         L, size, H, T, panels = a.lanes, a.size, a.H, a.T, a.panels
         p_first, p_last = first_vector(panels, q), first_vector(panels, q + 1)
         column = p_first * L
-        width = min((p_last - p_first) * L, H - column)
-        if s < T - 1 and a.h_preacts != 0 and (s >= 0 or a.dh_0 != 0):
+        width = max(0, min((p_last - p_first) * L, a.h_width - column))
+        if s < T - 1 and a.h_preacts != 0 and (s >= 0 or a.dh_0 != 0) and width > 0:
             active = rows_to_last_active(a, t_next, b, rows)
             back_product(a, active, b, s + 1, of_h=True, packed=a.packed_hh, vectors=panels, q=q, scratch=dh_group)
+            if width < (p_last - p_first) * L and a.h_width < H:  # zero times an infinity would be NaN
+                call(a.copy_rows, rows, 0, 4 * L - width, dh_group, 0, dh_group + width * size, 4 * VECTOR)
         elif s == T - 1 and a.dh_n != 0:
             dh_n = a.dh_n + b * a.dh_n_row_stride + column * size
             call(a.copy_rows, rows, width, 4 * L, dh_n, a.dh_n_row_stride, dh_group, 4 * VECTOR)
@@ -109,7 +113,7 @@ def backward_with(products: BackwardProducts) -> Any:
 
     def backward(a, thread, threads):
         """Run this thread's share: rows and units are split as in the forward pass, the sums over rows by panels."""
-        L, size, I, H, T, panels = a.lanes, a.size, a.I, a.H, a.T, a.panels
+        L, size, I, H, T, panels, h_0_row = a.lanes, a.size, a.I, a.H, a.T, a.panels, a.h_width * a.size
         groups, x_groups = count_vector_groups(panels), count_vector_groups((I + L - 1) // L)
         team_count = min(threads, a.team_count)
         team_size = threads // team_count
@@ -205,7 +209,8 @@ def backward_with(products: BackwardProducts) -> Any:
                                     continue
                                 offset, row = (b * H + p * L) * size, H * size
                                 if a.dh_0 != 0:
-                                    call(a.copy_rows, rows, valid, valid, dh, 4 * VECTOR, a.dh_0 + offset, row)
+                                    width, target = lanes_inside(a, p, a.h_width), a.dh_0 + b * h_0_row + p * VECTOR
+                                    call(a.copy_rows, rows, width, width, dh, 4 * VECTOR, target, h_0_row)
                                 for k in range(a.inner_states):
                                     if inner_field(a, k, D_INITIAL) != 0:
                                         d, target = carried_address(a, k, p, b), inner_field(a, k, D_INITIAL) + offset

@@ -2,7 +2,7 @@
 
 from fastlstm.backends.numba.constants import ROW_BLOCK
 from fastlstm.backends.numba.fields import BACKWARD_OPERAND, BACKWARD_STATE, names
-from fastlstm.backends.numba.kernels.layout import count_vector_groups, param_sums_address, saved_address
+from fastlstm.backends.numba.kernels.layout import count_vector_groups, lanes_inside, param_sums_address, saved_address
 from fastlstm.backends.numba.kernels.row_masks import any_held, any_reset, is_held, rows_to_last_active
 from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, inlined, read_rows
 from fastlstm.backends.numba.kernels.states import (
@@ -46,18 +46,18 @@ def run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase, transposed):
     """
     L, H, panel_offset, pointers, panels = a.lanes, a.H, p * VECTOR, table, a.panels
     valid, is_last, corrects = min(L, H - p * L), phase == a.phases - 1, a.reverse != 0 and a.lengths != 0
-    has_reset, has_held = any_reset(a, t, b, rows), any_held(a, t, b, rows)
+    has_reset, has_held, is_full = any_reset(a, t, b, rows), any_held(a, t, b, rows), (p + 1) * L <= min(H, a.h_width)
     for k in range(a.inner_states):
         if inner_field(a, k, D_SEQUENCE) != 0 and phase == 0:
             d_row = inner_field(a, k, D_ROW_STRIDE)
             d = inner_field(a, k, D_SEQUENCE) + t * inner_field(a, k, D_STEP_STRIDE) + b * d_row + panel_offset
             call(a.add_rows, rows, valid, d, d_row, carried_address(a, k, p, b), VECTOR)
-    if valid < L or has_reset or a.is_bfloat16 != 0 or (corrects and a.read_bits & 1 != 0):
+    if not is_full or has_reset or a.is_bfloat16 != 0 or (corrects and a.read_bits & 1 != 0):
         pointers, k = table + a.table_bytes, dh_entry(a)
         redirect_to_scratch(a, table, pointers, p, t, b, rows, scratch, writes=False, corrects=corrects)
         dh_row, dh_copy = entry_stride(table, k), scratch_slot(a, scratch, k)
         dh_out = get_int64(table + 16 * k) + b * dh_row + p * L * element_bytes(a)
-        read_rows(a, a.is_bfloat16, rows, valid, L, dh_out, dh_row, dh_copy, VECTOR)
+        read_rows(a, a.is_bfloat16, rows, lanes_inside(a, p, a.h_width), L, dh_out, dh_row, dh_copy, VECTOR)
         set_entry(pointers, k, dh_copy - b * VECTOR - panel_offset, VECTOR)
     # a held row passes the gradients of its states on unchanged: its dpreact is zero, and its own dh is ignored
     if has_held and is_last:

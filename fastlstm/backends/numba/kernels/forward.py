@@ -6,13 +6,19 @@ from fastlstm.backends.numba.constants import LINE, ROW_BLOCK
 from fastlstm.backends.numba.kernels import matrix_forward, mixed_forward, vector_forward
 from fastlstm.backends.numba.kernels.digests import digest_weights, pack_biases
 from fastlstm.backends.numba.kernels.in_place import preact_in_place
-from fastlstm.backends.numba.kernels.layout import cell_forward_of, rows_forward_of, saved_address, seen_begin
+from fastlstm.backends.numba.kernels.layout import (
+    cell_forward_of,
+    lanes_inside,
+    panels_of_h,
+    rows_forward_of,
+    saved_address,
+    seen_begin,
+)
 from fastlstm.backends.numba.kernels.products import ForwardProducts
 from fastlstm.backends.numba.kernels.row_masks import (
     any_held,
     any_reset,
     is_held,
-    length_of,
     rows_to_last_active,
     zero_reset,
 )
@@ -20,6 +26,7 @@ from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, inline
 from fastlstm.backends.numba.kernels.states import (
     INNER_FIELDS,
     begin_phase,
+    copy_held,
     enter_step,
     entry_address,
     entry_stride,
@@ -28,6 +35,8 @@ from fastlstm.backends.numba.kernels.states import (
     redirect_to_scratch,
     scratch_slot,
     shared_address,
+    width_of,
+    zero_held_outputs,
 )
 from fastlstm.backends.numba.kernels.threads import share, team_rows, wait
 from fastlstm.backends.numba.kernels.values import (
@@ -46,11 +55,12 @@ def run_cell(a, t, p, b, rows, preacts, scratch, table, phase, team_scratch, tea
     """Run one phase of the cell for panel p and `rows` rows from `b` on, from the pre-activations at `preacts`. In the
     operands and results of products, in the scratch of the team, these rows begin at `team_row`.
     """
-    L, H, panel_offset, states = a.lanes, a.H, p * VECTOR, 2 * a.inner_states + 2
-    valid, pointers, is_last = min(L, H - p * L), table, phase == a.phases - 1
+    L, panel_offset, states = a.lanes, p * VECTOR, 2 * a.inner_states + 2
+    valid, pointers, is_last = lanes_inside(a, p, a.H), table, phase == a.phases - 1
     has_reset, has_held = any_reset(a, t, b, rows), any_held(a, t, b, rows)
     # The cell works on copies if the panel is not full, a row is reset, or a held row needs an overwritten state.
-    if valid < L or has_reset or (has_held and a.inner_step_stride == 0):
+    is_full = (p + 1) * L <= min(a.H, a.h_width)
+    if not is_full or has_reset or (has_held and a.inner_step_stride == 0):
         pointers = table + a.table_bytes
         redirect_to_scratch(a, table, pointers, p, t, b, rows, scratch, writes=True, corrects=False)
     saved = saved_address(a, a.B, t, p, b)
@@ -63,32 +73,20 @@ def run_cell(a, t, p, b, rows, preacts, scratch, table, phase, team_scratch, tea
             operand_address(a, team_scratch, 0) + (team_row * a.panels + p) * VECTOR, ROW_BLOCK * a.panels * VECTOR,
             a.panels * VECTOR, results_address(a, team_scratch, p) + team_row * a.products * VECTOR,
         )  # fmt: skip
-    if valid < L and is_last:  # whole vectors would reach into the next row
+    if not is_full and is_last:  # whole vectors would reach into the next row
         for k in range(1, states, 2):
-            call(
-                a.copy_rows, rows, valid, valid, entry_address(pointers, k, b, panel_offset), VECTOR,
-                entry_address(table, k, b, panel_offset), entry_stride(table, k),
-            )  # fmt: skip
+            width = lanes_inside(a, p, width_of(a, k))
+            if width < L:
+                call(
+                    a.copy_rows, rows, width, width, entry_address(pointers, k, b, panel_offset), VECTOR,
+                    entry_address(table, k, b, panel_offset), entry_stride(table, k),
+                )  # fmt: skip
     if has_held and is_last:
         for r in range(rows):
             if is_held(a, t, b + r):
                 for k in range(0, states, 2):
-                    old = entry_address(pointers, k, b + r, panel_offset)
-                    call(a.copy_rows, 1, valid, valid, old, 0, entry_address(table, k + 1, b + r, panel_offset), 0)
-
-
-def copy_held(a, t, p, b, rows, table):
-    """Copy one panel's states of `rows` held rows from `b` on to the next step, unchanged. Their saved gates become
-    zero: no kernel reads them, but an operator returns them, and its results must be the same in every run.
-    """
-    L, panel_offset = a.lanes, p * VECTOR
-    width = min(L, a.H - p * L)
-    for k in range(0, 2 * a.inner_states + 2, 2):
-        old, new = entry_address(table, k, b, panel_offset), entry_address(table, k + 1, b, panel_offset)
-        call(a.copy_rows, rows, width, width, old, entry_stride(table, k), new, entry_stride(table, k + 1))
-    if a.gates != 0:
-        saved = saved_address(a, a.B, t, p, b)
-        call(a.copy_rows, rows, 0, a.saved * L, a.constants, 0, saved, a.saved * VECTOR)
+                    old, width = entry_address(pointers, k, b + r, panel_offset), lanes_inside(a, p, width_of(a, k))
+                    call(a.copy_rows, 1, width, width, old, 0, entry_address(table, k + 1, b + r, panel_offset), 0)
 
 
 def store_output(a, t, p, b, rows, h):
@@ -100,14 +98,6 @@ def store_output(a, t, p, b, rows, h):
         for r in range(rows):
             if is_held(a, t, b + r):
                 write_rows(a, 1, width, a.constants, 0, target + r * out_row, 0)
-
-
-def zero_held_outputs(a, b_first, b_last, unit, width):
-    """Zero h of the held steps of these rows, to which states were copied, for `width` units from `unit` on."""
-    for b in range(b_first, b_last if a.lengths != 0 else b_first):
-        length = length_of(a, b)
-        h = a.h + length * a.h_step_stride + b * a.h_row_stride + unit * a.size
-        call(a.copy_rows, a.T - length, 0, width, h, 0, h, a.h_step_stride)
 
 
 def forward_with(products: ForwardProducts) -> Any:
@@ -122,7 +112,7 @@ def forward_with(products: ForwardProducts) -> Any:
         `team_count` teams split the batch rows and do not wait for each other. The threads of a team split the units,
         and wait at a barrier after each step.
         """
-        L, size, H, B, T, panels = a.lanes, a.size, a.H, a.B, a.T, a.panels
+        L, size, H, B, T, panels, h_0_row = a.lanes, a.size, a.H, a.B, a.T, a.panels, a.h_width * a.size
         team_count = min(threads, a.team_count)
         team_size = threads // team_count
         if thread >= team_count * team_size:
@@ -133,7 +123,7 @@ def forward_with(products: ForwardProducts) -> Any:
         scratch = table + 2 * a.table_bytes
         team_scratch = scratch - team_thread * a.scratch_bytes if a.phases > 1 else scratch  # a team's products
         # Tested for all batch rows, so that the result does not depend on which thread computes which rows.
-        begins_at_zero = a.h_preacts == 0 or is_zero(B, H * size, a.h_0, a.h_0_row_stride)
+        begins_at_zero = a.h_preacts == 0 or is_zero(B, h_0_row, a.h_0, a.h_0_row_stride)
         # A K block of the row operand may have columns of both x and h: then h is multiplied even if it is zero.
         recurs = T != 1 or a.mismatches == 0 or not begins_at_zero or not reads_h_unpacked
         packs_as_used = a.packed_panels < panels
@@ -156,10 +146,10 @@ def forward_with(products: ForwardProducts) -> Any:
         team_b = b_last - b_first
         x_first = b_first + share(team_b, team_thread, team_size)
         x_last = b_first + share(team_b, team_thread + 1, team_size)
-        h_reset = scratch_slot(a, scratch, a.slots)  # (rows, H), after all slots
+        h_reset = scratch_slot(a, scratch, a.slots)  # (rows, columns of h), after all slots
         h_prev, h_prev_row = a.h_0, a.h_0_row_stride
         h_row = a.h_row_stride if a.h_float32 == 0 else H * size
-        is_plain = a.rows == 1 and team_b == 1 and a.reset == 0 and a.lengths == 0 and H % L == 0
+        is_plain = a.rows == 1 and team_b == 1 and a.reset == 0 and a.lengths == 0 and H % L == 0 and a.h_width == H
         # with means one thread computes the cells of all panels
         is_plain = is_plain and (p_last - p_first if a.phases == 1 else panels) <= ROW_BLOCK
         is_one_row = may_have_one_row and is_plain and not packs_as_used
@@ -182,9 +172,9 @@ def forward_with(products: ForwardProducts) -> Any:
             enter_step(a, table, s, t, h_prev, h_prev_row, h, h_row, count=INNER_FIELDS, is_one_row=is_one_row)
             h_in, h_in_stride = h_prev, h_prev_row
             if reads_h_unpacked and any_reset(a, t, b_first, team_b):
-                h_in, h_in_stride = h_reset - b_first * H * size, H * size
-                call(a.copy_rows, team_b, H, H, h_prev + b_first * h_prev_row, h_prev_row, h_reset, H * size)
-                zero_reset(a, t, b_first, team_b, H, h_reset, H * size)
+                h_in, h_in_stride, width = h_reset - b_first * h_0_row, h_0_row, a.h_width
+                call(a.copy_rows, team_b, width, width, h_prev + b_first * h_prev_row, h_prev_row, h_reset, h_0_row)
+                zero_reset(a, t, b_first, team_b, width, h_reset, h_0_row)
             if (s == 0 and begins_at_zero) or a.h_preacts == 0:
                 h_in = 0
             if may_have_one_row and is_one_row:  # the first, a constant, leaves this out of other kernels
@@ -224,8 +214,10 @@ def forward_with(products: ForwardProducts) -> Any:
                     if a.phases > 1 and phase > 0:
                         active = rows_to_last_active(a, t, g_first, g_last - g_first)
                         barriers_passed = multiply_values(
-                            a, team_scratch, phase, p_first, p_last, active, barrier, team_size, barriers_passed
-                        )
+                            a, team_scratch, phase, share(panels_of_h(a), team_thread, team_size),
+                            share(panels_of_h(a), team_thread + 1, team_size), active, barrier, team_size,
+                            barriers_passed,
+                        )  # fmt: skip
                     if not multiplies:
                         r_first = g_first + share(g_last - g_first, team_thread, team_size)
                         r_last = g_first + share(g_last - g_first, team_thread + 1, team_size)
@@ -284,15 +276,17 @@ def forward_with(products: ForwardProducts) -> Any:
         if not reads_x_unpacked:
             call(a.release)
 
-        rows, width = team_b, min(p_last * L, H) - p_first * L  # only this thread writes them
-        offset = b_first * H * size + p_first * L * size
+        # only this thread writes them
+        begin, width = b_first * h_0_row + p_first * L * size, max(0, min(p_last * L, a.h_width) - p_first * L)
         h_last = h_prev + b_first * h_prev_row + p_first * L * size
-        call(a.copy_rows, rows, width, width, h_last, h_prev_row, a.h_n + offset, H * size)
-        for k in range(a.inner_states if a.inner_step_stride != 0 and T > 0 else 0):
-            last = get_int64(a.inner_records + 8 * (INNER_FIELDS * k + 3)) + offset
-            call(a.copy_rows, rows, width, width, entry_address(table, 2 * k + 3, 0, offset), H * size, last, H * size)
+        call(a.copy_rows, team_b, width, width, h_last, h_prev_row, a.h_n + begin, h_0_row)
         if a.h_float32 == 0:
             zero_held_outputs(a, b_first, b_last, p_first * L, width)
+        offset, width = (b_first * H + p_first * L) * size, min(p_last * L, H) - p_first * L
+        for k in range(a.inner_states if a.inner_step_stride != 0 and T > 0 else 0):
+            last = get_int64(a.inner_records + 8 * (INNER_FIELDS * k + 3)) + offset
+            source = entry_address(table, 2 * k + 3, 0, offset)
+            call(a.copy_rows, team_b, width, width, source, H * size, last, H * size)
 
     return forward
 

@@ -45,7 +45,17 @@ def first_h_preact(a):
 
 def columns_of_h(a):
     """Return the number of columns of h that are multiplied, 0 without weight_hh."""
-    return a.H if a.h_preacts != 0 else 0
+    return a.h_width if a.h_preacts != 0 else 0
+
+
+def lanes_inside(a, p, width):
+    """Return how many lanes of panel p lie inside a row of `width` units: all, but in the last panels."""
+    return max(0, min(a.lanes, width - p * a.lanes))
+
+
+def panels_of_h(a):
+    """Return the number of panels of h: of all units, or in a projected layer of fewer."""
+    return (a.h_width + a.lanes - 1) // a.lanes
 
 
 def head_begin(a, unit):
@@ -65,7 +75,12 @@ def seen_begin(a, p):
 
 def seen_count(a, p):
     """Return the number of columns of h that panel p multiplies, at most `span`."""
-    return a.H if a.heads == 1 else head_begin(a, min((p + 1) * a.lanes, a.H) - 1) + a.head - seen_begin(a, p)
+    return a.h_width if a.heads == 1 else head_begin(a, min((p + 1) * a.lanes, a.H) - 1) + a.head - seen_begin(a, p)
+
+
+def seen_of_value(a, p):
+    """Return the number of columns of a value of the step that panel p multiplies."""
+    return a.H if a.heads == 1 else seen_count(a, p)
 
 
 def spans_heads(a, p):

@@ -74,3 +74,18 @@ def correct_states(a, t, b, rows, first_unit, width, target, target_row):
                 initial = a.h_0 + (b + r) * a.h_0_row_stride + first_unit * a.size
                 call(a.copy_rows, 1, width, width, initial, 0, target + r * target_row, 0)
     zero_reset(a, t, b, rows, width, target, target_row)
+
+
+def active_range(a, s_first, first, pairs):
+    """Return (steps, count): among the `pairs` pairs from `first` on, all active ones lie in `count` consecutive batch
+    rows of `steps` consecutive steps. With resets alone the sum also goes step by step, in the order that it has with
+    lengths.
+    """
+    if a.lengths == 0 and a.reset == 0:
+        return 1, pairs
+    if first % a.B + pairs > a.B and (first % a.B != 0 or pairs % a.B != 0):
+        return 1, pairs
+    steps, row = max(1, pairs // a.B), first % a.B
+    s = s_first + first // a.B
+    earliest = a.T - s - steps if a.reverse != 0 else s
+    return steps, max(1, rows_to_last_active(a, earliest, row, pairs // steps))  # one at least, which begins the sums

@@ -6,8 +6,8 @@ to copies in scratch.
 
 from fastlstm.backends.numba.constants import ROW_BLOCK
 from fastlstm.backends.numba.fields import BACKWARD_OPERAND, BACKWARD_STATE, FORWARD_OPERAND, FORWARD_STATE, names
-from fastlstm.backends.numba.kernels.layout import saved_address
-from fastlstm.backends.numba.kernels.row_masks import correct_states, zero_reset
+from fastlstm.backends.numba.kernels.layout import lanes_inside, saved_address
+from fastlstm.backends.numba.kernels.row_masks import correct_states, length_of, zero_reset
 from fastlstm.backends.numba.kernels.shared import VECTOR, inlined
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64, set_int64
 
@@ -20,6 +20,11 @@ def set_entry(table, k, address, row):
     """Set entry k of a pointer table."""
     set_int64(table + 16 * k, address)
     set_int64(table + 16 * k + 8, row)
+
+
+def width_of(a, k):
+    """Return the number of units in a row of entry k of a pointer table. The first two are h."""
+    return a.h_width if k < 2 else a.H
 
 
 def entry_address(table, k, b, panel_offset):
@@ -109,8 +114,8 @@ def redirect_to_scratch(a, table, pointers, p, t, b, rows, scratch, writes, corr
     not full go there too. `corrects`: the first state may differ from h_in, see `correct_states`.
     """
     L, panel_offset, states = a.lanes, p * VECTOR, 2 * a.inner_states + 2
-    valid = min(L, a.H - p * L)
     for k in range(states + a.operands):
+        valid = lanes_inside(a, p, width_of(a, k))
         is_old, is_read, slot = k < states and k % 2 == 0, (a.read_bits >> k) & 1 != 0, scratch_slot(a, scratch, k)
         if is_read and (is_old or valid < L):
             source, source_row = entry_address(table, k, b, panel_offset), entry_stride(table, k)
@@ -123,3 +128,25 @@ def redirect_to_scratch(a, table, pointers, p, t, b, rows, scratch, writes, corr
             set_entry(pointers, k, slot - b * VECTOR - panel_offset, VECTOR)
         else:
             set_entry(pointers, k, get_int64(table + 16 * k), entry_stride(table, k))
+
+
+def copy_held(a, t, p, b, rows, table):
+    """Copy one panel's states of `rows` held rows from `b` on to the next step, unchanged. Their saved gates become
+    zero: no kernel reads them, but an operator returns them, and its results must be the same in every run.
+    """
+    L, panel_offset = a.lanes, p * VECTOR
+    for k in range(0, 2 * a.inner_states + 2, 2):
+        width = lanes_inside(a, p, width_of(a, k))
+        old, new = entry_address(table, k, b, panel_offset), entry_address(table, k + 1, b, panel_offset)
+        call(a.copy_rows, rows, width, width, old, entry_stride(table, k), new, entry_stride(table, k + 1))
+    if a.gates != 0:
+        saved = saved_address(a, a.B, t, p, b)
+        call(a.copy_rows, rows, 0, a.saved * L, a.constants, 0, saved, a.saved * VECTOR)
+
+
+def zero_held_outputs(a, b_first, b_last, unit, width):
+    """Zero h of the held steps of these rows, to which states were copied, for `width` units from `unit` on."""
+    for b in range(b_first, b_last if a.lengths != 0 else b_first):
+        length = length_of(a, b)
+        h = a.h + length * a.h_step_stride + b * a.h_row_stride + unit * a.size
+        call(a.copy_rows, a.T - length, 0, width, h, 0, h, a.h_step_stride)

@@ -3,6 +3,8 @@
 A phase stores such a value as rows of H units, the operand. The product of all its units with all weights of the value
 is there when the next phase begins. In the backward pass a phase stores the gradients of products beside dpreact, and
 their product with the transposed weights is there when the next phase begins.
+
+The result of a product has as many units as h: H, or fewer in a projected layer, whose h is the result.
 """
 
 from fastlstm.backends.numba.kernels.heads import add_product_of_heads, back_product_of_heads
@@ -12,10 +14,11 @@ from fastlstm.backends.numba.kernels.layout import (
     first_vector,
     gemm_of,
     gemv_of,
+    panels_of_h,
     saved_address,
     seen_alike,
     seen_begin,
-    seen_count,
+    seen_of_value,
     spans_heads,
 )
 from fastlstm.backends.numba.kernels.row_masks import zero_held
@@ -67,7 +70,12 @@ def results_address(a, scratch, p):
 def packed_address(a, group, p):
     """Return the address of the packed weights (columns, N, L) of the N products of a group, for panel p."""
     base = a.packed + a.packed_panels * (a.span * a.h_preacts + a.I * a.x_preacts) * VECTOR
-    return base + (record_first(a, group) * a.panels + record_count(a, group) * p) * a.span * VECTOR
+    return base + (record_first(a, group) * a.panels + record_count(a, group) * p) * value_span(a) * VECTOR
+
+
+def value_span(a):
+    """Return the most columns of a value that a panel multiplies."""
+    return a.H if a.heads == 1 else a.span
 
 
 def pack_products(a, p):
@@ -75,7 +83,8 @@ def pack_products(a, p):
     for group in range(a.product_groups):
         count, first_block = record_count(a, group), a.x_preacts + a.h_preacts + record_first(a, group)
         row, panel = a.head * a.size, packed_address(a, group, p)
-        pack_panel(a, p, a.weight_products, row, seen_count(a, p), count, first_block, True, panel)
+        columns = seen_of_value(a, p)
+        pack_panel(a, p, a.weight_products, row, a.h_width, columns, count, first_block, True, panel)
 
 
 def multiply_values(a, scratch, phase, p_first, p_last, rows, barrier, team_size, barriers_passed):
@@ -88,7 +97,7 @@ def multiply_values(a, scratch, phase, p_first, p_last, rows, barrier, team_size
     for group in range(a.product_groups):
         count, x_row, out_row = record_count(a, group), a.panels * VECTOR, a.products * VECTOR
         for p in range(p_first, p_last if record_phase(a, group) == phase else p_first):
-            columns, x = seen_count(a, p), operand_address(a, scratch, group) + seen_begin(a, p) * a.size
+            columns, x = seen_of_value(a, p), operand_address(a, scratch, group) + seen_begin(a, p) * a.size
             out, crosses = results_address(a, scratch, p) + record_first(a, group) * VECTOR, spans_heads(a, p)
             if crosses:
                 call(a.copy_rows, rows, 0, count * a.lanes, out, 0, out, out_row)
@@ -114,7 +123,7 @@ def multiply_values_of_only_row(a, scratch, phase, p_first, p_last, barrier, tea
     for group in range(a.product_groups):
         count, out_step, begin = record_count(a, group), a.products * VECTOR, p_first
         while begin < (p_last if record_phase(a, group) == phase else p_first):
-            end, columns = seen_alike(a, begin, p_last), seen_count(a, begin)
+            end, columns = seen_alike(a, begin, p_last), seen_of_value(a, begin)
             x = operand_address(a, scratch, group) + seen_begin(a, begin) * a.size
             out = results_address(a, scratch, 0) + begin * out_step + record_first(a, group) * VECTOR
             packed, crosses = packed_address(a, group, begin), spans_heads(a, begin)
@@ -126,7 +135,8 @@ def multiply_values_of_only_row(a, scratch, phase, p_first, p_last, barrier, tea
                 w = packed + v * columns * VECTOR
                 call(
                     gemv_of(a, first_vector(count, q + 1) - v), end - begin, a.constants, 0, out + v * VECTOR,
-                    out_step, x, w, 0, 0, x, w, count * a.span * VECTOR, columns, a.k_block, a.k_block, a.constants, 0,
+                    out_step, x, w, 0, 0, x, w, count * value_span(a) * VECTOR, columns, a.k_block, a.k_block,
+                    a.constants, 0,
                 )  # fmt: skip
             begin = end
     return wait(barrier, team_size, barriers_passed, a.relax)
@@ -151,11 +161,11 @@ def multiply_back(a, scratch, phase, s, b, rows, q_first, q_last, barrier, team_
     if not has_products(a, phase):
         return barriers_passed
     barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
-    L, panels, row = a.lanes, a.panels, 4 * VECTOR
+    L, panels, row, summed = a.lanes, a.panels, 4 * VECTOR, panels_of_h(a)
     for group in range(a.product_groups):
         count, gate, packed = record_count(a, group), a.preacts + record_first(a, group), packed_back_address(a, group)
-        blocks = (panels * count * L + BLOCK_K - 1) // BLOCK_K
-        block = (panels + blocks - 1) // blocks  # panels
+        blocks = (summed * count * L + BLOCK_K - 1) // BLOCK_K
+        block = (summed + blocks - 1) // blocks  # panels
         for q in range(q_first, q_last if record_phase(a, group) == phase else q_first):
             out = back_results_address(a, scratch, group, q)
             if a.heads > 1:
@@ -163,11 +173,11 @@ def multiply_back(a, scratch, phase, s, b, rows, q_first, q_last, barrier, team_
                 continue
             n = 4 if first_vector(panels, q + 1) - first_vector(panels, q) == 4 else 3
             w, w_row, init, init_row = packed + q * panels * 4 * VECTOR * count * L, n * VECTOR, a.constants, 0
-            for p in range(0, panels, block):
+            for p in range(0, summed, block):
                 dpre = dpreact_address(a, p, s, b) + gate * VECTOR
                 call(
                     a.gemm4 if n == 4 else a.gemm3, rows, init, init_row, out, row, w + p * count * L * w_row, w_row,
-                    dpre, a.terms * VECTOR, a.size, count * L, min(block, panels - p),
+                    dpre, a.terms * VECTOR, a.size, count * L, min(block, summed - p),
                     a.dpreact_steps * a.B * a.terms * VECTOR, count * L * w_row, dpre, 0, 0,
                 )  # fmt: skip
                 init, init_row = out, row
@@ -200,10 +210,10 @@ def pack_values(a, strips, s_first, s_last, b_first, b_last):
 
 def unpack_product_gradients(a, scratch, p_first, p_last):
     """Write the wanted gradients of the weights of products, of panels `p_first` to `p_last`, from accumulators."""
-    for p in range(p_first, p_last):
+    for p in range(p_first, min(p_last, panels_of_h(a))):
         for group in range(a.product_groups):
             first = accumulator_address(a, 0, p) + first_value_column(a, group) * accumulator_row_bytes(a)
             for k in range(record_count(a, group)):
                 target = get_int64(a.dparam_addresses + 8 * (a.params + record_first(a, group) + k))
                 if target != 0:
-                    unpack_weight_of_heads(a, scratch, p, first + k * VECTOR, 0, target)
+                    unpack_weight_of_heads(a, scratch, p, first + k * VECTOR, 0, a.h_width, a.head, target)

@@ -19,15 +19,17 @@ from fastlstm.backends.numba.kernels.layout import (
     head_begin,
     head_end,
     is_compact,
+    panels_of_h,
     reach_begin,
     reach_count,
     seen_alike,
     seen_begin,
     seen_count,
+    seen_of_value,
     vectors_of,
 )
 from fastlstm.backends.numba.kernels.products import BackwardProducts
-from fastlstm.backends.numba.kernels.row_masks import correct_states, rows_to_last_active, zero_held
+from fastlstm.backends.numba.kernels.row_masks import active_range, correct_states, rows_to_last_active, zero_held
 from fastlstm.backends.numba.kernels.shared import BLOCK_K, VECTOR
 from fastlstm.backends.numba.kernels.states import dpreact_slot
 from fastlstm.backends.numba.kernels.threads import share
@@ -46,25 +48,30 @@ BLOCK_ROWS = 128  # rows of dpreact and of a strip that stay in the L1 cache tog
 def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch):
     """Pack vector groups `first` to `last` of weight_ih or weight_hh: see `pack_transposed_gates`."""
     gates, first_block = (a.h_preacts, a.x_preacts) if of_h else (a.x_preacts, 0)
-    pack_transposed_gates(a, weight, weight_row, N, gates, first_block, of_h, packed, first, last)
+    columns = a.h_width if of_h else N
+    pack_transposed_gates(a, weight, weight_row, a.H, N, columns, gates, first_block, of_h, packed, first, last)
 
 
-def pack_transposed_gates(a, weight, weight_row, N, gates, first_block, has_heads, packed, first, last):
-    """Pack vector groups `first` to `last` of (gates H, N) weights as [vector group][k][3 or 4 vectors], with k in the
-    order of dpreact's panels. Of weights that have heads a group has the panels whose units see any of its columns.
+def pack_transposed_gates(
+    a, weight, weight_row, rows, N, columns, gates, first_block, has_heads, packed, first, last
+):  # fmt: skip
+    """Pack vector groups `first` to `last` of N columns of (gates rows, columns) weights as [vector group][k][3 or 4
+    vectors], with k in the order of dpreact's panels. Of weights that have heads a group has the panels whose units see
+    any of its columns.
 
     Args:
+        columns: N, or fewer: what lies beyond them is not written.
         first_block: as in `vector_forward.pack_panel`.
     """
-    L, size, H = a.lanes, a.size, a.H
+    L, size = a.lanes, a.size
     panels, vectors = a.panels, (N + L - 1) // L
-    own, reach = (a.head, a.reach) if has_heads else (N, panels)
-    for p in range(panels):
-        units = min(L, H - p * L)
+    own, reach = (a.head if a.heads > 1 else columns, a.reach) if has_heads else (N, panels)
+    for p in range((rows + L - 1) // L):
+        units = min(L, rows - p * L)
         for gate in range(gates):
             row = gate_offset(a, p, gate) // size
             row_last = gate_offset(a, p, gate + 1) // size if gate + 1 < gates else vectors_of(a, p, gates) * L
-            source = weight + block(a, first_block + gate) * H * weight_row
+            source = weight + block(a, first_block + gate) * rows * weight_row
             for q in range(first, last):  # innermost: whole rows of weights are read one after the other
                 column, panel = first_vector(vectors, q) * L, p - reach_begin(a, q) if has_heads else p
                 if panel < 0 or (has_heads and panel >= reach_count(a, q)):
@@ -193,21 +200,6 @@ def pack_strips(a, strips, s_first, s_last, b_first, b_last):
                 room, target = a.strip, target + next_strip
 
 
-def active_range(a, s_first, first, pairs):
-    """Return (steps, count): among the `pairs` pairs from `first` on, all active ones lie in `count` consecutive batch
-    rows of `steps` consecutive steps. With resets alone the sum also goes step by step, in the order that it has with
-    lengths.
-    """
-    if a.lengths == 0 and a.reset == 0:
-        return 1, pairs
-    if first % a.B + pairs > a.B and (first % a.B != 0 or pairs % a.B != 0):
-        return 1, pairs
-    steps, row = max(1, pairs // a.B), first % a.B
-    s = s_first + first // a.B
-    earliest = a.T - s - steps if a.reverse != 0 else s
-    return steps, max(1, rows_to_last_active(a, earliest, row, pairs // steps))  # one at least, which begins the sums
-
-
 def add_products(a, strips, s_first, s_last, k_set, p_first, p_last, column, column_last, missing, gate, gates):
     """Add a time chunk to the accumulators of columns `column` to `column_last` of [x, h, 1], in panels `p_first` to
     `p_last` and one split-K set: their sums with `gates` terms of dpreact from `gate` on.
@@ -246,10 +238,12 @@ def add_weight_gradients(a, strips, s_first, s_last, k_set, p_first, p_last):
     """Add a time chunk to the accumulators: all at once if `host.accumulators` lets them follow each other."""
     h_row, ones_row, columns = a.first_h_row, a.ones_row, columns_of_h(a)
     for group in range(a.product_groups):
-        p, gate, gates = p_first, a.preacts + record_first(a, group), record_count(a, group)
-        while p < p_last:
-            end, column = seen_alike(a, p, p_last), first_value_column(a, group) + seen_begin(a, p)
-            add_products(a, strips, s_first, s_last, k_set, p, end, column, column + seen_count(a, p), 0, gate, gates)
+        gate, gates = a.preacts + record_first(a, group), record_count(a, group)
+        p, p_end = p_first, min(p_last, panels_of_h(a))
+        while p < p_end:
+            end, column = seen_alike(a, p, p_end), first_value_column(a, group) + seen_begin(a, p)
+            last = column + seen_of_value(a, p)
+            add_products(a, strips, s_first, s_last, k_set, p, end, column, last, 0, gate, gates)
             p = end
     if a.joint != 0 and a.heads == 1:
         add_products(a, strips, s_first, s_last, k_set, p_first, p_last, 0, ones_row + 1, 0, 0, a.preacts)

@@ -18,6 +18,7 @@ from fastlstm.backends.numba.kernels.layout import (
     head_begin,
     head_end,
     is_compact,
+    lanes_inside,
     seen_alike,
     seen_begin,
     seen_count,
@@ -50,24 +51,24 @@ def biases_address(a, p):
     return a.biases + p * a.preacts * VECTOR
 
 
-def pack_panel(a, p, weight, weight_row, columns, gates, first_block, has_heads, panel):
+def pack_panel(a, p, weight, weight_row, units, columns, gates, first_block, has_heads, panel):
     """Pack panel p of a weight as [vector group][k][gate][lane]. A compact panel is [k], with its gates side by side
     and then zeros. Units of several heads have zeros in the columns that only others see.
 
     Args:
-        gates: the weight's blocks of H rows, whose order the gate blocks have from `first_block` on.
+        gates: the weight's blocks of `units` rows, whose order the gate blocks have from `first_block` on.
         has_heads: whether a unit sees the columns of its own head alone.
     """
-    L, size, H = a.lanes, a.size, a.H
-    valid, vectors = min(L, H - p * L), vectors_of(a, p, gates)
-    width, first_column = (a.head, seen_begin(a, p)) if has_heads else (columns, 0)
+    L, size = a.lanes, a.size
+    valid, vectors = lanes_inside(a, p, units), vectors_of(a, p, gates)
+    width, first_column = (a.head, seen_begin(a, p)) if has_heads and a.heads > 1 else (columns, 0)
     if valid < L or width < columns:
         call(a.copy_rows, 1, 0, columns * vectors * L, panel, 0, panel, 0)
     for q in range(count_vector_groups(vectors)):
         first, last = first_vector(vectors, q), first_vector(vectors, q + 1)
         target, stride = panel + first * columns * VECTOR, (last - first) * VECTOR
         for gate in range(first, gates if last == vectors else last):
-            row = block(a, first_block + gate) * H
+            row = block(a, first_block + gate) * units
             gate_target, unit = target + gate_offset(a, p, gate) - first * VECTOR, p * L
             while unit < p * L + valid:
                 column = head_begin(a, unit) if has_heads else 0
@@ -81,12 +82,13 @@ def pack_panel(a, p, weight, weight_row, columns, gates, first_block, has_heads,
 def pack_hh(a, p, packed_index):
     """Pack panel p of weight_hh."""
     panel, columns = packed_hh_address(a, packed_index), seen_count(a, p)
-    pack_panel(a, p, a.weight_hh, a.hh_row_stride, columns, a.h_preacts, a.x_preacts, True, panel)
+    pack_panel(a, p, a.weight_hh, a.hh_row_stride, a.H, columns, a.h_preacts, a.x_preacts, True, panel)
 
 
 def pack_ih(a, p, packed_index):
     """Pack panel p of weight_ih."""
-    pack_panel(a, p, a.weight_ih, a.ih_row_stride, a.I, a.x_preacts, 0, False, packed_ih_address(a, packed_index))
+    panel = packed_ih_address(a, packed_index)
+    pack_panel(a, p, a.weight_ih, a.ih_row_stride, a.H, a.I, a.x_preacts, 0, False, panel)
 
 
 def pack_weights(a, p, packed_index, scratch):

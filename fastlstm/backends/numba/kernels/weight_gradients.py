@@ -40,11 +40,11 @@ def unpack_weight(a, scratch, accumulators, width, units, weight):
             call(a.transpose, columns, units, source, row_stride, weight + k * a.size, width * a.size)
 
 
-def unpack_weight_of_heads(a, scratch, p, accumulators, first_column, weight):
-    """Transpose accumulators (columns, gates, lanes) of one gate and panel p into rows of a weight's gradient, whose
-    units have the columns of their own head. The accumulators begin at column `first_column`.
+def unpack_weight_of_heads(a, scratch, p, accumulators, first_column, units, D, weight):
+    """Transpose accumulators (columns, gates, lanes) of one gate and panel p into rows of a weight's gradient, of
+    `units` in all, which have the D columns of their own head. The accumulators begin at column `first_column`.
     """
-    unit, last, D = p * a.lanes, min((p + 1) * a.lanes, a.H), a.head
+    unit, last = p * a.lanes, min((p + 1) * a.lanes, units)
     while unit < last:  # of one head
         end, row = head_end(a, unit, last), head_begin(a, unit) - first_column
         source = accumulators + (unit - p * a.lanes) * a.size + row * accumulator_row_bytes(a)
@@ -73,7 +73,8 @@ def write_vectors(a, p, ones):
 
 def unpack_weight_gradients(a, scratch, p_first, p_last):
     """Write the wanted gradients of weights, biases and params of panels `p_first` to `p_last` from accumulators."""
-    L, I, H, D, columns = a.lanes, a.I, a.H, a.head, columns_of_h(a)
+    L, I, H, columns = a.lanes, a.I, a.H, columns_of_h(a)
+    D = columns if a.heads == 1 else a.head  # columns of weight_hh
     element, row_stride = element_bytes(a), accumulator_row_bytes(a)
     for p in range(p_first, p_last):
         accumulators, valid = accumulator_address(a, 0, p), min(L, H - p * L)
@@ -89,5 +90,5 @@ def unpack_weight_gradients(a, scratch, p_first, p_last):
                 h_accumulators + gate_offset(a, p, gate),
                 a.dweight_hh + block_hh(a, gate) * H * D * element,
             )
-            unpack_weight_of_heads(a, scratch, p, source, seen_begin(a, p), target)
+            unpack_weight_of_heads(a, scratch, p, source, seen_begin(a, p), H, D, target)
         write_vectors(a, p, accumulators + (a.ones_row - columns + min(a.span, columns)) * row_stride)
