@@ -25,9 +25,10 @@ def library(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("first", range(0, 160, 40))
+@pytest.mark.parametrize("first", range(2))
 def test_no_kernel_leaves_its_memory(library, first):
-    command = sys.executable, "-m", "tests.helpers.guarded", str(first), "40"
+    """Every second case has the same kinds of layers, so that each kind is compiled in one process."""
+    command = sys.executable, "-m", "tests.helpers.guarded", str(first), "160", "2"
     done = subprocess.run(
         command, env=os.environ | {"LD_PRELOAD": str(library)}, cwd=ROOT, capture_output=True, text=True
     )

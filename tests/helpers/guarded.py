@@ -1,4 +1,4 @@
-"""Runs layers of every kind on memory between unreadable pages: ``python -m tests.helpers.guarded FIRST COUNT``.
+"""Runs layers of every kind on memory between unreadable pages: ``python -m tests.helpers.guarded FIRST END STEP``.
 
 `guard.c`, loaded before all other libraries, gives each tensor and each buffer of the kernels pages of its own. What
 the kernels read from outside ends or begins to the byte at an unreadable page, and cannot be written to. The results
@@ -26,6 +26,7 @@ guard.guard_free.argtypes = (ctypes.c_void_p,)
 guard.guard_protect.argtypes = ctypes.c_void_p, ctypes.c_int
 is_on, at_begin = (ctypes.c_int.in_dll(guard, f"guard_{name}") for name in ("on", "begin"))
 SIZES = [1, 2, 3, 5, 7, 8, 9, 13, 15, 16, 17, 23, 31, 32, 33, 40, 47, 63, 64, 65, 100, 127, 129]
+NAMES = list(kinds.KINDS)
 BACKENDS = [name for name in ("numba", "native", "numba-bf16") if UNAVAILABLE[name] is None]
 
 
@@ -76,7 +77,7 @@ def case(number):
     draw = random.Random(number)
     T, B = draw.choice([1, 1, 2, 3, 7, 12, 28, 33, 130]), draw.choice([1, 1, 2, 3, 5, 8, 13, 17, 24, 33, 65])
     sizes = [T, max(1, min(B, 1000 // T)), draw.choice(SIZES), draw.choice(SIZES)]
-    what, kind = draw.choice(["layer"] * 6 + ["int8", "stream", "ensemble"]), draw.choice(list(kinds.KINDS))
+    what, kind = draw.choice(["layer"] * 6 + ["int8", "stream", "ensemble"]), NAMES[number % len(NAMES)]
     if what != "layer" and (what == "int8" or kind in ("params", "regularized", "means", "many products")):
         kind = draw.choice(kinds.OF_NATIVE)  # a stream and an ensemble have no inputs beside x
     backend = draw.choice(BACKENDS) if kind in kinds.OF_NATIVE and what == "layer" else "numba"
@@ -119,6 +120,5 @@ def run(number):
 if __name__ == "__main__":
     faulthandler.enable()
     guard_buffers()
-    first, count = map(int, sys.argv[1:])
-    for number in range(first, first + count):
+    for number in range(*map(int, sys.argv[1:])):
         run(number)
