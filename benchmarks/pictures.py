@@ -1,8 +1,9 @@
-"""Draws the pictures of README.md and of the site's first page, as SVG for light and dark pages.
+"""Draws the pictures of README.md and of the site's pages, as SVG for light and dark pages.
 
-python -m benchmarks.pictures    # writes docs/images/speed-*.svg and docs/images/layer-*.svg
+python -m benchmarks.pictures    # writes docs/images/speed-*.svg, runtimes-*.svg and layer-*.svg
 
-`speed` is a chart of the newest report of `make bench` in float32. `layer` shows what a fused layer does.
+`speed` is a chart of the newest report of `make bench` in float32, and `runtimes` one of the newest report of
+`python -m benchmarks.runtimes`. `layer` shows what a fused layer does.
 """
 
 import json
@@ -11,6 +12,8 @@ from html import escape
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from benchmarks.runtimes import comparison
 
 ROOT = Path(__file__).resolve().parents[1]
 TITLE = "fastlstm against torch.nn.LSTM"  # of a report in float32, as benchmarks/run.py writes it
@@ -50,21 +53,32 @@ class Drawing:
         return "\n".join([*self.lines, "</svg>"]) + "\n"
 
 
+def reports(title: str = TITLE) -> list[dict[str, Any]]:
+    """Return the reports with this title, the oldest first."""
+    every = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "benchmarks/results").glob("*.json")]
+    return sorted((report for report in every if report.get("title") == title), key=lambda report: report["date"])
+
+
 def newest(title: str = TITLE) -> dict[str, Any]:
     """Return the newest report with this title."""
-    reports = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "benchmarks/results").glob("*.json")]
-    return max((report for report in reports if report.get("title") == title), key=lambda report: report["date"])
+    return reports(title)[-1]
 
 
 def sequences(report: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, float]]]:
-    """Return (shape, ratio by mode) of the report's fixed shapes of several steps, the best in training first."""
+    """Return (shape, ratio by mode) of the report's fixed shapes of several steps, the best in training first.
+
+    Beside the modes there is "other", the ratio of the fastest other runtime in inference, if there was one.
+    """
     ratios: dict[str, dict[str, float]] = {}
     rows = [r for r in report["results"] if not r["random"] and r["shape"]["T"] > 1 and not r.get("noisy")]
     for row in rows:
         # not the row's own ratio, which in older reports is the median of the rounds' ratios
-        ratios.setdefault(row["name"], {})[row["mode"]] = row["baseline_seconds"] / row["seconds"]
+        ratio = ratios.setdefault(row["name"], {})
+        ratio[row["mode"]] = row["baseline_seconds"] / row["seconds"]
+        if row["rivals"]:
+            ratio["other"] = ratio[row["mode"]] / min(rival["median"] for rival in row["rivals"].values())
     shapes = {row["name"]: row["shape"] for row in rows}
-    both = [(shapes[name], ratio) for name, ratio in ratios.items() if len(ratio) == len(MODES)]
+    both = [(shapes[name], ratio) for name, ratio in ratios.items() if all(mode in ratio for mode in MODES)]
     return sorted(both, key=lambda pair: -pair[1]["training"])
 
 
@@ -84,6 +98,8 @@ def speed(theme: str) -> Drawing:
     for mode, x in zip(MODES, (left, left + 90)):
         drawing.box(x, 35, 12, 12, mode)
         drawing.text(x + 18, 46, mode)
+    drawing.line(left + 186, 34, 48)
+    drawing.text(left + 194, 46, "fastest other runtime")
     for n, name in enumerate(("steps", "batch", "inputs", "units")):
         drawing.text(right[n], 70, name, "quiet", "end")
     drawing.text(left + scale, 70, "nn.LSTM = 1", "quiet", "middle")
@@ -96,10 +112,36 @@ def speed(theme: str) -> Drawing:
         for k, mode in enumerate(MODES):
             drawing.box(left, y + 14 * k, scale * ratio[mode], 13, mode)
             drawing.text(left + scale * ratio[mode] + 6, y + 11 + 14 * k, f"{ratio[mode]:.2f}", style='font-size="12"')
+        if "other" in ratio:
+            drawing.line(round(left + scale * ratio["other"], 1), y + 13, y + 28)
     drawing.line(round(left + scale, 1), 76, bottom - 6)
     cpu = machine["cpu"].replace("(R)", "").replace("(TM)", "")
     torch = machine["versions"]["torch"].partition("+")[0]
     source = f"float32, {machine['cores']} cores of an {cpu}, torch {torch}, {report['date']}"
+    drawing.text(0, bottom + 20, source, "quiet", style='font-size="12"')
+    return drawing
+
+
+def runtimes(theme: str) -> Drawing:
+    """Draw, for each layer, how many times as long as fastlstm the fastest other runtime takes."""
+    report = newest(comparison.TITLE)
+    best = [(comparison.name_of(row), *comparison.best_other(row)) for row in report["results"]]
+    top, step, left, width = 62, 22, 262, 540
+    scale = (width - left - 108) / max(ratio for *_, ratio in best)
+    bottom = top + step * len(best)
+    drawing = Drawing(theme, width, bottom + 32, "The fastest other runtime beside fastlstm, layer by layer")
+    title = "Time of the fastest other runtime, beside fastlstm"
+    drawing.text(0, 18, title, style='font-size="16" font-weight="600"')
+    drawing.text(left + scale, 48, "fastlstm = 1", "quiet", "middle")
+    for n, (layer, runtime, ratio) in enumerate(best):
+        y = top + step * n
+        drawing.text(0, y + 13, layer, style='font-size="12"')
+        drawing.box(left, y, scale * ratio, 16, "training" if ratio >= 1 else "inference")
+        drawing.text(
+            max(left + scale * ratio, left + scale) + 6, y + 12, f"{ratio:.2f} {runtime}", style='font-size="11"'
+        )
+    drawing.line(round(left + scale, 1), 54, bottom - 6)
+    source = f"float32, {report['machine']['cores']} cores of an {report['machine']['cpu']}, {report['date']}"
     drawing.text(0, bottom + 20, source, "quiet", style='font-size="12"')
     return drawing
 
@@ -139,6 +181,8 @@ def layer(theme: str) -> Drawing:
 
 
 PICTURES: dict[str, Callable[[str], Drawing]] = {"speed": speed, "layer": layer}
+if reports(comparison.TITLE):
+    PICTURES["runtimes"] = runtimes
 
 
 def main() -> None:

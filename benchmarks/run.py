@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.cpu.runtimes import SETTLE as RIVAL_SETTLE
-from benchmarks.cpu.runtimes import rivals
+from benchmarks.runtimes.with_onnx import SETTLE as RIVAL_SETTLE
+from benchmarks.runtimes.with_onnx import rivals
 from benchmarks.shared import machine, memory
 from benchmarks.shared.clock import compare
 from benchmarks.shared.contest import Contest
@@ -72,9 +72,9 @@ def measure(shape: Shape, options: argparse.Namespace) -> Iterator[dict[str, Any
 
 def against_rivals(contest: Contest, threads: int) -> dict[str, dict[str, float]]:
     """In rounds of their own: their threads would disturb the pairs with torch's layer."""
-    if contest.precision != "float32" or contest.shape.cell != "LSTM":
+    if contest.precision != "float32":
         return {}
-    others = dict(rivals(contest.modules["nn.LSTM"], contest.x, contest.shape, threads))
+    others = dict(rivals(contest.modules[contest.theirs], contest.x, contest.shape, threads))
     runs = {"fastlstm": contest.run("fastlstm", "inference"), **others}
     sides = compare(runs, RIVAL_ROUNDS, threads, RIVAL_SETTLE) if others else {}
     return {name: asdict(sides["fastlstm"].to(sides[name])) | {"seconds": sides[name].seconds} for name in others}

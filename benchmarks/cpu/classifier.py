@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.cpu.runtimes import SETTLE, onnx_model, onnx_weights, onnxruntime_session
+from benchmarks.runtimes.with_onnx import SETTLE, onnx_model, onnx_weights, onnxruntime_session
 from benchmarks.shared.clock import Run, compare, thread_counts
 from benchmarks.shared.tables import Options, parser, print_table
 from fastlstm.backends import csrc

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import fastlstm
-from benchmarks.cpu.runtimes import installed, onnx_int8, onnx_layers, onnxruntime_run
+from benchmarks.runtimes.with_onnx import installed, onnx_int8, onnx_layers, onnxruntime_run
 from benchmarks.shared.calls import check
 from benchmarks.shared.clock import Run, compare
 from benchmarks.shared.shapes import Shape

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import fastlstm
-from benchmarks.cpu.runtimes import installed, onnx_int8, onnx_model, onnx_weights, onnxruntime_session
+from benchmarks.runtimes.with_onnx import installed, onnx_int8, onnx_step, onnxruntime_session
 from benchmarks.shared.tables import Options, parser, print_table
 from fastlstm.commands import positive
 
@@ -29,15 +29,6 @@ CONTENDERS = ("stream", "int8 stream", "step", "nn.LSTM", "onnxruntime", "onnxru
 BLOCK = 500  # calls
 SPAWN = multiprocessing.get_context("spawn")
 _call: Callable[[], object]
-
-
-def onnx_step(lstm: nn.LSTM, B: int) -> bytes:
-    """Return one step as an ONNX model: x (1, B, I), h and c (1, B, H) to the new h and c."""
-    I, H = lstm.input_size, lstm.hidden_size
-    of_x, *of_states = (f"float[1,{B},{size}] {name}" for size, name in ((I, "x"), (H, "h"), (H, "c")))
-    ends = ", ".join(f"float[1,{B},{H}] {name}" for name in ("h_n", "c_n"))
-    node = f"y, h_n, c_n = LSTM <hidden_size={H}> (x, w0, r0, b0, , h, c)"
-    return onnx_model(f"step ({', '.join((of_x, *of_states))}) => ({ends}) {{ {node} }}", onnx_weights(lstm))
 
 
 def onnxruntime_call(model: bytes, x: torch.Tensor, H: int, threads: int) -> Callable[[], object]:

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,9 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", text.lower())).strip("-")
 
 
-def versions() -> dict[str, str]:
-    """Return those of the packages that are installed."""
-    installed = {name: metadata.version(name) for name in PACKAGES if any(metadata.distributions(name=name))}
+def versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Return those of the packages that are installed, and Python's."""
+    installed = {name: metadata.version(name) for name in names if any(metadata.distributions(name=name))}
     return {"python": platform.python_version(), **installed}
 
 

@@ -1,0 +1,1 @@
+"""The page of runtimes: fastlstm beside every other runtime of recurrent layers that is installed, on the CPU."""
