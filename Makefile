@@ -12,7 +12,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-export PYTHONUTF8 := 1 # Windows reads files in another encoding
+# Windows reads files in another encoding. A comment behind the value would leave a space in it.
+export PYTHONUTF8 := 1
 
 ifeq ($(OS),Windows_NT)
 BIN := $(VENV)/Scripts
