@@ -100,12 +100,12 @@ class CellModule:
         return dispatch.module(name).steps(layer, packed_weights) if is_plain(*layer.weights) else None
 
     def _plans_of(self, key: Any = 0) -> Plans | None:
-        """Return the plans of this key, or None under a compiler, which uses none.
+        """Return the plans of this key, or None under a compiler or tracer, which use none.
 
         The key 0 is that of a module which does nothing but run its cell, all layers and directions in one call. Then a
         call that has a plan needs nothing else. Parts that run one by one have another key for each, and for each cell.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a later call of a trace must record the same
             return None
         plans: dict[Any, Plans] = vars(self).setdefault("_plans", {})
         return plans.get(key) or plans.setdefault(key, Plans(caches_tensors=self._caches_tensors))
