@@ -254,9 +254,10 @@ template <class C, class E> void forward(void *argument, int thread, int threads
     constexpr int64_t L = Vector<E>::N;
     const ForwardJob &job = *(const ForwardJob *)argument;
     const fastlstm_forward_args &a = *job.args;
-    const bool is_plain_row = a.B == 1 && !a.gates && !a.reset && !a.lengths;
     ThreadPosition position(job, thread, threads);
     if (thread >= position.used_threads) return;
+    // All teams but one are without a row
+    const bool is_plain_row = a.B == 1 && position.teams == 1 && !a.gates && !a.reset && !a.lengths;
     const int64_t T = a.T, B = a.B, I = a.I, H = a.H, panels = ceil_div(H, L), size = panel_size<C, E>(&a);
     const int64_t first_panel = position.first(panels), last_panel = position.last(panels);
     // A single step reads every panel once. A thread then packs a panel just before it, into memory that stays in its cache.
