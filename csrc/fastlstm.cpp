@@ -180,6 +180,8 @@ struct fastlstm_steps {
     fastlstm_threads threads;
 };
 
+int64_t fastlstm_forced_split[2];
+
 int fastlstm_version(void) { return FASTLSTM_VERSION; }
 
 const char *fastlstm_error_text(int code) {

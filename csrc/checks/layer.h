@@ -18,6 +18,19 @@ static void expect(bool right, const char *words) {
     if (!right) printf("%s\n", words), failures++;
 }
 
+// Calls check(threads) for one thread, and for the next of several numbers of teams and threads of each, on which all
+// calls in it run. Sizes as small as those of the checks would have one thread.
+extern "C" int64_t fastlstm_forced_split[2];
+template <class Check> void on_two_splits(Check check) {
+    static const int64_t splits[][2] = {{1, 2}, {2, 1}, {1, 3}, {2, 2}, {3, 1}};
+    static int next = 0;
+    check(1);
+    const int64_t *split = splits[next++ % 5];
+    fastlstm_forced_split[0] = split[0], fastlstm_forced_split[1] = split[1];
+    check(split[0] * split[1]);
+    fastlstm_forced_split[0] = 0;
+}
+
 static unsigned long long state = 1;
 static double uniform() {  // in [-1, 1), and exact in float32
     state = state * 6364136223846793005ULL + 1442695040888963407ULL;
@@ -196,7 +209,7 @@ template <class C, class E, class W> struct Call {
         expect(!forward(), "forward failed");
     }
     template <class T> void must_be_noticed(std::vector<T> &values) {
-        for (size_t k = 0; k < values.size(); k += 1 + values.size() / 15) {
+        for (size_t k = 0; k < values.size(); k += 1 + values.size() / (threads.count > 1 ? 3 : 15)) {
             const T original = std::exchange(values[k], values[k] == 0 ? T(1) : T(values[k] / 2));
             expect(!forward() && changed, "a change was not noticed");
             values[k] = original;

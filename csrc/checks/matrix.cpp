@@ -52,10 +52,11 @@ template <class C> void check_cell(Case s) {
     for (int instructions = FASTLSTM_BASE; instructions <= FASTLSTM_AVX512; instructions++) {
         if (!fastlstm_instructions_name(instructions)) continue;
         sets |= 1 << instructions;
-        for (int64_t threads = 1; threads <= 3; threads++, cases += 2) {
+        on_two_splits([&](int64_t threads) {
             check<C, float>(layer, FASTLSTM_FLOAT32, instructions, threads, 1.2e-5);
             check<C, double>(layer, FASTLSTM_FLOAT64, instructions, threads, 2.3e-14);
-        }
+            cases += 2;
+        });
     }
 }
 

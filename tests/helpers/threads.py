@@ -1,5 +1,6 @@
 """Threads of Python that do something at once, and kernels on a given number of teams and threads."""
 
+import ctypes
 import functools
 import inspect
 import threading
@@ -65,15 +66,18 @@ def split(teams, members):
     """Within it, `numba` and `native` run each layer on so many teams of so many threads, whatever its size. Modules
     that have been called before keep the split that they had.
     """
-    count, before, argument = teams * members, torch.get_num_threads(), csrc.threads_argument
+    count, before = teams * members, torch.get_num_threads()
+    pair = ctypes.c_int64 * 2
+    forced = pair() if csrc.reason else pair.in_dll(csrc.library, "fastlstm_forced_split")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(thread_split, "split_threads", lambda *_: (count, teams))
-        patch.setattr(csrc, "threads_argument", lambda _: argument(teams << 32 | members))  # see `Split` in csrc/call.h
         torch.set_num_threads(count)  # by which plans are kept apart
         forget()
         try:
+            forced[:] = teams, members
             yield
         finally:
+            forced[:] = 0, 0
             torch.set_num_threads(before)
             forget()
 
