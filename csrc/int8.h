@@ -96,7 +96,7 @@ template <class C, int ACT_BYTES> struct Int8Layer {
     void hold(int64_t s, int64_t r, float scale) const {  // copies a row to the next step
         for (int64_t byte = r * h_row_bytes + u_first; byte < (r + 1) * h_row_bytes; byte += h_byte_stride)
             __builtin_memcpy(h_bytes_of(s + 1) + byte, h_bytes_of(s) + byte, (p_last - p_first) * L);
-        h_scales_of(s + 1)[r] = scale;
+        if (r_first <= r && r < r_last) h_scales_of(s + 1)[r] = scale;
         zero_rows<float>(1, units, h.from(time_of(s) * B + r, u_first));
     }
 
@@ -119,7 +119,7 @@ template <class C, int ACT_BYTES> struct Int8Layer {
             if (h_scales_of(s + 2)[r] != UNIT_SCALE) h_scales_of(s + 2)[r] = UNIT_SCALE;
         for (int64_t r = mask.next(HOLD, rows); r < rows; r = mask.next(HOLD, rows, r + 1)) hold(s, r, scales[r]);
         const int64_t block_row = s % block * rows, at_once = job.few_rows ? max(1, whole) : 1;
-        if (job.few_rows && block_row == 0)
+        if (job.few_rows && block_row == 0 && p_first < p_last)
             multiply_inputs(s, p_first, p_last - p_first, 0, min(block, T - s) * rows, sums_x_of(p_first));
         // Serpentine order: the weights read last are still in the L2 cache. The last panel, if it is not full, comes last.
         const int64_t sign = s % 2 ? -1 : 1;

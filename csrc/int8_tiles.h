@@ -161,7 +161,10 @@ template <class C, int ACT_BYTES, bool IS_STEP> struct Int8Rows {
             new_states[C::FIRST_READ].store(s.carried + r * L);
             new_states[0].store(s.h + r * s.h_row);
             store_rounded<ACT_BYTES>(new_states[0].raw, TOP[ACT_BYTES], s.next + r * ACT_BYTES * s.byte_stride, s.byte_stride);
-            if (__builtin_expect(any_nan(new_states[0].raw), 0)) s.next_scales[r] = __builtin_nanf("");
+            if (__builtin_expect(any_nan(new_states[0].raw), 0)) {  // another thread of the team may find it in its units
+                constexpr float nan = __builtin_nanf("");
+                __atomic_store(&s.next_scales[r], &nan, __ATOMIC_RELAXED);
+            }
         }
     }
 
