@@ -6,7 +6,7 @@
 
 #include "job.h"
 
-// The teams, and the threads of each, that the project's tests force on every call: no part of the interface. 0 is none.
+// The teams, and the threads of each, that tests force on calls that are given threads: no part of the interface. 0 is none.
 extern "C" FASTLSTM_API int64_t fastlstm_forced_split[2];
 
 namespace fastlstm {

@@ -242,8 +242,8 @@ int fastlstm_forward(const fastlstm_forward_args *args, const fastlstm_threads *
 }
 
 int fastlstm_steps_make(const fastlstm_forward_args *args, const fastlstm_threads *threads, fastlstm_steps **steps) {
+    if (steps) *steps = nullptr;
     if (!args || !steps) return FASTLSTM_BAD_ARGUMENT;
-    *steps = nullptr;
     fastlstm_forward_args from = *args, a = {};
     from.T = 1;
     if (int code = check_common(from, true)) return code;

@@ -115,7 +115,7 @@ class _Kernel:
     def results(self, x: Tensor, *arguments: Any) -> tuple[Tensor, ...] | None:
         """Return our kernels' results of a call, or None if it is for torch's own code."""
         hx, params, has_biases, layers, dropout, train, bidirectional, *batch_first = arguments[self.is_packed :]
-        if aten.thread.runs_here or not params:
+        if aten.thread.runs_here or not params or not is_untransformed(x, *params):
             return None
         weights, is_lstm = params, self.name == "lstm"
         if not has_biases:
@@ -125,7 +125,9 @@ class _Kernel:
         module = modules.get(options)
         is_transposed = batch_first == [True] and x.dim() == 3
         given = x.transpose(0, 1) if is_transposed else x  # (T,B,I), or packed (N,I)
-        results = None if module is None else module._planned(given, tuple(hx) if is_lstm else hx, weights)
+        results = (
+            None if module is None or self.is_packed else module._planned(given, tuple(hx) if is_lstm else hx, weights)
+        )
         if results is None:
             states, batch_sizes = tuple(hx) if is_lstm else (hx,), arguments[0] if self.is_packed else None
             if not self.takes(given, batch_sizes, states, params, *options):
@@ -170,6 +172,8 @@ class _Kernel:
     ) -> bool:
         """Return whether our kernels run a call: one of plain tensors that torch's module could have made."""
         has_biases, layers, _, _, bidirectional = options
+        if len(states) != 1 + (self.name == "lstm") or not all(a.dim() for a in (*states, *params)):
+            return False
         if not is_untransformed(x, *states, *params) or x.dim() != (3 if batch_sizes is None else 2) or 0 in x.shape:
             return False
         if x.dtype not in _DTYPES or (autocast_of(x) is None and any(a.dtype != x.dtype for a in (*states, *params))):

@@ -52,8 +52,8 @@ class Plans:
         self.packed_weights: dict[Any, Any] | None = {} if caches else None
         self.known: dict[Any, _Known] = {}  # by the part of a signature that is cheap to make
 
-    def __reduce__(self) -> tuple[type["Plans"], tuple[()]]:
-        return Plans, ()
+    def __reduce__(self) -> tuple[type["Plans"], tuple[bool, bool]]:
+        return Plans, (self.packed_weights is not None, self.caches_tensors)
 
     def find(self, layer: Layer, backend: str | None, has_layer_axis: bool) -> tuple[Any, Runs | None]:
         """Return (signature, None) if the signature is new, (None, plan) if not, (None, None) if no plan can serve.
@@ -61,6 +61,8 @@ class Plans:
         `has_layer_axis`: whether the states are (1, B, H), as those of modules are, or (B, H).
         """
         x, weights, states, lengths, reset, reverse, cell, inputs, scales, activations, _, layers, directions = layer
+        if type(x) is not Tensor and type(x) is not Parameter:  # as tracers pass, whose shapes may have no hash
+            return None, None
         weights += scales
         tensors = [a for a in weights if a is not None]
         present = len(weights) if len(tensors) == len(weights) else tuple([a is not None for a in weights])
@@ -97,7 +99,8 @@ class Plans:
         plan: Any = self.plans.get(signature, _UNKNOWN)  # one look-up, since another thread may remove the entry
         if plan is _UNKNOWN:
             return signature, None
-        self.known[call] = _Known(recognizer(tensors), cast_type, plan)
+        if len({*map(id, tensors)}) == len(tensors):  # a tensor that occurs twice would not be recognized
+            self.known[call] = _Known(recognizer(tensors), cast_type, plan)
         return None, plan
 
     def get(self, layer: Layer, backend: str | None, has_layer_axis: bool, make: Makes) -> Runs | None:

@@ -1,5 +1,5 @@
-"""torch's own LSTM, GRU and RNN, for calls that no fused backend supports: projections on a GPU or without Numba, devices
-without a kernel, and exports to ONNX.
+"""torch's own LSTM, GRU and RNN, for calls that no fused backend supports: projections on a GPU or without Numba,
+devices without a kernel, and exports to ONNX.
 """
 
 from threading import local

@@ -30,7 +30,7 @@ def check_layer(layer: Layer) -> None:
     _check_presence(layer)
     hidden = _hidden(layer, I)
     of_x, of_h = cell.gates_of_x * hidden, cell.gates_of_h * hidden
-    out = products[0].shape[0] if cell.has_projection else hidden
+    out = products[0].shape[0] if cell.has_projection and products[0].dim() else hidden
     recurrent = next((a for a in (weight_hh, *products) if a is not None), None)
     columns = 0 if out != hidden or recurrent is None or recurrent.dim() != 2 else recurrent.shape[1]
     head = columns if columns and out % columns == 0 else out  # its units

@@ -87,13 +87,16 @@ class Steps:
     x (B, I) and of h (B, H), to which it writes the new state h once more.
     """
 
+    packs_weights = True  # each of these has packed weights of its own
+
     def __init__(self, arguments: bytes, threads: bytes, states: Sequence[Tensor]) -> None:
         """`arguments`: a fastlstm_forward_args with the weights, which are copied."""
         h, c = with_c(states)
         self.states, self.h, self.size = states, h.data_ptr(), h.nbytes
         steps, self.x, self.h_next = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
         call("fastlstm_steps_make", arguments, threads, ctypes.byref(steps))
-        weakref.finalize(self, library.fastlstm_steps_free, steps)
+        # At the end of the process they stay: a daemon thread may still run steps.
+        weakref.finalize(self, library.fastlstm_steps_free, steps).atexit = False
         c_address = None if c is None else c.data_ptr()
         self.before = ctypes.c_void_p(self.h), ctypes.c_void_p(c_address)
         self.c_next = ctypes.c_void_p(c_address)

@@ -79,7 +79,16 @@ class Cell:
         self._traced = Trace(self.name, function, self.arguments, self.states, free, self.products)
         used = set(in_order(self._traced.results.values()))
         self.states_read = tuple(state for state in self.states if self._traced.inputs[f"{state}_prev"] in used)
-        self.has_projection = len(self.products) == 1 and self._traced.results[self.states[0]].op == "product"
+        # Whether h is a product that nothing else reads, nor the h of the step before. A product's weight may then have
+        # fewer rows than there are units.
+        h = self._traced.results[self.states[0]]
+        self.has_projection = (
+            len(self.products) == 1
+            and h.op == "product"
+            and self.states[0] not in self.states_read
+            and sum(arg is h for node in used for arg in node.args) == 0
+            and sum(result is h for result in self._traced.results.values()) == 1
+        )
         with _declaring:
             self.key = _register(self)
             for listener in when_declared:

@@ -94,19 +94,20 @@ class Recurrent(CellModule, nn.RNNBase):
             x: None where no gate of the cell sums it.
             inputs: tensors for the cell's inputs, in its order.
         """
+        if isinstance(x, Tensor) and x.is_nested:
+            return forward_nested(self, x, hx, reset, lengths, inner_states, inputs)
         weights = self._weights_of_all()  # read once, since a parametrization may draw random numbers
         if reset is None and lengths is None and not inner_states and not inputs:
             results = self._planned(x, hx, weights)
             if results is not None:
-                return results
+                output, last = results
+                return output.clone() if self.bidirectional and output.requires_grad else output, last
         example = self._example(weights)
         if x is None and not self._cell.gates_of_x:
             x = empty_input(inputs, self._cell.inputs, example, 3)
         if isinstance(x, PackedSequence):
             checks.check_no_masks(reset, lengths)
             return self._forward_packed(x, hx, inner_states, inputs, weights)
-        if isinstance(x, Tensor) and x.is_nested:
-            return forward_nested(self, x, hx, reset, lengths, inner_states, inputs)
         states = input_checks.check_forward(self, x, hx, example)
         is_unbatched = x.dim() == 2
         x = x.unsqueeze(1) if is_unbatched else x.transpose(0, 1) if self.batch_first else x
@@ -117,8 +118,8 @@ class Recurrent(CellModule, nn.RNNBase):
             order = longest_first(row_lengths, x.shape[0], self.input_size, self.hidden_size)
         if order is None:
             output, last, others = self._run(x, states, masks, None, inner_states, weights, inputs)
-            if row_lengths is not None and output.requires_grad:
-                # Callers may write to the padding of their copy.
+            if (row_lengths is not None or self.bidirectional) and output.requires_grad:
+                # Callers may write to their copy: to its padding, and to both directions, which torch joins by a copy.
                 output, others = output.clone(), tuple([a.clone() for a in others])
         else:
             output, last, others = self._run_in_order(order, x, states, masks, inner_states, weights, inputs)

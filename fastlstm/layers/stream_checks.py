@@ -58,7 +58,7 @@ def check_inputs(inputs: Any, cell: Cell, rows: int | None, hidden_size: int, li
             shape = (rows, hidden_size) if rows or a.dim() != 2 else (len(a), hidden_size)
             if a.dim() != 2 or any(size not in (1, wanted) for size, wanted in zip(a.shape, shape)):
                 raise ValueError(f"{name} must be (B, H) = {shape}, got {tuple(a.shape)}")
-            accepted(name, a, like)
+            accepted(name, a.to(like.dtype) if a.dtype == torch.bool else a, like)  # a mask of booleans is taken
 
 
 def states_of(state: Any, wanted: Sequence[tuple[int, ...]], like: Tensor) -> list[Tensor]:

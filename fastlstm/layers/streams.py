@@ -17,6 +17,7 @@ from fastlstm.layers.weight_hooks import frozen
 from fastlstm.torch_private import dispatch_mode_count, dual_level, recognizer, when_compiling
 
 MAX_PREPARED = 64  # numbers of rows for which a stream keeps the steps on states of a caller's own
+MAX_PACKED = 4  # the same, where the steps of each number of rows have packed weights of their own
 
 
 class _Prepared(NamedTuple):
@@ -198,7 +199,7 @@ class Stream:
                 *inner, last = self._steps_on(zeros)
             own, layer_bytes = zeros if self._layers else [a[0] for a in zeros], [a[0].nbytes for a in zeros]
             prepared = _Prepared(inner, last, own, zeros[0][-1], layer_bytes)
-        while len(self._prepared) >= MAX_PREPARED:
+        while len(self._prepared) >= (MAX_PACKED if prepared.last.packs_weights else MAX_PREPARED):
             del self._prepared[next(iter(self._prepared))]
         states = prepared.zeros if state is None else (state,) if self._has_bare_state else state
         self._prepared[x.shape] = prepared = prepared._replace(recognizes=recognizer([x, *states]))

@@ -25,7 +25,9 @@ from tests.helpers.modules import flat
 from tests.helpers.quantized import KERNELS
 from tests.helpers.threads import SPLITS, split
 
-OF_X = [kind for kind in kinds.KINDS if kind not in ("params", "regularized", "means", "many products")]  # and no more
+OF_X = [
+    kind for kind in kinds.KINDS if kind not in ("params", "regularized", "means", "many products", "projected")
+]  # and no more
 MEMORY_BYTES = 32 << 20  # by which the allocator's pages may vary
 
 

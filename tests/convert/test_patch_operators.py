@@ -13,6 +13,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_leaves
 
@@ -550,3 +551,23 @@ def test_a_library_of_aot_inductor(tmp_path):
         got = [before(x), meanwhile(x)]
     close([*got, meanwhile(x)], [want] * 3, "values")
     close(want, copy.deepcopy(model).double()(x.double()), "values")
+
+
+def test_symbolic_sizes_of_weights_stay_torch_s():
+    x, h = torch.randn(6, 3, 7), torch.zeros(1, 3, 23)
+    weights = [a.detach() for a in nn.GRU(7, 23).parameters()]
+    expected = gru(x, h, weights)
+    with fastlstm.patch_operators():
+        traced = make_fx(gru, tracing_mode="symbolic")(x, h, weights)
+    close(traced(x, h, weights), expected, "values")
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_another_number_of_states_is_refused_as_by_torch(count):
+    x, weights, h = torch.randn(6, 3, 7), [a.detach() for a in nn.LSTM(7, 5).parameters()], torch.zeros(1, 3, 5)
+    options = True, 1, 0.0, False, False, False
+    with fastlstm.patch_operators():
+        for _ in range(2):
+            torch.lstm(x, (h, h), weights, *options)
+        with pytest.raises(RuntimeError, match="lstm expects two hidden states"):
+            torch.lstm(x, [h] * count, weights, *options)

@@ -78,7 +78,7 @@ def case(number):
     T, B = draw.choice([1, 1, 2, 3, 7, 12, 28, 33, 130]), draw.choice([1, 1, 2, 3, 5, 8, 13, 17, 24, 33, 65])
     sizes = [T, max(1, min(B, 1000 // T)), draw.choice(SIZES), draw.choice(SIZES)]
     what, kind = draw.choice(["layer"] * 6 + ["int8", "stream", "ensemble"]), NAMES[number % len(NAMES)]
-    if what != "layer" and (what == "int8" or kind in ("params", "regularized", "means", "many products")):
+    if what != "layer" and (what == "int8" or kind in ("params", "regularized", "means", "many products", "projected")):
         kind = draw.choice(kinds.OF_NATIVE)  # a stream and an ensemble have no inputs beside x
     backend = draw.choice(BACKENDS) if kind in kinds.OF_NATIVE and what == "layer" else "numba"
     if what == "int8" and "native" in BACKENDS:

@@ -16,8 +16,13 @@ def of(kind, **options):
     return lambda I, H, dtype, **others: kind(I, H, dtype=dtype, **options, **others)
 
 
+def projected(I, H, dtype, **others):
+    return fastlstm.LSTM(I, H, proj_size=H // 2, dtype=dtype, **others)
+
+
 KINDS = {
     "LSTM": of(fastlstm.LSTM),
+    "projected": projected,
     "GRU": of(fastlstm.GRU),
     "Elman": of(fastlstm.Elman),
     "regularized": of(fastlstm.LSTM, recurrent_dropout=0.3, zoneout=(0.2, 0.1)),
@@ -52,7 +57,8 @@ def masks(T, B, place):
 
 def states_of(module, B, H, dtype, place):
     """Initial states, as the module takes them."""
-    hx = [place(torch.randn(1, B, H).mul(0.1).to(dtype)) for _ in module._cell.states]
+    widths = [getattr(module, "proj_size", 0) or H, *[H] * (len(module._cell.states) - 1)]
+    hx = [place(torch.randn(1, B, width).mul(0.1).to(dtype)) for width in widths]
     return (*hx,) if len(hx) > 1 else hx[0]
 
 

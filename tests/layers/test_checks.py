@@ -61,6 +61,7 @@ def test_good_layers(arguments):
         (layer(x=z(T, B, I, device="meta")), "weight_ih must be on the device of x, meta, got cpu"),
         (projected(weight_hr=z(P, H + 1)), "weight_hr must have shape (P, H) with H = 5, got (2, 6)"),
         (projected(weight_hr=z(P)), "weight_hr must have shape (P, H) with H = 5, got (2,)"),
+        (projected(weight_hr=z()), "weight_hr must have 2 dimensions, got none"),
         (projected(weight_hr=z(6, H)), "weight_hr must have shape (P, H) with H = 5 and P of at most H, got (6, 5)"),
         (projected(weight_hh=z(4 * H, H)), "weight_hh must have shape (20, 2), got (20, 5)"),
         (projected(hx=(z(B, H), z(B, H))), "h_0 must have shape (2, 2), got (2, 5)"),

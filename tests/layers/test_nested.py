@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 import fastlstm
 from tests.helpers.contract import LAYERS
@@ -107,3 +108,18 @@ def test_wrong_inputs(batch_first):
             module(given, **options)
     with pytest.raises(RuntimeError, match=r"input.size\(-1\) must be equal to input_size. Expected 7, got 3"):
         module(nested(rows_of(3)))
+
+
+class Noise(nn.Module):
+    def forward(self, weight):
+        return weight + torch.randn_like(weight)
+
+
+def test_weights_that_draw_random_numbers_are_computed_once():
+    module, rows, results = fastlstm.GRU(7, 5, batch_first=True), rows_of(7, torch.float32), []
+    parametrize.register_parametrization(module, "weight_hh_l0", Noise())
+    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    for x, options in ((nested(rows), {}), (padded, {"lengths": LENGTHS})):
+        torch.manual_seed(0)
+        results.append(module(x, **options)[1])
+    assert torch.equal(*results)

@@ -108,6 +108,9 @@ def test_cells_with_inputs_take_them_at_each_step():
     expected, state = module.step(x, None, {"drop": drop})
     torch.testing.assert_close(stream(x, {"drop": drop}), expected.detach(), rtol=0, atol=0)
     torch.testing.assert_close(stream.state[0], state[0].detach(), rtol=0, atol=0)
+    mask = drop < 0.5
+    expected, _ = module.step(x, None, {"drop": mask})
+    torch.testing.assert_close(module.stream(2)(x, {"drop": mask}), expected.detach(), rtol=0, atol=0)
 
 
 def test_a_stream_keeps_the_weights_that_it_was_made_with():

@@ -139,3 +139,17 @@ def test_what_is_saved_is_not_copied(module, changed):
     (x if changed == "input" else output).mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
+
+
+@pytest.mark.parametrize("planned", [False, True])
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.GRU, fastlstm.Elman])
+def test_an_output_of_both_directions_may_be_changed_in_place(kind, planned):
+    """As torch's, which joins the directions by a copy."""
+    module, x, gradients = kind(5, 7, bidirectional=True), torch.randn(4, 2, 5), []
+    if planned:
+        module(x)
+    for changes in (False, True):
+        output = module(x)[0]
+        doubled = output.mul_(2) if changes else output * 2
+        gradients.append(torch.autograd.grad(doubled.sum(), list(module.parameters())))
+    assert all(map(torch.equal, *gradients))

@@ -146,6 +146,7 @@ def int8(x: Tensor, state: State) -> None:
     lstm = fastlstm.quantize(nn.LSTM(3, 5))
     assert_type(lstm, fastlstm.QuantizedLSTM)
     assert_type(lstm(x, state), tuple[Tensor, State])
+    assert_type(fastlstm.quantize(fastlstm.LSTM(3, 5)), fastlstm.QuantizedLSTM)
     assert_type(fastlstm.quantize(fastlstm.GRU(3, 5)), fastlstm.QuantizedGRU)
     assert_type(fastlstm.quantize(nn.LSTMCell(3, 5)), fastlstm.QuantizedLSTMCell)
     assert_type(fastlstm.quantize(fastlstm.GRUCell(3, 5)), fastlstm.QuantizedGRUCell)

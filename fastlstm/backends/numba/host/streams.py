@@ -23,6 +23,8 @@ class StepRunner:
     writes the new state h once more.
     """
 
+    packs_weights = False  # all that run on the same weights share their packed copy
+
     def __init__(self, kernel: Kernel, keep_alive: Any, inner_states: int) -> None:
         """`keep_alive`: the objects that must live as long as the runner does, beside the kernel."""
         self.kernel, self.keep_alive, self.frame = kernel, keep_alive, kernel.own_frame()
