@@ -17,9 +17,9 @@ struct Sums {
 
 // An activation is stored plus ZERO, the zero point, since AVX-512's instruction takes one operand unsigned. A sum over a
 // row of weights is then too large by ZERO times the sum of these weights. It therefore starts at minus this number, which
-// `pack_bytes` has computed. A tile has INT8_ROWS rows of
-// activations, and CHAINS independent sums hide the latency of one add. An `Operand` has the same four activations in
-// every lane. `add` adds their products with the four weights of each lane. None is -128, so two products fit 16 bits.
+// `pack_bytes` has computed. A tile has INT8_ROWS rows of activations, and CHAINS independent sums hide the latency of one
+// add. An `Operand` has the same four activations in every lane. `add` adds their products with the four weights of each
+// lane. None is -128, so two products fit 16 bits.
 #if VECTOR_BYTES == 64
 constexpr int ZERO = 128, INT8_ROWS = 6, CHAINS = 10;
 struct Dots : Sums {

@@ -33,7 +33,8 @@ constexpr int64_t FEW_PAIRS = 128;  // up to which few_pairs.h computes the weig
 #endif
 #endif
 
-// Returns the index in SETS, or in INT8_SETS, of the requested instruction set, or of the widest that runs, or -1 if it cannot run.
+// Returns the index in SETS, or in INT8_SETS, of the requested instruction set, or of the widest that runs. If the requested
+// one cannot run, that is -1.
 int set_of(int64_t instructions, [[maybe_unused]] bool int8 = false) {
 #ifdef __x86_64__
     __builtin_cpu_init();

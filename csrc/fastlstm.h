@@ -7,8 +7,8 @@
  *
  * An LSTM has the states h and c. A GRU has h alone: the fields c, c_0, c_n, dc, dc_n and dc_0 must be NULL.
  *
- * The caller owns every array. Those that are written to may not overlap others unless the field's comment says so. Nothing
- * is kept between calls but the threads of the library's own pool. Functions may be called from several threads at once.
+ * The caller owns every array. Those that are written to may not overlap others unless the field's comment says so. Between
+ * calls the library keeps the threads of its own pool, and what a caller has made and not yet freed. Functions may be called from several threads at once.
  * They return FASTLSTM_OK or an error code, and never abort. On an error nothing has been written, except with
  * FASTLSTM_NO_MEMORY. A row's result is the same bits whatever the number of threads and the rows beside it, and with int8
  * weights whatever the instruction set.
@@ -54,7 +54,8 @@ enum fastlstm_dtype {
 enum fastlstm_cell { FASTLSTM_LSTM = 0, FASTLSTM_GRU = 1 };
 
 /* Which kernels run. Packed weights and saved gates belong to one set; FASTLSTM_BEST is the processor's widest. With int8
- * weights FASTLSTM_AVX512 also needs the processor's VNNI, and FASTLSTM_BEST is AVX2 where that is missing. */
+ * weights FASTLSTM_AVX512 also needs the processor's VNNI, and FASTLSTM_BEST is AVX2 where that is missing. On 64-bit ARM under
+ * Linux FASTLSTM_BEST multiplies int8 weights by sdot where the processor has it. */
 enum fastlstm_instructions { FASTLSTM_BEST = 0, FASTLSTM_BASE = 1, FASTLSTM_AVX2 = 2, FASTLSTM_AVX512 = 3 };
 
 /* The library's FASTLSTM_VERSION. */

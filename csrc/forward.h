@@ -256,7 +256,7 @@ template <class C, class E> void forward(void *argument, int thread, int threads
     const fastlstm_forward_args &a = *job.args;
     ThreadPosition position(job, thread, threads);
     if (thread >= position.used_threads) return;
-    // All teams but one are without a row
+    // Of several teams only one has the row, and the others would compute it as well
     const bool is_plain_row = a.B == 1 && position.teams == 1 && !a.gates && !a.reset && !a.lengths;
     const int64_t T = a.T, B = a.B, I = a.I, H = a.H, panels = ceil_div(H, L), size = panel_size<C, E>(&a);
     const int64_t first_panel = position.first(panels), last_panel = position.last(panels);

@@ -17,7 +17,7 @@ namespace {
 using fastlstm::BackwardJob, fastlstm::Barrier, fastlstm::ForwardJob, fastlstm::Job;
 using fastlstm::STRIP, fastlstm::ceil_div, fastlstm::max, fastlstm::min;
 
-// Divides. A call of few units takes not much longer than a division does, and has one thread.
+// Returns a / b, without a division if b is 1: calls of few units run on one thread, and take hardly longer than a division.
 inline int64_t quotient(int64_t a, int64_t b) { return b == 1 ? a : a / b; }
 // Returns the first of `count` things that belongs to share `part` of `parts`.
 inline int64_t share(int64_t count, int64_t part, int64_t parts) { return quotient(count * part, parts); }

@@ -16,9 +16,9 @@ def accumulated(
 ) -> list[ir.Value]:  # fmt: skip
     """Return `a` and `w` moved on by `count` steps, and the `rows` x `vecs` sums `acc` with the products added.
 
-    On NEON the rows' addresses are the sums of two registers. LLVM would add one stride after the other, and choose
-    loads that take a multiply-adder's time. One vector has as many loads as multiply-adds there, unless a load brings
-    several columns of a row.
+    On NEON the address of a row is the sum of two registers: that of the first row and the row's offset. LLVM would add
+    one stride after the other, and choose instructions that load and also use a multiply-adder. A tile of one vector
+    has as many loads as multiply-adds there, unless a load brings several columns of a row.
     """
     row_offsets, vector = offsets(b, a_row, rows), vtype.size * vtype.count
     if IS_NEON:
