@@ -283,12 +283,12 @@ copy_all: Callable[[Sequence[Tensor], Sequence[Tensor]], None] = _name("_foreach
 
 _keys = _name("_C.DispatchKey")
 _keys_after = _name("_C._dispatch_keyset_full_after")
-_key_set = _name("_C.DispatchKeySet")
 # Where the dispatcher goes on to from a kernel for autograd: kernels for devices, or Python's, which compilers
 # ask for. None if torch lacks a name: the public way is the operator's form in Python.
 DEVICE_KEYS: Any = None
-if None not in (_keys, _keys_after, _key_set):
-    DEVICE_KEYS = _keys_after(_keys.BackendSelect) | _key_set(_keys.PythonDispatcher)
+if None not in (_keys, _keys_after):
+    DEVICE_KEYS = _keys_after(_keys.BackendSelect)
+    DEVICE_KEYS |= type(DEVICE_KEYS)(_keys.PythonDispatcher)
 
 _overwriting = _name("_library.custom_ops.get_library_allowing_overwrite")
 

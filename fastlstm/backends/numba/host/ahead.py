@@ -64,7 +64,9 @@ def compile_ahead(runs: Sequence[Run], workers: int) -> None:
 
 def _begin() -> None:
     """Prepare a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, while the main process says so
+    # Ctrl-C reaches the main process too, which ends this one. If it ended by itself, the main process might take that
+    # for an error before its own signal comes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     compiling.PATIENCE = threading.TIMEOUT_MAX  # the main process says what is compiled
 
