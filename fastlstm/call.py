@@ -217,6 +217,8 @@ def _plan(
 
 def _differentiable(plan: Plan, layer: Layer) -> Run:
     h, *rest = apply_plan(plan, layer, layer.x, *layer.weights, *layer.states, *layer.inputs)
+    if layer.directions == 2:
+        h = h.clone()  # to which callers may write: torch joins both directions by a copy
     return Run(h, tuple(rest[: len(layer.states)]), ())  # other results of the plan are for its backward pass
 
 

@@ -100,8 +100,7 @@ class Recurrent(CellModule, nn.RNNBase):
         if reset is None and lengths is None and not inner_states and not inputs:
             results = self._planned(x, hx, weights)
             if results is not None:
-                output, last = results
-                return output.clone() if self.bidirectional and output.requires_grad else output, last
+                return results
         example = self._example(weights)
         if x is None and not self._cell.gates_of_x:
             x = empty_input(inputs, self._cell.inputs, example, 3)
@@ -118,8 +117,8 @@ class Recurrent(CellModule, nn.RNNBase):
             order = longest_first(row_lengths, x.shape[0], self.input_size, self.hidden_size)
         if order is None:
             output, last, others = self._run(x, states, masks, None, inner_states, weights, inputs)
-            if (row_lengths is not None or self.bidirectional) and output.requires_grad:
-                # Callers may write to their copy: to its padding, and to both directions, which torch joins by a copy.
+            if row_lengths is not None and output.requires_grad:
+                # Callers may write to the padding of their copy.
                 output, others = output.clone(), tuple([a.clone() for a in others])
         else:
             output, last, others = self._run_in_order(order, x, states, masks, inner_states, weights, inputs)
