@@ -24,20 +24,24 @@ LAYERS = [fastlstm.LSTM, fastlstm.GRU, fastlstm.Elman]
 CELLS = [fastlstm.LSTMCell, fastlstm.GRUCell, fastlstm.ElmanCell]
 
 
+def next_step(module, rows, state):
+    """Draw x and the cell's inputs of one step. Return them, and h and the state by the module's own step."""
+    like = next(a for a in [*module.parameters(), *module.buffers()] if a.is_floating_point())
+    x = torch.randn(rows, module.input_size, dtype=like.dtype) if module.input_size else None
+    inputs = {name: torch.rand(rows, module.hidden_size, dtype=like.dtype) for name in module._cell.inputs}
+    options = {"inputs": inputs} if inputs else {}
+    if not hasattr(module, "step"):  # a cell
+        state = module(x, state)
+        return x, options, flat(state)[0], state
+    return x, options, *module.step(x, state, **options)
+
+
 def run_beside(module, stream, B, steps=6):
     """Run the module's own steps beside the stream. Return the largest difference of outputs and states."""
     state, largest = None, 0.0
-    like = next(a for a in [*module.parameters(), *module.buffers()] if a.is_floating_point())
     with torch.no_grad():
         for _ in range(steps):
-            x = torch.randn(B, module.input_size, dtype=like.dtype) if module.input_size else None
-            inputs = {name: torch.rand(B, module.hidden_size, dtype=like.dtype) for name in module._cell.inputs}
-            options = {"inputs": inputs} if inputs else {}
-            if not hasattr(module, "step"):  # a cell
-                state = module(x, state)
-                expected = flat(state)[0]
-            else:
-                expected, state = module.step(x, state, **options)
+            x, options, expected, state = next_step(module, B, state)
             got = stream(x, **options)
             assert got.shape == expected.shape
             pairs = [(got, expected), *zip(flat(stream.state), flat(state), strict=True)]
@@ -376,17 +380,9 @@ def step_beside(module, stream, rows, steps=4):
     """Run `stream.step` from states of its caller beside the module's own steps. Return the largest difference."""
     state = own = None
     largest, before = 0.0, stream.state
-    like = next(a for a in [*module.parameters(), *module.buffers()] if a.is_floating_point())
     with torch.no_grad():
         for _ in range(steps):
-            x = torch.randn(rows, module.input_size, dtype=like.dtype) if module.input_size else None
-            inputs = {name: torch.rand(rows, module.hidden_size, dtype=like.dtype) for name in module._cell.inputs}
-            options = {"inputs": inputs} if inputs else {}
-            if not hasattr(module, "step"):  # a cell
-                state = module(x, state)
-                expected = flat(state)[0]
-            else:
-                expected, state = module.step(x, state, **options)
+            x, options, expected, state = next_step(module, rows, state)
             given = [] if own is None else [a.clone() for a in flat(own)]
             got, after = stream.step(x, own, **options)
             equal(given, [] if own is None else flat(own))  # which the step has only read
