@@ -1,0 +1,68 @@
+"""Layers of libraries that loop over time, before and after their integration: their speed, side by side, on the CPU.
+
+python -m benchmarks.cpu.library_loops [--only ncps] [--rounds 15]
+
+A step of training is forward and backward. The libraries come with `pip install .[integrations]`; those that are not
+installed are left out.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from benchmarks.shared.calls import inference
+from benchmarks.shared.clock import Run, compare
+from benchmarks.shared.shapes import MODES
+from benchmarks.shared.tables import Options, parser, print_table
+from fastlstm.integrations import ncps
+
+Case = tuple[str, str, Any, Any, torch.Tensor]  # what, the size, before, after, the input
+
+
+def of_ncps() -> Iterator[Case]:
+    from ncps.torch import CfC
+    from ncps.wirings import AutoNCP
+
+    models = {"AutoNCP(64, 8)": CfC(16, AutoNCP(64, 8)), "64 units": CfC(16, 64, backbone_layers=0)}
+    for name, model in models.items():
+        yield (
+            f"CfC, {name}",
+            "T 100, B 32, I 16",
+            model,
+            ncps.accelerate(copy.deepcopy(model)),
+            torch.randn(32, 100, 16),
+        )
+
+
+LIBRARIES: dict[str, Callable[[], Iterator[Case]]] = {"ncps": of_ncps}
+
+
+def call_of(model: Any, x: torch.Tensor, mode: str) -> Run:
+    def step() -> None:
+        model.zero_grad()
+        model(x)[0].square().mean().backward()
+
+    return step if mode == "training" else inference(lambda: model(x))
+
+
+def rows(options: Options) -> Iterator[list[str]]:
+    for library in options.only:
+        if find_spec(library) is None:
+            continue
+        torch.manual_seed(0)
+        for name, size, theirs, ours, x in LIBRARIES[library]():
+            for mode in MODES:
+                calls = {"theirs": call_of(theirs, x, mode), "ours": call_of(ours, x, mode)}
+                sides = compare(calls, options.rounds, options.threads, limit=options.seconds)
+                ratio = str(sides["ours"].to(sides["theirs"]))
+                yield [library, name, size, mode, sides["theirs"].ms, sides["ours"].ms, ratio]
+
+
+if __name__ == "__main__":
+    arguments = parser("cpu.library_loops", __doc__, rounds=15)
+    arguments.add_argument("--seconds", type=float, default=30, help="after which a row begins no further round (30)")
+    arguments.add_argument("--only", nargs="+", choices=LIBRARIES, default=list(LIBRARIES), metavar="LIBRARY")
+    print_table(["library", "what", "size", "call", "before", "after", "ratio"], rows(arguments.parse_args()))

@@ -1,0 +1,133 @@
+"""How modules of a library come to run fastlstm: their class changes, and nothing else of them.
+
+So copies, pickles and replicas of a module compute with parameters of their own.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fastlstm.backends.base import Layer, Run
+from fastlstm.call import run
+from fastlstm.cells import Cell
+from fastlstm.integrations import import_library
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Place(NamedTuple):
+    """A class of a library that fastlstm runs.
+
+    Attributes:
+        module, name: where it is defined, and how it is called there.
+        package, oldest: what pip knows it by, and the first release that will do.
+        run: does what the class's `method` does, or returns None for a call that the library's own code is to run.
+        unlike: returns what keeps a module of the class as it is, in words, or "" for one that fastlstm runs.
+        method: which method of the class `run` stands for.
+    """
+
+    module: str
+    name: str
+    package: str
+    oldest: str
+    run: Callable[..., Any]
+    unlike: Callable[[Any], str] = lambda module: ""
+    method: str = "forward"
+
+    def is_of(self, cls: type) -> bool:
+        return (cls.__module__, cls.__qualname__) == (self.module, self.name)
+
+
+class Places:
+    """The places of an integration, whose name is that of its module: pickles look for the classes there."""
+
+    def __init__(self, integration: str, *places: Place) -> None:
+        self._integration, self._places = integration, places
+
+    def accelerate(self, model: Model) -> Model:
+        """Make the library's modules in a model run fastlstm on the CPU.
+
+        Parameters, `state_dict` and results stay as they are, up to rounding. Calls on other devices, under autocast,
+        and with tensors of more than one dtype run the library's own code. A module of a derived class stays as it is,
+        and so does one with options that fastlstm does not take. A UserWarning names each kind of module that stays.
+
+        Args:
+            model: one of the library's modules, or a module that has some.
+
+        Returns:
+            `model`, changed.
+
+        Raises:
+            ImportError: for a release of the library that is too old.
+            TypeError: for a model without such modules.
+        """
+        found = False
+        for module in getattr(model, "modules", tuple)():
+            cls = type(module)
+            place = next((place for parent in cls.__mro__ for place in self._places if place.is_of(parent)), None)
+            found |= place is not None
+            if place is None or cls.__module__ == self._integration:
+                continue
+            import_library(place.module, place.package, place.oldest)
+            difference = place.unlike(module) if place.is_of(cls) else "it is of a derived class"
+            if difference:
+                warnings.warn(f"{cls.__name__} stays as it is: {difference}", stacklevel=2)
+            else:
+                module.__class__ = _class_for(place, self._integration)
+        if not found:
+            names = ", ".join(dict.fromkeys(place.name for place in self._places))
+            raise TypeError(f"model must have modules of {names}, got {type(model).__name__} without any")
+        return model
+
+    def restore(self, model: Model) -> Model:
+        """Undo `accelerate`: the modules run the library's code again. Return `model`."""
+        for module in model.modules():
+            if type(module).__module__ == self._integration:
+                module.__class__ = type(module).__bases__[0]
+        return model
+
+    def named(self, name: str) -> type:
+        """Return the class in the place of the library's of this name, as pickles ask for it.
+
+        Raises:
+            AttributeError: for any other name.
+        """
+        for place in self._places:
+            if place.name == name:
+                return _class_for(place, self._integration)
+        raise AttributeError(f"module {self._integration!r} has no attribute {name!r}")
+
+
+@cache
+def _class_for(place: Place, integration: str) -> type:
+    """Return the class that takes a place."""
+    theirs = getattr(import_module(place.module), place.name)
+    own = getattr(theirs, place.method)
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = place.run(self, *args, **kwargs)
+        return own(self, *args, **kwargs) if result is None else result
+
+    return type(place.name, (theirs,), {place.method: method, "__module__": integration, "__doc__": theirs.__doc__})
+
+
+def takes(*tensors: Tensor | None) -> bool:
+    """Return whether fastlstm runs a call with these tensors: they are of one floating dtype, on the CPU and not empty,
+    and autocast is off.
+    """
+    given = [a for a in tensors if a is not None]
+    same = all(a.is_cpu and a.dtype == given[0].dtype and a.numel() for a in given)
+    return same and given[0].is_floating_point() and not torch.is_autocast_enabled("cpu")
+
+
+def run_cell(
+    cell: Cell, x: Tensor, weights: tuple[Any, ...], states: tuple[Any, ...] = (), inputs: tuple[Tensor, ...] = ()
+) -> Run:
+    """Run a cell over x (T, B, I). Weights, states and inputs are those of a `Layer`. No states are zeros."""
+    states = states or (None,) * len(cell.states)
+    return run(Layer(x, weights, states, None, None, False, cell, inputs), plans=None)

@@ -1,0 +1,139 @@
+"""What all integrations have in common that change the classes of a library's modules."""
+
+import copy
+import importlib.metadata
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import fastlstm
+from fastlstm.integrations import ncps
+
+NEEDED = "needs the package {}: pip install .[integrations]"
+
+
+def of_ncps():
+    library = pytest.importorskip("ncps.torch", reason=NEEDED.format("ncps"))
+    return library.CfC(5, 8, backbone_layers=0), torch.randn(3, 9, 5)
+
+
+CASES = {"ncps": (ncps, of_ncps)}
+cases = pytest.mark.parametrize("package", CASES)
+
+
+def accelerated(package):
+    integration, make = CASES[package]
+    torch.manual_seed(0)
+    module, x = make()
+    return integration.accelerate(module), x
+
+
+def output(module, x):
+    return module(x)[0]
+
+
+def replica(module):
+    """What DataParallel makes of a module for another device: its parameters are tensors."""
+    copies = {each: each._replicate_for_data_parallel() for each in module.modules()}
+    for each, of in copies.items():
+        for name, child in each._modules.items():
+            setattr(of, name, copies[child])
+        for name, parameter in each.named_parameters(recurse=False):
+            setattr(of, name, parameter.clone())
+    return copies[module]
+
+
+COPIES = {
+    "shallow": copy.copy,
+    "deep": copy.deepcopy,
+    "pickled": lambda module: pickle.loads(pickle.dumps(module)),
+    "replica": replica,
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+@cases
+def test_a_copy(package, way):
+    module, x = accelerated(package)
+    expected = output(module, x)
+    other = COPIES[way](module)
+    assert type(other) is type(module)
+    assert torch.equal(output(other, x), expected)
+    if way in ("deep", "pickled"):
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.zero_()
+        assert not torch.equal(output(other, x), expected)
+    assert torch.equal(output(module, x), expected)
+
+
+@cases
+def test_a_pickle_loads_in_a_new_process(package, tmp_path):
+    module, x = accelerated(package)
+    torch.save((module, x, output(module, x)), tmp_path / "module.pt")
+    load = "import sys, torch; module, x, y = torch.load(sys.argv[1], weights_only=False); "
+    code = load + "assert torch.equal(module(x)[0], y)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "module.pt")], check=True, timeout=300)
+
+
+@cases
+def test_restored(package):
+    integration, make = CASES[package]
+    module, x = make()
+    theirs, model = type(module), nn.Sequential(module, nn.Identity())
+    expected, weights = output(module, x), list(module.parameters())
+    assert integration.accelerate(model) is model
+    assert integration.accelerate(model) is model
+    assert type(module) is not theirs
+    assert isinstance(module, theirs)
+    assert type(module).__name__ == theirs.__name__
+    assert integration.restore(model) is model
+    assert type(module) is theirs
+    assert torch.equal(output(module, x), expected)
+    assert all(a is b for a, b in zip(module.parameters(), weights, strict=True))
+
+
+@cases
+def test_under_a_compiler(package):
+    module, x = accelerated(package)
+    torch.testing.assert_close(output(torch.compile(module, backend="eager"), x), output(module, x))
+
+
+@cases
+def test_a_derived_class_stays(package):
+    """Its own methods may compute something else."""
+    integration, make = CASES[package]
+    module, _ = make()
+    module.__class__ = derived = type("Derived", (type(module),), {})
+    with pytest.warns(UserWarning, match=r"^Derived stays as it is: it is of a derived class$"):
+        integration.accelerate(module)
+    assert type(module) is derived
+
+
+@cases
+def test_a_release_that_is_too_old(package, monkeypatch):
+    integration, make = CASES[package]
+    module, _ = make()
+    theirs = type(module)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.9")
+    with pytest.raises(ImportError, match=rf"^fastlstm.integrations needs {package} [\d.]+ or newer, got 0.0.9$"):
+        integration.accelerate(module)
+    assert type(module) is theirs
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(fastlstm.LSTM(3, 4)), "model"])
+@cases
+def test_a_model_without_such_modules(package, model):
+    wanted = rf"^model must have modules of \w+.*, got {type(model).__name__} without any$"
+    with pytest.raises(TypeError, match=wanted):
+        CASES[package][0].accelerate(model)
+
+
+@cases
+def test_another_name(package):
+    with pytest.raises(AttributeError, match=rf"^module '{CASES[package][0].__name__}' has no attribute 'LTC'$"):
+        _ = CASES[package][0].LTC
