@@ -14,7 +14,7 @@ from fastlstm.layers.elman import Elman
 from fastlstm.layers.gru import GRU
 from fastlstm.layers.lstm import LSTM
 from fastlstm.layers.packing import pack, unpack
-from fastlstm.torch_private import DEVICE_KEYS
+from fastlstm.torch_private import DEVICE_KEYS, forget_kernels
 
 _CLASSES: dict[str, tuple[Any, dict[str, str]]] = {
     "lstm": (LSTM, {}),
@@ -31,6 +31,7 @@ _DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
 _lock = RLock()
 _active: list["patch_operators"] = []
 _library: torch.library.Library | None = None  # holds the kernels while a patch is active
+_operators = [getattr(getattr(torch.ops.aten, name), form) for name in _CLASSES for form in ("input", "data")]
 
 
 class patch_operators:
@@ -70,11 +71,10 @@ class patch_operators:
                 _active.append(self)
             if _library is None:
                 _library = torch.library.Library("aten", "IMPL")
-                for name in _CLASSES:
-                    for form in ("input", "data"):
-                        kernel = _Kernel(name, form == "data")
-                        for key in _KEYS[: 1 if DEVICE_KEYS is None else 2]:
-                            _library.impl(f"{name}.{form}", kernel.run, key, with_keyset=True)
+                for operator in _operators:
+                    kernel = _Kernel(operator)
+                    for key in _KEYS[: 1 if DEVICE_KEYS is None else 2]:
+                        _library.impl(operator, kernel.run, key, with_keyset=True)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -84,6 +84,7 @@ class patch_operators:
                 _active.remove(self)
             if not _active:
                 _library = None  # whose finalizer gives the operators back
+                forget_kernels(_operators)
 
 
 def unpatch_operators() -> None:
@@ -96,10 +97,11 @@ def unpatch_operators() -> None:
 class _Kernel:
     """What runs one operator: modules of ours, which compute with the weights of each call in place of their own."""
 
-    def __init__(self, name: str, is_packed: bool) -> None:
-        self.name, self.is_packed = name, is_packed
-        self.make, self.options = _CLASSES[name]
-        self.operator = getattr(getattr(torch.ops.aten, name), "data" if is_packed else "input")
+    def __init__(self, operator: Any) -> None:
+        self.operator = operator
+        self.name, form = operator.__name__.split(".")
+        self.is_packed = form == "data"
+        self.make, self.options = _CLASSES[self.name]
         self.modules: dict[int, tuple[ref[Tensor], dict[Any, Any]]] = {}  # by the id of the first weight
         self.shared: dict[Any, dict[Any, Any]] = {}  # by its shape: for weights that have not been met before
 

@@ -290,6 +290,17 @@ if None not in (_keys, _keys_after):
     DEVICE_KEYS = _keys_after(_keys.BackendSelect)
     DEVICE_KEYS |= type(DEVICE_KEYS)(_keys.PythonDispatcher)
 
+_keeps_kernels = _name("ops.aten.lstm.input._dispatch_cache") is not None
+
+
+def forget_kernels(operators: Sequence[Any]) -> None:
+    """Clear what torch's tracers keep of these operators' kernels. Without the private name they keep it: they may go on
+    by another way, to the same results.
+    """
+    for operator in operators if _keeps_kernels else ():
+        operator._dispatch_cache.clear()
+
+
 _overwriting = _name("_library.custom_ops.get_library_allowing_overwrite")
 
 

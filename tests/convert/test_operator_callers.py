@@ -174,6 +174,13 @@ def test_an_export_has_the_same_nodes():
         assert nodes() == want
 
 
+def test_an_ended_patch_leaves_no_kernel_to_torch_s_tracers():
+    with fastlstm.patch_operators():
+        torch.export.export(Model(), (torch.randn(5, 2, 11),))
+    for operator in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
+        assert not operator._dispatch_cache
+
+
 def test_compiled_code_runs_what_it_ran(recwarn):
     model, x = Model(), torch.randn(5, 9, 11)
 
