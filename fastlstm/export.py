@@ -24,8 +24,6 @@ examples:
   a run's model, for fastlstm_model_load of csrc/fastlstm.h
     python -m fastlstm.train
     python -m fastlstm.export {saved.DIRECTORY} row_lstm.flstm
-  a model's file
-    python -m fastlstm.export {saved.DIRECTORY}/{saved.MODEL} row_lstm.flstm
   with int8 weights, a quarter of the size and three times as fast
     python -m fastlstm.export --int8 {saved.DIRECTORY} row_lstm.flstm
 """

@@ -294,8 +294,8 @@ _keeps_kernels = _name("ops.aten.lstm.input._dispatch_cache") is not None
 
 
 def forget_kernels(operators: Sequence[Any]) -> None:
-    """Clear what torch's tracers keep of these operators' kernels. Without the private name they keep it: they may go on
-    by another way, to the same results.
+    """Clear what tracers keep of these operators' kernels. Without the private name they keep it, and results are the
+    same.
     """
     for operator in operators if _keeps_kernels else ():
         operator._dispatch_cache.clear()

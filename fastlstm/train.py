@@ -29,8 +29,6 @@ from fastlstm.mnist.training import Run, build, run
 OURS, THEIRS = "fastlstm.LSTM", "torch.nn.LSTM"
 OPTIONS = tuple(field.name for field in fields(Recipe))  # each is an argument, too
 FIXED = (*OPTIONS, "recipe", "epochs", "backend", "compare", "out")  # once a run has begun
-ABOUT = {"recipe": {**asdict(Recipe()), "parts": tuple}, "backend": "", "images": 0, "compare": False}
-CHECKPOINT_FORM = {"about": ABOUT, "data": "", "states": {OURS: dict, THEIRS: dict}}
 EXAMPLES = """\
 Ctrl-C ends the training early, and so does a full disk. What there is is
 reported and written; --resume goes on from the last checkpoint.
@@ -102,7 +100,7 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
     content = None
     if args.resume or (attempt() and path.exists()):
         with parser.naming(argument, DataError):
-            content = saved.read(path, "a checkpoint of fastlstm.train", CHECKPOINT_FORM)
+            content = saved.read(path, "a checkpoint of fastlstm.train", {"about", "data", "states"})
     if args.resume and content:
         _take_over(parser, args, content)
     device = _device(parser, args)

@@ -108,12 +108,7 @@ def reading(model: RowLSTM, images: Tensor, titles: Sequence[str]) -> Figure:
     heat: Any = {"aspect": "auto", "interpolation": "nearest"}
     figure = Figure(figsize=(14, 3.9 * len(images)), layout="constrained")
     for k, axes in enumerate(figure.subplots(len(images), 3, squeeze=False, width_ratios=(1, 1.9, 1.05))):
-        extent = (
-            -0.5,
-            width - 0.5,
-            steps - 0.5,
-            -0.5,
-        )  # an image is as high as its steps, so that the three are in line
+        extent = (-0.5, width - 0.5, steps - 0.5, -0.5)  # as high as its steps, so that the three are in line
         axes[0].imshow(images[k].cpu().numpy(), cmap="gray_r", vmin=0, vmax=1, extent=extent, aspect="auto")
         axes[0].set_title(titles[k], parse_math=False)
         axes[0].set(xlabel="column", ylabel=f"{unit}, read top down")

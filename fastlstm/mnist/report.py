@@ -14,8 +14,8 @@ import torch
 from fastlstm.files import replacing
 from fastlstm.mnist import saved
 from fastlstm.mnist.data import Split
-from fastlstm.mnist.history import compare
 from fastlstm.mnist.recipe import Recipe
+from fastlstm.mnist.state import compare
 from fastlstm.mnist.training import Run
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def metrics(recipe: Recipe, runs: Mapping[str, Run], backend: str, processes: in
     """Return the content of metrics.json: the first run's figures, and under "compare" the second run's and the
     differences between the two.
     """
-    figures = [{"lstm": name, **_figures(run, recipe.batch_size)} for name, run in runs.items()]
+    figures = [{"lstm": name, **_figures(run)} for name, run in runs.items()]
     result: dict[str, Any] = {
         **asdict(recipe),
         "device": next(next(iter(runs.values())).model.parameters()).device.type,
@@ -43,7 +43,7 @@ def metrics(recipe: Recipe, runs: Mapping[str, Run], backend: str, processes: in
     return result
 
 
-def _figures(run: Run, batch_size: int) -> dict[str, Any]:
+def _figures(run: Run) -> dict[str, Any]:
     history, scores = run.history, run.scores
     done, seconds = len(history.loss), history.seconds
     return {
@@ -51,7 +51,6 @@ def _figures(run: Run, batch_size: int) -> dict[str, Any]:
         "interrupted": history.interrupted,
         "seconds": seconds,
         "ms_per_iteration": 1000 * seconds / done if done else None,
-        "images_per_second": batch_size * done / seconds if done else None,
         "validation_accuracy": scores.validation_accuracy,
         "test_accuracy": scores.test_accuracy,
         "test_accuracy_first_128": scores.test_accuracy_first_128,
@@ -76,7 +75,6 @@ def summary(metrics: Mapping[str, Any]) -> str:
     if all(run["iterations"] for run in runs):
         rows["seconds"] = [f"{run['seconds']:.1f}" for run in runs]
         rows["ms per iteration"] = [f"{run['ms_per_iteration']:.2f}" for run in runs]
-        rows["images per second"] = [f"{run['images_per_second']:.0f}" for run in runs]
     lines = [f"{label:28}" + "".join(f"{cell:>18}" for cell in cells) for label, cells in rows.items()]
     lines[0] += f"   ({metrics['backend']} on {metrics['device']}, {metrics['threads']} CPU threads)"
     if "compare" in metrics and runs[1]["iterations"]:

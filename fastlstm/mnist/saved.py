@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastlstm.files import replacing
 from fastlstm.mnist.data import DataError
@@ -23,15 +22,15 @@ def write(path: Path, content: dict[str, Any]) -> None:
         torch.save(content, file)
 
 
-def read(path: Path, expected: str, example: dict[str, Any]) -> dict[str, Any]:
+def read(path: Path, expected: str, names: set[str]) -> dict[str, Any]:
     """Return what `write` wrote to `path`, with its tensors on the CPU. No code in the file is run.
 
     Args:
         expected: what the file should be, for the error.
-        example: a content of the form that the file must have, see `has_form`.
+        names: of the content's entries.
 
     Raises:
-        DataError: when the file is missing, damaged, or of another form.
+        DataError: when the file is missing, damaged, or has other entries.
     """
     found = "a damaged file, or one of another kind"
     if not path.is_file():
@@ -44,31 +43,9 @@ def read(path: Path, expected: str, example: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # of many kinds, and torch's texts advise to run the file's code
         reason = error.strerror if isinstance(error, OSError) else found
         raise DataError(f"{path}: expected {expected}, found {reason}") from error
-    if not isinstance(content, dict) or not has_form(content, example):
+    if not isinstance(content, dict) or content.keys() != names:
         raise DataError(f"{path}: expected {expected}, found {found}")
     return content
-
-
-def has_form(value: Any, example: Any) -> bool:
-    """Return whether `value` has the keys, types, shapes and dtypes of `example`.
-
-    In `example` a type stands for any value of it. A tensor without elements stands for one that is longer in its last
-    dimension.
-    """
-    if isinstance(example, type):
-        return type(value) is example
-    if type(value) is not type(example):
-        return False
-    if isinstance(example, Tensor):
-        sizes = example.ndim - (example.numel() == 0)
-        return (value.dtype, value.ndim) == (example.dtype, example.ndim) and value.shape[:sizes] == example.shape[
-            :sizes
-        ]
-    if isinstance(example, dict):
-        return value.keys() == example.keys() and all(has_form(value[key], example[key]) for key in example)
-    if isinstance(example, list | tuple):
-        return len(value) == len(example) and all(map(has_form, value, example))
-    return True
 
 
 def save(path: Path, model: RowLSTM, image_size: Sequence[int]) -> None:
@@ -91,11 +68,11 @@ def load(path: Path) -> tuple[RowLSTM, tuple[int, int]]:
     """
     path = path / MODEL if path.is_dir() else path
     expected = "a model that python -m fastlstm.train wrote"
-    content = read(path, expected, {"config": RowLSTM(1, 1, 1).config, "image_size": [1, 1], "state_dict": dict})
+    content = read(path, expected, {"config", "image_size", "state_dict"})
     try:
+        rows, columns = content["image_size"]
         model = RowLSTM(**content["config"])
         model.load_state_dict(content["state_dict"])
     except Exception as error:  # of the constructors, and of load_state_dict
         raise DataError(f"{path}: expected {expected}, found one that cannot be built") from error
-    rows, columns = content["image_size"]
     return model.eval(), (rows, columns)

@@ -1,19 +1,48 @@
-"""Everything that changes while a model trains, and the checkpoint that keeps it."""
+"""Everything that changes while a model trains: its history too, and the checkpoint that keeps it all."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastlstm.mnist import saved
 from fastlstm.mnist.data import DataError
-from fastlstm.mnist.history import History
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.recipe import Recipe
 
 AVERAGE_DECAY = 0.999
+
+
+@dataclass
+class History:
+    """Losses and accuracies of the iterations done, each on its batch and before its step."""
+
+    loss: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    validation: dict[int, float] = field(default_factory=dict)  # accuracies by iterations done, an epoch apart
+    seconds: float = 0.0  # of training
+    interrupted: bool = False
+    trouble: str = ""  # what could not be written, which interrupts a run too
+
+    def add(self, loss: float, accuracy: float, seconds: float) -> None:
+        self.loss.append(loss)
+        self.accuracy.append(accuracy)
+        self.seconds += seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the entries as float64 tensors: (2, iterations), (2, validations) and ()."""
+        validation = [[*self.validation.keys()], [*self.validation.values()]]
+        parts = {"curves": [self.loss, self.accuracy], "validation": validation, "seconds": self.seconds}
+        return {name: torch.tensor(part, dtype=torch.float64) for name, part in parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loss, self.accuracy = state["curves"].tolist()
+        iterations, accuracies = state["validation"].tolist()
+        self.validation = dict(zip(map(int, iterations), accuracies, strict=True))
+        self.seconds = state["seconds"].item()
 
 
 class State:
@@ -23,9 +52,6 @@ class State:
         self.model, self.recipe, self.history = model, recipe, History()
         self.done = 0  # iterations
         self.optimizer = torch.optim.Adam(model.parameters(), recipe.lr, fused=True)  # a third of foreach's time
-        for parameter in model.parameters():  # what Adam begins with, so that all checkpoints have one form
-            zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-            self.optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **zeros}
         self.average = AveragedModel(model, multi_avg_fn=_blend) if "average" in recipe.parts else None
 
     @property
@@ -77,9 +103,22 @@ class Checkpoint:
         saved.write(self.path, self.content)
 
     def take_up(self, name: str, state: State) -> None:
-        """Give `state` what was kept of the model `name`, if it has begun. A state of another form is a DataError."""
-        kept = self.content["states"][name]
-        if kept and not saved.has_form(kept, state.state_dict()):
-            raise DataError(f"{self.path}: expected a checkpoint of this recipe, found a damaged or another state")
-        if kept:
-            state.load_state_dict(kept)
+        """Give `state` what was kept of the model `name`, if it has begun. A state that does not fit is a DataError."""
+        try:
+            if kept := self.content["states"][name]:
+                state.load_state_dict(kept)
+        except Exception as error:  # of each part's load_state_dict
+            raise DataError(f"{self.path}: expected a checkpoint of this recipe, found another state") from error
+
+
+def compare(ours: History, theirs: History) -> dict[str, float | None]:
+    """Return the largest differences of two loss curves, over what both did, and the ratio of theirs time to ours."""
+    both = min(len(ours.loss), len(theirs.loss))
+    if not both:
+        return dict.fromkeys(("loss_difference", "loss_difference_first_100", "time_ratio"))
+    differences = np.abs(np.subtract(ours.loss[:both], theirs.loss[:both]))
+    return {
+        "loss_difference": differences.max().item(),  # NaN where a loss is
+        "loss_difference_first_100": differences[:100].max().item(),
+        "time_ratio": theirs.seconds / len(theirs.loss) / (ours.seconds / len(ours.loss)),
+    }

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,12 @@ from torch.nn.functional import cross_entropy
 from fastlstm.files import is_full
 from fastlstm.mnist import augment
 from fastlstm.mnist.data import CLASSES, Dataset, Split, shuffled_batches
-from fastlstm.mnist.history import History
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.processes import ALONE, Processes
 from fastlstm.mnist.recipe import Recipe, iterations
-from fastlstm.mnist.state import Checkpoint, State
+from fastlstm.mnist.state import Checkpoint, History, State
+
+Draw: TypeAlias = tuple[Tensor, Tensor | None, list[int]]  # see `_draws`
 
 
 class Scores(NamedTuple):
@@ -36,14 +37,6 @@ class Run(NamedTuple):
     model: RowLSTM
     history: History
     scores: Scores
-
-
-class Draw(NamedTuple):
-    """What is random in one iteration."""
-
-    indices: Tensor  # (B,) of the images
-    maps: Tensor | None  # (B, 2, 3), how the images move
-    seeds: list[int]  # of each process's dropout
 
 
 def run(
@@ -159,22 +152,26 @@ def _warm_up(model: nn.Module, split: Split, recipe: Recipe, processes: Processe
 
 
 def _draws(recipe: Recipe, split: Split, processes: Processes) -> Iterator[Draw]:
-    """Yield what is random in each iteration. All of it follows from the recipe's seed, on any device."""
+    """Yield what is random in each iteration. All of it follows from the recipe's seed, on any device.
+
+    These are the indices (B,) of the images, how they move (B, 2, 3) or None, and the seed of each process's dropout.
+    """
     generator = torch.Generator().manual_seed(recipe.seed)
     chances = torch.Generator().manual_seed(recipe.seed ^ 0x5EED)
     for indices in shuffled_batches(len(split.labels), recipe.batch_size, generator, split.labels.device):
         maps = augment.draw(recipe.batch_size, chances) if "augmentation" in recipe.parts else None
         seeds = torch.randint(2**62, (processes.number,), generator=chances).tolist() if recipe.dropout else []
-        yield Draw(indices, maps, seeds)
+        yield indices, maps, seeds
 
 
 def _iterate(state: State, model: nn.Module, split: Split, draw: Draw, processes: Processes) -> Tensor:
     """Run one iteration, and return the batch's loss and accuracy before it, (2,)."""
-    images, labels = (part[processes.share(draw.indices)] for part in split)
-    if draw.maps is not None:
-        images = augment.move(images, processes.share(draw.maps))
-    if draw.seeds:  # the global generator is nobody's: what it draws here is this iteration's and this process's
-        torch.manual_seed(draw.seeds[processes.rank])
+    indices, maps, seeds = draw
+    images, labels = (part[processes.share(indices)] for part in split)
+    if maps is not None:
+        images = augment.move(images, processes.share(maps))
+    if seeds:  # the global generator is nobody's: what it draws here is this iteration's and this process's
+        torch.manual_seed(seeds[processes.rank])
     logits = _logits(model, images, state.recipe.precision)
     loss = cross_entropy(logits, labels)
     state.optimizer.zero_grad()

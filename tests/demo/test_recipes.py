@@ -7,11 +7,9 @@ import torch
 
 import fastlstm.train
 from fastlstm.mnist import augment
-from fastlstm.mnist.data import load
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.recipe import Recipe, iterations
 from fastlstm.mnist.state import AVERAGE_DECAY, State
-from fastlstm.mnist.training import train
 from tests.helpers.demo import SMALL, metrics
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -61,14 +59,6 @@ def test_the_average_follows_the_weights_and_is_what_is_tested():
         decay = min(AVERAGE_DECAY, (1 + step) / (10 + step)) if step else 0  # the first weights are taken as they are
         expected = decay * expected + (1 - decay) * model.linear.bias.detach()
     torch.testing.assert_close(state.tested.linear.bias.detach(), expected, rtol=1e-5, atol=1e-6)  # float32, 60 steps
-
-
-def test_the_average_lies_behind_the_weights(tiny):
-    state = State(RowLSTM(3, 7), Recipe(iterations=20, batch_size=32, lr=0.05, parts=("average",)))
-    first = state.model.linear.weight.detach().clone()
-    train(state, load(tiny).train)
-    raw, averaged = state.model.linear.weight, state.tested.linear.weight
-    assert 0 < (averaged - raw).abs().max() < (raw - first).abs().max()  # behind the last weights, far from the first
 
 
 def test_a_map_moves_an_image():
@@ -147,13 +137,3 @@ def test_both_ends_of_a_bidirectional_reading_give_the_class():
     output, _ = model.lstm(images.transpose(0, 1))
     both = torch.cat((output[-1, :, :7], output[0, :, 7:]), 1)
     assert torch.equal(model(images), model.linear(both))
-
-
-def test_every_layers_initial_weights_are_the_tutorials():
-    model = RowLSTM(28, 64, num_layers=2, bidirectional=True)
-    for weight_ih, weight_hh, bias_ih, bias_hh in model.lstm.all_weights:
-        limit = math.sqrt(6 / (weight_ih.shape[1] + 64 + 4 * 64))
-        assert 0.95 * limit < max(weight_ih.abs().max(), weight_hh.abs().max()) <= limit
-        assert (bias_ih[64:128] == 1).all()
-        assert bias_ih.sum() == 64
-        assert (bias_hh == 0).all()
