@@ -17,7 +17,7 @@ from benchmarks.shared.calls import inference
 from benchmarks.shared.clock import Run, compare
 from benchmarks.shared.shapes import MODES
 from benchmarks.shared.tables import Options, parser, print_table
-from fastlstm.integrations import ncps
+from fastlstm.integrations import ncps, torchrecurrent
 
 Case = tuple[str, str, Any, Any, torch.Tensor]  # what, the size, before, after, the input
 
@@ -37,7 +37,16 @@ def of_ncps() -> Iterator[Case]:
         )
 
 
-LIBRARIES: dict[str, Callable[[], Iterator[Case]]] = {"ncps": of_ncps}
+def of_torchrecurrent() -> Iterator[Case]:
+    import torchrecurrent as library
+
+    for name in ("JANET", "NAS", "STAR", "LiGRU"):
+        model = getattr(library, name)(128, 128)
+        ours = torchrecurrent.accelerate(copy.deepcopy(model))
+        yield name, "T 100, B 32, I 128, H 128", model, ours, torch.randn(100, 32, 128)
+
+
+LIBRARIES: dict[str, Callable[[], Iterator[Case]]] = {"ncps": of_ncps, "torchrecurrent": of_torchrecurrent}
 
 
 def call_of(model: Any, x: torch.Tensor, mode: str) -> Run:

@@ -88,5 +88,5 @@ def _weights(layer: Any) -> tuple[Any, ...]:
     return *weight.split([layer.input_size, layer.hidden_size], 1), bias, None, *params
 
 
-_places = Places(__name__, Place("ncps.torch.cfc", "CfC", "ncps", "1.0", _run, _unlike))
+_places = Places(__name__, Place("ncps.torch", "CfC", "ncps", "1.0", _run, _unlike))
 accelerate, restore, __getattr__ = _places.accelerate, _places.restore, _places.named

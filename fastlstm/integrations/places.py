@@ -24,7 +24,7 @@ class Place(NamedTuple):
     """A class of a library that fastlstm runs.
 
     Attributes:
-        module, name: where it is defined, and how it is called there.
+        module, name: by which users import it.
         package, oldest: what pip knows it by, and the first release that will do.
         run: does what the class's `method` does, or returns None for a call that the library's own code is to run.
         unlike: returns what keeps a module of the class as it is, in words, or "" for one that fastlstm runs.
@@ -40,7 +40,8 @@ class Place(NamedTuple):
     method: str = "forward"
 
     def is_of(self, cls: type) -> bool:
-        return (cls.__module__, cls.__qualname__) == (self.module, self.name)
+        """Return whether a class is the library's. Its name is common only within the library's own modules."""
+        return cls.__qualname__ == self.name and f"{cls.__module__}.".startswith(f"{self.module}.")
 
 
 class Places:

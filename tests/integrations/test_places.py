@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import fastlstm
-from fastlstm.integrations import ncps
+from fastlstm.integrations import ncps, torchrecurrent
 
 NEEDED = "needs the package {}: pip install .[integrations]"
 
@@ -21,7 +21,12 @@ def of_ncps():
     return library.CfC(5, 8, backbone_layers=0), torch.randn(3, 9, 5)
 
 
-CASES = {"ncps": (ncps, of_ncps)}
+def of_torchrecurrent():
+    library = pytest.importorskip("torchrecurrent", reason=NEEDED.format("torchrecurrent"))
+    return library.JANET(5, 8), torch.randn(3, 9, 5)
+
+
+CASES = {"ncps": (ncps, of_ncps), "torchrecurrent": (torchrecurrent, of_torchrecurrent)}
 cases = pytest.mark.parametrize("package", CASES)
 
 
