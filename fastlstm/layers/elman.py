@@ -21,19 +21,10 @@ class Elman(LikeTorch[Tensor], InPlaceOf[nn.RNN]):
     same seed, state_dict, results and errors. It differs from torch's class as `fastlstm.LSTM` does.
 
     Args:
-        input_size: I, the number of input features.
-        hidden_size: H, the number of hidden units.
-        num_layers: L, layers stacked on each other.
         nonlinearity: "tanh" or "relu", of the hidden units.
-        bias: with False there are no ``bias_ih_l*`` and ``bias_hh_l*``.
-        batch_first: input and output are (B, T, ...) instead of (T, B, ...); states are (D*L, B, H) all the same.
-        dropout: probability of dropout on the output of each layer but the last.
-        bidirectional: each layer also runs from the last step to the first (D = 2, otherwise 1).
-        device, dtype: of the parameters.
-        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
-        recompute: whether the backward pass computes the gates of a long sequence again, a hundred steps and more at a
-            time, instead of reading them from memory: see `fastlstm.layers.recompute`.
-        proj_size: torch's error for it, since only LSTMs have projections.
+
+    The other arguments are those of `fastlstm.LSTM`, but for ``forget_bias``, ``recurrent_dropout`` and ``zoneout``. A
+    ``proj_size`` raises torch's error, since only LSTMs have projections.
 
     Parameters of layer k, in one row block:
         ``weight_ih_l{k}`` (H, I) or (H, D*H) for k > 0, ``weight_hh_l{k}`` (H, H), ``bias_ih_l{k}`` and
@@ -87,12 +78,9 @@ class ElmanCell(RecurrentCell[Tensor]):
     initial values for the same seed, state_dict, results and errors.
 
     Args:
-        input_size: I, the number of input features.
-        hidden_size: H, the number of hidden units.
-        bias: with False, ``bias_ih`` and ``bias_hh`` are None.
         nonlinearity: "tanh" or "relu", of the hidden units.
-        device, dtype: of the parameters.
-        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
+
+    The other arguments are those of `fastlstm.LSTMCell`.
 
     Parameters: ``weight_ih`` (H, I), ``weight_hh`` (H, H), ``bias_ih`` and ``bias_hh`` (H,).
 

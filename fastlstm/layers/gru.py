@@ -18,24 +18,9 @@ class GRU(Regularized[Tensor], InPlaceOf[nn.GRU]):
     """A multi-layer GRU that takes the place of `torch.nn.GRU`.
 
     Equivalent to ``torch.nn.GRU(input_size, hidden_size, ...)``: the same arguments, parameters, initial values for the
-    same seed, state_dict, results and errors. It differs from torch's class as `fastlstm.LSTM` does.
-
-    Args:
-        input_size: I, the number of input features.
-        hidden_size: H, the number of hidden units.
-        num_layers: L, layers stacked on each other.
-        bias: with False there are no ``bias_ih_l*`` and ``bias_hh_l*``.
-        batch_first: input and output are (B, T, ...) instead of (T, B, ...); states are (D*L, B, H) all the same.
-        dropout: probability of dropout on the output of each layer but the last.
-        bidirectional: each layer also runs from the last step to the first (D = 2, otherwise 1).
-        device, dtype: of the parameters.
-        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
-        recompute: whether the backward pass computes the gates of a long sequence again, a hundred steps and more at a
-            time, instead of reading them from memory: see `fastlstm.layers.recompute`.
-        proj_size: torch's error for it, since only LSTMs have projections.
-        recurrent_dropout: probability of dropout on the hidden state before it is multiplied by ``weight_hh_l*``, with
-            one mask for a whole sequence: see `fastlstm.layers.regularized`.
-        zoneout: probability with which a unit keeps its state from the step before: see `fastlstm.layers.regularized`.
+    same seed, state_dict, results and errors. It differs from torch's class as `fastlstm.LSTM` does, and takes the same
+    arguments but for ``forget_bias``. Its ``zoneout`` is one probability. A ``proj_size`` raises torch's error, since
+    only LSTMs have projections.
 
     Parameters of layer k, with row blocks in the order r, z, n:
         ``weight_ih_l{k}`` (3H, I) or (3H, D*H) for k > 0, ``weight_hh_l{k}`` (3H, H), ``bias_ih_l{k}`` and
@@ -84,14 +69,7 @@ class GRUCell(RecurrentCell[Tensor]):
     """A GRU cell that takes the place of `torch.nn.GRUCell`.
 
     Equivalent to ``torch.nn.GRUCell(input_size, hidden_size, bias)``: the same arguments, parameters, initial values
-    for the same seed, state_dict, results and errors.
-
-    Args:
-        input_size: I, the number of input features.
-        hidden_size: H, the number of hidden units.
-        bias: with False, ``bias_ih`` and ``bias_hh`` are None.
-        device, dtype: of the parameters.
-        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
+    for the same seed, state_dict, results and errors. It takes the arguments of `fastlstm.LSTMCell`.
 
     Parameters, with row blocks in the order r, z, n: ``weight_ih`` (3H, I), ``weight_hh`` (3H, H), ``bias_ih`` and
     ``bias_hh`` (3H,).

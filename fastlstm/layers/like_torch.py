@@ -36,29 +36,15 @@ class LikeTorch(Recurrent, Generic[States]):
         """Run all layers over whole sequences.
 
         Args:
-            input: (T, B, I); (B, T, I) with batch_first; (T, I) for one sequence alone; a PackedSequence; or a
-                nested tensor (B, j, I) of the layout torch.jagged.
+            input, reset, lengths: as in `fastlstm.LSTM.forward`, which says what each may be.
             hx: ``h_0`` (D*L, B, H), without B for one sequence alone; None for zeros. An LSTM takes ``(h_0, c_0)``.
-            reset: boolean (T, B), (B, T) with batch_first, (T,) for one sequence alone: a tensor, a list, or an array.
-                The states are zero before the steps that are True, and gradients stop there. Modules of one direction
-                only. True past a row's end, which `lengths` says, has no effect.
-            lengths: integer (B,), or () for one sequence alone, in any order: a tensor on any device, a list, or an
-                array. Row b ends after lengths[b] steps. Outputs past the end are zero, ``h_n`` is the state at the
-                end, and the reverse direction starts there. Equivalent to a PackedSequence. Lengths that cannot be read
-                are clamped to 0..T, as in `fastlstm.LSTM.forward`.
 
         Returns:
             output (T, B, D*H) of the last layer in the form of `input`, and ``h_n`` of the size of `hx`. An LSTM
             returns ``(h_n, c_n)`` in its place.
 
-        Raises:
-            ValueError: for the number of dimensions or dtype of `input`, the shape of `reset` or `lengths`, a length
-                below 0 or beyond T, `reset` in a bidirectional module, `reset` or `lengths` with a PackedSequence or a
-                nested tensor; for a nested tensor of another layout or axes.
-            RuntimeError: for other sizes, dtypes and devices, and from a backend asked for by name that cannot run.
-            TypeError: for `input`, `hx`, `reset` or `lengths` of the wrong type.
-
-        Equivalent to the `forward` of torch's module, but for the rounding of int8 modules.
+        Raises what `fastlstm.LSTM.forward` raises. Equivalent to the `forward` of torch's module, but for the rounding
+        of int8 modules.
         """
         output, last = self._forward(input, hx, reset, lengths)
         return output, last

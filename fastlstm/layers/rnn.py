@@ -34,18 +34,11 @@ class RNN(Recurrent):
         input_size: I, the number of input features; 0 for a cell without gates that sum x, whose values of x come as
             `inputs` of a call. Such a module has one layer. It may be without any parameter, as spiking neurons are.
         hidden_size: H, the number of hidden units.
-        num_layers: L, layers stacked on each other.
         bias: with False there are no ``bias_ih_l*`` and ``bias_hh_l*``. The cell's params stay.
-        batch_first: input and output are (B, T, ...) instead of (T, B, ...); states are (D*L, B, H) all the same.
-        dropout: probability of dropout on the output of each layer but the last.
-        bidirectional: each layer also runs from the last step to the first (D = 2, otherwise 1).
-        device, dtype: of the parameters.
-        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `fastlstm.use_backend` sets.
+        num_layers, batch_first, dropout, bidirectional, device, dtype, backend, recompute: as in `fastlstm.LSTM`.
         heads: K, which divides H. Units 0 to H/K - 1 are the first head, and so on. The product with h, and each of the
             cell's own products, gives a unit what its own head has alone, as if the weight were block-diagonal.
             Infinity and NaN do not cross either.
-        recompute: whether the backward pass computes the gates of a long sequence again, a hundred steps and more at a
-            time, instead of reading them from memory: see `fastlstm.layers.recompute`.
 
     Parameters of layer k, for a cell with X gates that sum x and Y gates that sum h:
         ``weight_ih_l{k}`` (X*H, I) or (X*H, D*H) for k > 0, ``weight_hh_l{k}`` (Y*H, H/K), ``bias_ih_l{k}`` (X*H,),
@@ -281,9 +274,7 @@ class RNN(Recurrent):
             TypeError: for any argument of the wrong type.
             RuntimeError: for other sizes, dtypes and devices, as in `forward`.
 
-        Equivalent to `forward` with T = 1. Hooks belong to calls of the module, so that they do not run, as with
-        `forward` itself. The exceptions are hooks of `torch.nn.utils` that compute weights: those of `prune`,
-        `weight_norm` and `spectral_norm` run first.
+        Equivalent to `forward` with T = 1. Which hooks run is as in `fastlstm.LSTM.step`.
         """
         x_t, cell_inputs = input_checks.with_only_input(self.cell, x_t, inputs)
         return self._step(x_t, state, cell_inputs)

@@ -10,7 +10,6 @@ from torch import nn
 
 import fastlstm
 from tests.helpers.contract import CELLS, LAYERS, assert_same, outcome, sizes
-from tests.helpers.layers import TORCH
 from tests.helpers.modules import OURS, pair, torch_s_repr
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -123,20 +122,6 @@ def test_cell_construction(torch_s, arguments, nonlinearity, seed):
                 assert torch.equal(other, parameter)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"input_size": 3.0}, {"hidden_size": "4"}, {"bias": 1}, {"batch_first": None}, {"input_size": 0},
-        {"hidden_size": -1}, {"num_layers": 0}, {"dropout": 1.5}, {"dropout": -0.1}, {"dropout": True},
-        {"proj_size": -1}, {"proj_size": 4},
-    ],
-)  # fmt: skip
-@each_layer
-def test_errors_of_construction(torch_s, arguments):
-    built = assert_same_construction(torch_s, 0, {"input_size": 3, "hidden_size": 4, **arguments})
-    assert built is None or TORCH < (2, 13)  # older versions of torch check less
-
-
 @pytest.mark.parametrize("nonlinearity", ["sigmoid", None, "RELU"])
 def test_unknown_nonlinearities(nonlinearity):
     with pytest.raises(ValueError, match=f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."):
@@ -144,19 +129,6 @@ def test_unknown_nonlinearities(nonlinearity):
     cell = fastlstm.ElmanCell(3, 4, nonlinearity=nonlinearity)  # torch's cell raises in forward, too
     with pytest.raises(RuntimeError, match=f"Unknown nonlinearity: {nonlinearity}"):
         cell(torch.zeros(2, 3))
-
-
-@each_layer
-def test_dropout_of_one_layer_warns(torch_s):
-    for cls in (torch_s, OURS[torch_s]):
-        with pytest.warns(UserWarning, match="non-zero dropout expects num_layers greater than 1"):
-            cls(3, 4, dropout=0.5)
-
-
-def test_a_cell_without_biases_registers_none():
-    for cls in (nn.LSTMCell, fastlstm.LSTMCell):
-        assert cls(3, 4, bias=False)._parameters.keys() == {"weight_ih", "weight_hh", "bias_ih", "bias_hh"}
-        assert cls(3, 4, bias=False).bias_ih is None
 
 
 @pytest.mark.parametrize(

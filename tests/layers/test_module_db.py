@@ -4,7 +4,7 @@ The checks are of results, derivatives, strides and errors. Empty batches, copie
 their own beside this file.
 """
 
-from copy import copy, deepcopy
+from copy import copy
 from functools import partial
 
 import pytest
@@ -14,9 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.testing import make_tensor
 from torch.testing._internal.common_modules import FunctionInput, ModuleErrorEnum, ModuleInput, module_db
-from torch.testing._internal.common_pruning import LSTMLayerNormLinearModel, LSTMLinearModel
 
-from fastlstm.convert import replace_lstm
 from tests.helpers.modules import OURS, flat
 from tests.helpers.tolerances import close
 
@@ -199,16 +197,3 @@ def test_errors(info, dtype, training):
             module = info.module_cls(*constructor.args, **arguments).train(training)
             with pytest.raises(error.error_type, match=error.error_regex):
                 call(module, inputs.forward_input)
-
-
-@pytest.mark.parametrize("make", [LSTMLinearModel, LSTMLayerNormLinearModel])
-def test_the_models_of_torch_s_pruning_tests(make):
-    theirs = make(4, 5, 3, 2).double()
-    ours = replace_lstm(deepcopy(theirs))
-    x = torch.randn(6, 2, 4, dtype=torch.float64, requires_grad=True)
-    results = []
-    for model in (ours, theirs):
-        outputs = flat(model(x))
-        gradients = torch.autograd.grad([a.cos().sum() for a in outputs], [x, *model.parameters()])
-        results.append([*outputs, *gradients])
-    close(*results, "sums")

@@ -1,21 +1,17 @@
 """A module's life: copies, weights of any origin, parallel replicas, autocast, tracing."""
 
 import io
-import subprocess
-import sys
 from copy import deepcopy
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
 from fastlstm import cells
-from tests.helpers import ROOT
-from tests.helpers.modules import OURS, assert_same_gradients, copies_of, flat, pair, randn
+from tests.helpers.modules import OURS, Double, assert_same_gradients, copies_of, flat, pair, randn
 from tests.helpers.tolerances import close
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -101,11 +97,6 @@ def test_functional_call(torch_s):
     close(*map(flat, results), "sums")
     close(*(torch.autograd.grad(a.cos().sum(), [x, *weights.values()]) for a, _ in results), "gradients")
     assert torch.equal(ours(x)[0], before)
-
-
-class Double(nn.Module):
-    def forward(self, weight):
-        return 2 * weight
 
 
 @pytest.mark.parametrize("name", ["weight_hh_l0", "weight_ih_l1", "bias_ih_l0"])
@@ -202,35 +193,6 @@ def test_data_parallel_replica(torch_s):
     (gradient,) = torch.autograd.grad(replica(x)[0].sum(), ours.weight_hh_l1)
     assert gradient.any()
     close(nn.DataParallel(ours)(x)[0], ours(x)[0], "sums")
-
-
-DISTRIBUTED = """
-import os, sys
-import torch
-import torch.distributed as dist
-from torch import nn
-from tests.helpers.modules import pair, randn
-from tests.helpers.tolerances import close
-
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=0, world_size=1)
-_, ours = pair(3, 5, 2)
-x = randn(4, 2, 3)
-expected = torch.autograd.grad(ours(x)[0].cos().sum(), ours.parameters())
-parallel = nn.parallel.DistributedDataParallel(ours)
-parallel(x)[0].cos().sum().backward()
-for parameter, gradient in zip(ours.parameters(), expected, strict=True):
-    close(parameter.grad, gradient, "sums")
-print("done", flush=True)
-os._exit(0)
-"""
-
-
-@pytest.mark.skipif(not dist.is_available(), reason="this torch is built without torch.distributed")
-def test_distributed_data_parallel(tmp_path):
-    """In a process that ends at once: the end of a process group may wait for threads that wait for Python."""
-    command = [sys.executable, "-c", DISTRIBUTED, str(tmp_path)]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert found.stdout.split()[-1:] == ["done"], found.stderr  # Gloo may say something first
 
 
 @each_layer

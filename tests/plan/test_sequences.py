@@ -7,7 +7,6 @@ from torch.func import functional_call, vjp
 from torch.utils.checkpoint import checkpoint
 
 import fastlstm
-from tests.helpers.modules import pair
 from tests.helpers.tolerances import close, equal
 
 SIZES = [(7, 5, 3, 9), (1, 3, 4, 300), (20, 1, 28, 100)]
@@ -154,16 +153,3 @@ def test_a_checkpoint_of_it(kind, dtype, T, reentrant):
         for a, b in zip([x, *module.parameters()], want):
             assert torch.equal(a.grad, b)
             a.grad = None
-
-
-def test_states_may_be_changed_in_place():
-    """As those of nn.LSTM: what the backward pass reads is not the user's."""
-    theirs, ours = pair(5, 7, backend="numba")
-    x, found = torch.randn(6, 3, 5, dtype=torch.double), []
-    for module in (ours, theirs):
-        _, (h_n, c_n) = module(x)
-        h_n.mul_(2)
-        c_n.add_(h_n)
-        c_n.square().sum().backward()
-        found.append([p.grad for p in module.parameters()])
-    close(*found, "sums")
