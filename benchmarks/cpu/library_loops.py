@@ -17,7 +17,7 @@ from benchmarks.shared.calls import inference
 from benchmarks.shared.clock import Run, compare
 from benchmarks.shared.shapes import MODES
 from benchmarks.shared.tables import Options, parser, print_table
-from fastlstm.integrations import ncps, torchrecurrent
+from fastlstm.integrations import ncps, torchrecurrent, xlstm
 
 Case = tuple[str, str, Any, Any, torch.Tensor]  # what, the size, before, after, the input
 
@@ -46,7 +46,20 @@ def of_torchrecurrent() -> Iterator[Case]:
         yield name, "T 100, B 32, I 128, H 128", model, ours, torch.randn(100, 32, 128)
 
 
-LIBRARIES: dict[str, Callable[[], Iterator[Case]]] = {"ncps": of_ncps, "torchrecurrent": of_torchrecurrent}
+def of_tirex2() -> Iterator[Case]:
+    from tirex2.model.component import FlashRNNLayerConfig, sLSTMFlashRNNLayer
+
+    shapes = {"recurrent_shape": "HPGD", "bias_shape": "HGD"}
+    model = sLSTMFlashRNNLayer(FlashRNNLayerConfig(512, num_heads=4, backend="vanilla", **shapes), 0, 2)
+    ours = xlstm.accelerate(copy.deepcopy(model))
+    yield "sLSTM layer", "T 64, B 1, 4 heads of 128 units", model, ours, torch.randn(1, 64, 512)
+
+
+LIBRARIES: dict[str, Callable[[], Iterator[Case]]] = {
+    "ncps": of_ncps,
+    "torchrecurrent": of_torchrecurrent,
+    "tirex2": of_tirex2,
+}
 
 
 def call_of(model: Any, x: torch.Tensor, mode: str) -> Run:

@@ -11,22 +11,34 @@ import torch
 from torch import nn
 
 import fastlstm
-from fastlstm.integrations import ncps, torchrecurrent
+from fastlstm.integrations import ncps, torchrecurrent, xlstm
 
 NEEDED = "needs the package {}: pip install .[integrations]"
 
 
 def of_ncps():
     library = pytest.importorskip("ncps.torch", reason=NEEDED.format("ncps"))
-    return library.CfC(5, 8, backbone_layers=0), torch.randn(3, 9, 5)
+    return library.CfC(5, 8, backbone_layers=0), (torch.randn(3, 9, 5),)
 
 
 def of_torchrecurrent():
     library = pytest.importorskip("torchrecurrent", reason=NEEDED.format("torchrecurrent"))
-    return library.JANET(5, 8), torch.randn(3, 9, 5)
+    return library.JANET(5, 8), (torch.randn(3, 9, 5),)
 
 
-CASES = {"ncps": (ncps, of_ncps), "torchrecurrent": (torchrecurrent, of_torchrecurrent)}
+def of_tirex():
+    library = pytest.importorskip("tirex.models.slstm.cell", reason=NEEDED.format("tirex-ts"))
+    cell = library.sLSTMCell(library.sLSTMBlockConfig(embedding_dim=48, num_heads=4), "torch")
+    for parameter in cell.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return cell, (torch.randn(3, 9, 4 * 48), None)
+
+
+CASES = {
+    "ncps": (ncps, of_ncps),
+    "tirex-ts": (xlstm, of_tirex),
+    "torchrecurrent": (torchrecurrent, of_torchrecurrent),
+}
 cases = pytest.mark.parametrize("package", CASES)
 
 
@@ -38,7 +50,7 @@ def accelerated(package):
 
 
 def output(module, x):
-    return module(x)[0]
+    return module(*x)[0]
 
 
 def replica(module):
@@ -81,7 +93,7 @@ def test_a_pickle_loads_in_a_new_process(package, tmp_path):
     module, x = accelerated(package)
     torch.save((module, x, output(module, x)), tmp_path / "module.pt")
     load = "import sys, torch; module, x, y = torch.load(sys.argv[1], weights_only=False); "
-    code = load + "assert torch.equal(module(x)[0], y)"
+    code = load + "assert torch.equal(module(*x)[0], y)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "module.pt")], check=True, timeout=300)
 
 

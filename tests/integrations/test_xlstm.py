@@ -1,17 +1,13 @@
-"""The sLSTM cells of xlstm and tirex-ts give the same with fastlstm."""
+"""The sLSTM cells of xlstm, tirex-ts and tirex-2 give the same with fastlstm."""
 
 import copy
-import importlib.metadata
 import io
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import nn
 
-import fastlstm
 from fastlstm.integrations import xlstm
 from tests.helpers.tolerances import close
 
@@ -179,24 +175,6 @@ def test_a_copy_computes_with_its_own_weights(make, way):
     assert type(xlstm.restore(other)) is type(make())
 
 
-def test_a_pickle_loads_in_a_new_process(tmp_path):
-    """Where nothing has imported the package, or this module, before."""
-    cell, x = xlstm.accelerate(cell_of_tirex()), torch.randn(3, 9, 4 * 48)
-    torch.save((cell, x, cell(x, None)[0]), tmp_path / "cell.pt")
-    load = "import sys, torch; cell, x, y = torch.load(sys.argv[1], weights_only=False); "
-    code = load + "assert torch.equal(cell(x, None)[0], y)"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "cell.pt")], check=True, timeout=300)
-
-
-def test_a_derived_class_stays():
-    """Its own methods may compute something else."""
-    base = cell_of_xlstm()
-    derived = type("Derived", (type(base),), {})(base.config)
-    with pytest.warns(UserWarning, match=r"^a cell of xlstm stays as it is: "):
-        xlstm.accelerate(derived)
-    assert type(derived).__name__ == "Derived"
-
-
 @pytest.mark.parametrize("case", ["autocast", "weights of two dtypes", "rows of which some have seen a step"])
 def test_what_runs_the_code_of_xlstm(case, monkeypatch):
     cell, x, state = cell_of_xlstm(), torch.randn(3, 9, 4 * 48), states()
@@ -207,7 +185,7 @@ def test_what_runs_the_code_of_xlstm(case, monkeypatch):
     with torch.autocast("cpu", enabled=case == "autocast"):
         expected = cell(x, state)
         xlstm.accelerate(cell)
-        monkeypatch.setattr(xlstm, "run", None)  # which would be called
+        monkeypatch.setattr(xlstm, "run_cell", None)  # which would be called
         got = cell(x, state)
     assert all(torch.equal(a, b) for a, b in zip(got, expected))
 
@@ -215,23 +193,67 @@ def test_what_runs_the_code_of_xlstm(case, monkeypatch):
 @pytest.mark.parametrize("make", [lambda: cell_of_xlstm(function="lstm"), lambda: cell_of_tirex("cuda")])
 def test_a_cell_that_stays(make):
     cell = make()
-    with pytest.warns(UserWarning, match=r"^a cell of (xlstm|tirex-ts) stays as it is: fastlstm runs those with .*$"):
+    with pytest.warns(UserWarning, match=r"^sLSTMCell\w* stays as it is: fastlstm runs those with the function slstm"):
         xlstm.accelerate(nn.Sequential(cell))
     assert type(cell).__module__ != xlstm.__name__
 
 
-def test_a_release_that_is_too_old(monkeypatch):
-    cell = cell_of_xlstm()
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0.8")
-    with pytest.raises(ImportError, match=r"^fastlstm.integrations needs xlstm 2.0 or newer, got 1.0.8$"):
-        xlstm.accelerate(cell)
-    assert type(cell).__module__ != xlstm.__name__
+def layer_of_tirex2(dtype=torch.float64, **options):
+    theirs = pytest.importorskip("tirex2.model.component", reason=NEEDED.format("tirex-2"))
+    pytest.importorskip("flashrnn", reason=NEEDED.format("tirex-2"))
+    shapes = {"recurrent_shape": "HPGD", "bias_shape": "HGD"}  # as the package's models have them
+    config = theirs.FlashRNNLayerConfig(48, num_heads=4, **{"backend": "vanilla", **shapes, **options})
+    torch.manual_seed(0)
+    return theirs.sLSTMFlashRNNLayer(config, 0, 2).to(dtype)
 
 
-@pytest.mark.parametrize("model", [nn.Sequential(fastlstm.LSTM(3, 4)), "model"])
-@pytest.mark.parametrize("function", [xlstm.accelerate, xlstm.restore])
-def test_a_model_without_such_cells(function, model, monkeypatch):
-    for place in xlstm.PLACES:
-        monkeypatch.delitem(sys.modules, place, raising=False)  # as where neither package is installed
-    with pytest.raises(TypeError, match=rf"^model must have sLSTM cells .*, got {type(model).__name__} without any$"):
-        function(model)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_layer_of_tirex2(dtype):
+    """A norm scales the outputs to one mean square, so a loss of that alone would have no gradient but rounding."""
+    layer = layer_of_tirex2(dtype)
+    x, weight = torch.randn(2, 3, 25, 48, dtype=dtype)
+    x.requires_grad_()
+    ours = xlstm.accelerate(copy.deepcopy(layer))
+    outputs = [each(x) for each in (ours, layer)]
+    close(*outputs, "sums")
+    close(
+        *(
+            torch.autograd.grad((y.flatten(2) * weight).sum(), [x, *m.parameters()])
+            for y, m in zip(outputs, (ours, layer))
+        ),
+        "long",
+    )
+
+
+def test_steps_of_a_layer_of_tirex2():
+    layer = layer_of_tirex2()
+    ours, x = xlstm.accelerate(copy.deepcopy(layer)), torch.randn(3, 4, 48).double()
+    state, expected = {"slstm_state": None}, {"slstm_state": None}
+    with torch.no_grad():
+        for t in range(4):
+            y, state = ours.step(x[:, t : t + 1], slstm_state=state["slstm_state"])
+            z, expected = layer.step(x[:, t : t + 1], slstm_state=expected["slstm_state"])
+            close(y, z, "sums")
+            close(state["slstm_state"], expected["slstm_state"], "sums")
+
+
+def test_a_layer_of_tirex2_learns_the_same():
+    layer = layer_of_tirex2()
+    x, y = torch.randn(2, 4, 12, 48).double()
+    curves = []
+    for each in (layer, xlstm.accelerate(copy.deepcopy(layer))):
+        optimizer, curve = torch.optim.Adam(each.parameters(), 1e-2), []
+        for _ in range(10):
+            optimizer.zero_grad()
+            loss = (each(x).flatten(2) - y).square().mean()
+            loss.backward()
+            optimizer.step()
+            curve.append(loss.detach())
+        curves.append(torch.stack(curve))
+    close(curves[1], curves[0], "models")
+    assert curves[1][-1] < 0.95 * curves[1][0]
+
+
+def test_a_layer_of_tirex2_for_a_gpu_stays():
+    with pytest.warns(UserWarning, match=r"^sLSTMFlashRNNLayer stays as it is: fastlstm runs those with"):
+        xlstm.accelerate(layer_of_tirex2(backend="cuda"))
