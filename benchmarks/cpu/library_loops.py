@@ -2,8 +2,8 @@
 
 python -m benchmarks.cpu.library_loops [--only ncps] [--rounds 15]
 
-A step of training is forward and backward. The libraries come with `pip install .[integrations]`; those that are not
-installed are left out.
+A step of training is forward and backward. The libraries come with `pip install .[integrations]`, and BenchMARL with
+`.[benchmarl]`; those that are not installed are left out.
 """
 
 import copy
@@ -17,9 +17,9 @@ from benchmarks.shared.calls import inference
 from benchmarks.shared.clock import Run, compare
 from benchmarks.shared.shapes import MODES
 from benchmarks.shared.tables import Options, parser, print_table
-from fastlstm.integrations import ncps, torchrecurrent, xlstm
+from fastlstm.integrations import benchmarl, ncps, rl_games, rsl_rl, torchrecurrent, xlstm
 
-Case = tuple[str, str, Any, Any, torch.Tensor]  # what, the size, before, after, the input
+Case = tuple[str, str, Any, Any, Any]  # what, the size, before, after, the input or a tuple of inputs
 
 
 def of_ncps() -> Iterator[Case]:
@@ -55,19 +55,60 @@ def of_tirex2() -> Iterator[Case]:
     yield "sLSTM layer", "T 64, B 1, 4 heads of 128 units", model, ours, torch.randn(1, 64, 512)
 
 
+def of_benchmarl() -> Iterator[Case]:
+    from benchmarl.models.gru import MultiAgentGRU
+    from benchmarl.models.lstm import MultiAgentLSTM
+
+    rollout = torch.randn(8, 100, 4, 16), torch.rand(8, 100, 1) < 0.02
+    options = {"dropout": 0.0, "bias": True, "device": "cpu", "compile": False, "n_layers": 1, "centralised": False}
+    for cls in (MultiAgentLSTM, MultiAgentGRU):
+        model = cls(input_size=16, hidden_size=128, n_agents=4, share_params=True, **options)
+        size = "4 agents, T 100, B 8, I 16, H 128"
+        yield cls.__name__, size, model, benchmarl.accelerate(copy.deepcopy(model)), rollout
+
+
+def of_rl_games() -> Iterator[Case]:
+    from rl_games.common.layers.recurrent import GRUWithDones, LSTMWithDones
+
+    x, dones, h = torch.randn(64, 64, 32), (torch.rand(64, 64, 1) < 0.02).float(), torch.zeros(1, 64, 128)
+    for cls, states in ((LSTMWithDones, (h, h)), (GRUWithDones, h)):
+        model = cls(input_size=32, hidden_size=128)
+        size = "T 64, B 64, I 32, H 128"
+        yield cls.__name__, size, model, rl_games.accelerate(copy.deepcopy(model)), (x, states, dones)
+
+
+def of_rsl_rl() -> Iterator[Case]:
+    from rsl_rl.modules import RNN
+    from rsl_rl.utils import split_and_pad_trajectories
+
+    x, masks = split_and_pad_trajectories(torch.randn(24, 256, 48), (torch.rand(24, 256, 1) < 0.03).byte())
+    h = torch.zeros(1, x.shape[1], 256)
+    for kind, states in (("lstm", (h, h)), ("gru", h)):
+        model = RNN(48, 256, 1, kind)
+        size = f"T 24, 256 environments, {x.shape[1]} episodes, I 48, H 256"
+        yield f"RNN, {kind}", size, model, rsl_rl.accelerate(copy.deepcopy(model)), (x, masks, states)
+
+
 LIBRARIES: dict[str, Callable[[], Iterator[Case]]] = {
     "ncps": of_ncps,
     "torchrecurrent": of_torchrecurrent,
     "tirex2": of_tirex2,
+    "benchmarl": of_benchmarl,
+    "rl_games": of_rl_games,
+    "rsl_rl": of_rsl_rl,
 }
 
 
-def call_of(model: Any, x: torch.Tensor, mode: str) -> Run:
+def call_of(model: Any, x: Any, mode: str) -> Run:
+    inputs = x if isinstance(x, tuple) else (x,)
+
     def step() -> None:
         model.zero_grad()
-        model(x)[0].square().mean().backward()
+        results = model(*inputs)
+        output = results[0] if isinstance(results, tuple) else results
+        output.square().mean().backward()
 
-    return step if mode == "training" else inference(lambda: model(x))
+    return step if mode == "training" else inference(lambda: model(*inputs))
 
 
 def rows(options: Options) -> Iterator[list[str]]:

@@ -1,6 +1,6 @@
-"""How modules of a library come to run fastlstm: their class changes, and nothing else of them.
+"""How modules of a library come to run fastlstm: their class changes, and that of torch's layers inside them.
 
-So copies, pickles and replicas of a module compute with parameters of their own.
+Nothing else of a module changes. So its copies, pickles and replicas compute with parameters of their own.
 """
 
 import warnings
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fastlstm import convert
 from fastlstm.backends.base import Layer, Run
 from fastlstm.call import run
 from fastlstm.cells import Cell
@@ -53,7 +54,8 @@ class Places:
     def accelerate(self, model: Model) -> Model:
         """Make the library's modules in a model run fastlstm on the CPU.
 
-        Parameters, `state_dict` and results stay as they are, up to rounding. Calls on other devices, under autocast,
+        Parameters, `state_dict` and results stay as they are, up to rounding. Layers of torch inside the modules become
+        fastlstm's, and remain instances of torch's classes. Calls on other devices, under autocast,
         and with tensors of more than one dtype run the library's own code. A module of a derived class stays as it is,
         and so does one with options that fastlstm does not take. A UserWarning names each kind of module that stays.
 
@@ -80,6 +82,8 @@ class Places:
                 warnings.warn(f"{cls.__name__} stays as it is: {difference}", stacklevel=2)
             else:
                 module.__class__ = _class_for(place, self._integration)
+                if _has_layers(module):
+                    convert.replace(module, keep_type=True)
         if not found:
             names = ", ".join(dict.fromkeys(place.name for place in self._places))
             raise TypeError(f"model must have modules of {names}, got {type(model).__name__} without any")
@@ -90,6 +94,8 @@ class Places:
         for module in model.modules():
             if type(module).__module__ == self._integration:
                 module.__class__ = type(module).__bases__[0]
+                if _has_layers(module):
+                    convert.restore(module)
         return model
 
     def named(self, name: str) -> type:
@@ -102,6 +108,10 @@ class Places:
             if place.name == name:
                 return _class_for(place, self._integration)
         raise AttributeError(f"module {self._integration!r} has no attribute {name!r}")
+
+
+def _has_layers(module: nn.Module) -> bool:
+    return any(isinstance(each, pair) for each in module.modules() for pair in convert.PAIRS)
 
 
 @cache
@@ -132,3 +142,21 @@ def run_cell(
     """Run a cell over x (T, B, I). Weights, states and inputs are those of a `Layer`. No states are zeros."""
     states = states or (None,) * len(cell.states)
     return run(Layer(x, weights, states, None, None, False, cell, inputs), plans=None)
+
+
+def run_with_resets(layer: Any, x: Tensor, states: Any, starts: Tensor) -> tuple[Tensor, Any]:
+    """Run a layer over sequences in which episodes begin.
+
+    Args:
+        layer: a `fastlstm.LSTM` or `fastlstm.GRU` that is not `batch_first`.
+        x: (T, B, I).
+        states: those of the layer before the first step, each (L, B, H).
+        starts: (T, B), 0 but where a step is the first of an episode.
+
+    Returns:
+        the output (T, B, H), and the last states.
+    """
+    if len(x) > 1:
+        return layer(x, states, reset=starts.bool())
+    keep = (starts == 0).to(x.dtype).unsqueeze(2)  # A call without masks finds its plan sooner, and acting makes many.
+    return layer(x, keep * states if isinstance(states, Tensor) else tuple([keep * state for state in states]))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastlstm import convert
 from fastlstm.integrations import import_library
+from fastlstm.integrations.places import run_with_resets
 
 Model = TypeVar("Model")
 States = tuple[Tensor, Tensor]
@@ -64,11 +65,7 @@ def process_sequence(features: Tensor, lstm_states: States, episode_starts: Tens
     B = lstm_states[0].shape[1]
     x = features.reshape(B, -1, lstm.input_size).transpose(0, 1)
     starts = episode_starts.reshape(B, -1).transpose(0, 1)
-    if len(x) == 1:  # A call without masks finds its plan sooner, and rollouts are made of such calls.
-        keep = (1.0 - starts).view(1, B, 1)
-        output, states = lstm(x, (keep * lstm_states[0], keep * lstm_states[1]))
-    else:
-        output, states = lstm(x, lstm_states, reset=starts.bool())
+    output, states = run_with_resets(lstm, x, lstm_states, starts)
     return output.transpose(0, 1).flatten(0, 1), states
 
 

@@ -1,102 +1,48 @@
 """TorchRL: its modules `LSTMModule` and `GRUModule` run rollouts with resets.
 
+    module = LSTMModule(input_size=4, hidden_size=32, in_key="observation", out_key="hidden")
+    fastlstm.integrations.torchrl.accelerate(module)
+
 Where an episode begins inside a rollout, TorchRL cuts all its tensors into episodes, pads these, runs them, and puts
-the results together again. After `accelerate` one call with `reset` runs the rollout as it is.
+the results together again. After `accelerate` one call with `reset` runs the rollout as it is, in recurrent mode on the
+CPU. TorchRL's own code cuts a rollout into episodes, and then runs fastlstm's layers, in four cases: for more than one
+layer or direction, for an episode that begins with other states than zeros, for tensors in place of a tensordict, and
+under a compiler. A module with ``python_based=True`` stays as it is.
+
+`accelerate` and `restore` are those of `fastlstm.integrations.places.Places`.
 """
 
-import warnings
-from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastlstm import convert
-from fastlstm.integrations import import_library
+from fastlstm.integrations.places import Place, Places
 from fastlstm.layers.recurrent import Recurrent
-
-Model = TypeVar("Model", bound=nn.Module)
-
-
-def accelerate(model: Model) -> Model:
-    """Make every `LSTMModule` and `GRUModule` of a model run fastlstm.
-
-    Their layers become fastlstm's, as ``fastlstm.replace(model, keep_type=True)`` makes them. In recurrent mode on the
-    CPU the steps at which ``is_init`` is true become resets. Parameters and keys stay, and so do results up to
-    rounding. TorchRL's own code cuts a rollout into episodes, and then runs fastlstm's layers, in three cases: for more
-    than one layer or direction, for an episode that begins with other states than zeros, and under a compiler.
-
-    Args:
-        model: any module, or one of the two itself. A module with ``python_based=True``, and one of a class derived
-            from the two, stays as it is.
-
-    Returns:
-        `model`, changed. A UserWarning says if there was nothing to change.
-
-    Raises:
-        ImportError: without torchrl 0.14 or newer.
-    """
-    ours, changed = _classes(), False
-    for module in model.modules():
-        if type(module) in ours and isinstance(_layer(module), nn.LSTM | nn.GRU):
-            convert.replace(_layer(module), keep_type=True)
-            module.__class__, changed = ours[type(module)], True
-        changed |= type(module) in ours.values()
-    if not changed:
-        warnings.warn(f"accelerate found no LSTMModule or GRUModule in the {type(model).__name__}", stacklevel=2)
-    return model
-
-
-def restore(model: Model) -> Model:
-    """Undo `accelerate`: the modules and their layers have their own classes again. Return `model`.
-
-    Raises:
-        ImportError: without torchrl 0.14 or newer.
-    """
-    theirs = {ours: cls for cls, ours in _classes().items()}
-    for module in model.modules():
-        if type(module) in theirs:
-            module.__class__ = theirs[type(module)]
-            convert.restore(_layer(module))
-    return model
-
-
-@cache
-def _classes() -> dict[type, type]:
-    """Return the classes that take the places of TorchRL's."""
-    theirs = import_library("torchrl.modules", "torchrl", "0.14")
-    dispatch = import_library("tensordict.nn", "tensordict", "0.14").dispatch
-
-    def with_resets(name: str) -> type:
-        parent = getattr(theirs, name)
-
-        @dispatch  # which makes a tensordict of tensors that are given by their keys
-        def forward(self: Any, tensordict: Any) -> Any:
-            in_rollouts = self.recurrent_mode and not torch.compiler.is_compiling()
-            results = _run(self, tensordict) if in_rollouts else None
-            if results is None:
-                return parent.forward(self, tensordict)
-            for key, value in zip(self.out_keys, results, strict=True):
-                tensordict.set(key, value)
-            return tensordict
-
-        return type(name, (parent,), {"forward": forward, "__module__": __name__, "__doc__": parent.__doc__})
-
-    return {getattr(theirs, name): with_resets(name) for name in ("LSTMModule", "GRUModule")}
-
-
-def __getattr__(name: str) -> Any:
-    """Return one of the classes above, by whose names pickles find them."""
-    if name in ("LSTMModule", "GRUModule"):
-        return next(cls for cls in _classes().values() if cls.__name__ == name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _layer(module: Any) -> Any:
     return module.lstm if hasattr(module, "lstm") else module.gru
 
 
-def _run(module: Any, tensordict: Any) -> list[Tensor] | None:
+def _in_python(module: Any) -> str:
+    """Return what keeps a module as it is."""
+    return "" if isinstance(_layer(module), nn.LSTM | nn.GRU | Recurrent) else "it has python_based=True"
+
+
+def _run(module: Any, tensordict: Any = None, **tensors: Any) -> Any:
+    """Do what `forward` of a module does."""
+    if tensordict is None or not module.recurrent_mode or torch.compiler.is_compiling():
+        return None
+    results = _results(module, tensordict)
+    if results is None:
+        return None
+    for key, value in zip(module.out_keys, results, strict=True):
+        tensordict.set(key, value)
+    return tensordict
+
+
+def _results(module: Any, tensordict: Any) -> list[Tensor] | None:
     """Run a rollout in which episodes begin. Return None if the rollout is TorchRL's matter.
 
     Otherwise return the output (*, T, H), and the states (*, T, 1, H): zeros but at the last steps of episodes.
@@ -122,3 +68,9 @@ def _run(module: Any, tensordict: Any) -> list[Tensor] | None:
     ends = torch.cat([later, edge], 1).unsqueeze(2)
     last = [torch.where(ends, a, 0).unflatten(2, (1, -1)) for a in (output, *cells)]
     return [a.reshape(*rows, *a.shape[1:]) for a in (output, *last)]
+
+
+_RNN = "torchrl.modules.tensordict_module.rnn"
+_kinds = [Place(_RNN, name, "torchrl", "0.14", _run, _in_python) for name in ("LSTMModule", "GRUModule")]
+_places = Places(__name__, *_kinds)
+accelerate, restore, __getattr__ = _places.accelerate, _places.restore, _places.named

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import fastlstm
-from fastlstm.integrations import ncps, torchrecurrent, xlstm
+from fastlstm.integrations import benchmarl, ncps, rl_games, rsl_rl, torchrecurrent, xlstm
 
 NEEDED = "needs the package {}: pip install .[integrations]"
+APART = "needs the package {0}: pip install .[{0}]"
 
 
 def of_ncps():
@@ -34,10 +35,31 @@ def of_tirex():
     return cell, (torch.randn(3, 9, 4 * 48), None)
 
 
+def of_benchmarl():
+    library = pytest.importorskip("benchmarl.models.lstm", reason=APART.format("benchmarl"))
+    module = library.LSTM(5, 8, device="cpu", n_layers=1, dropout=0.0, bias=True)
+    return module, (torch.randn(3, 9, 5), torch.rand(3, 9, 1) < 0.3, torch.zeros(3, 1, 8), torch.zeros(3, 1, 8))
+
+
+def of_rl_games():
+    library = pytest.importorskip("rl_games.common.layers.recurrent", reason=APART.format("rl-games"))
+    dones = (torch.rand(9, 3, 1) < 0.3).float()
+    return library.GRUWithDones(input_size=5, hidden_size=8), (torch.randn(9, 3, 5), torch.zeros(1, 3, 8), dones)
+
+
+def of_rsl_rl():
+    library = pytest.importorskip("rsl_rl.modules", reason=APART.format("rsl-rl"))
+    masks = torch.arange(9).unsqueeze(1) < torch.tensor([9, 4, 5])
+    return library.RNN(5, 8, 1, "gru"), (torch.randn(9, 3, 5), masks, torch.zeros(1, 3, 8))
+
+
 CASES = {
     "ncps": (ncps, of_ncps),
     "tirex-ts": (xlstm, of_tirex),
     "torchrecurrent": (torchrecurrent, of_torchrecurrent),
+    "benchmarl": (benchmarl, of_benchmarl),
+    "rl_games": (rl_games, of_rl_games),
+    "rsl-rl-lib": (rsl_rl, of_rsl_rl),
 }
 cases = pytest.mark.parametrize("package", CASES)
 
