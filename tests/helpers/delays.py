@@ -18,7 +18,7 @@ import pytest
 
 from fastlstm.backends import csrc
 from fastlstm.backends.numba.host import kernel_files, tasks
-from fastlstm.backends.numba.kernels import backward, forward, states, threads
+from fastlstm.backends.numba.kernels import backward, forward, states, threads, values
 from fastlstm.backends.numba.llvm.intrinsics import call_int
 from tests.helpers import ROOT
 from tests.helpers.threads import forget
@@ -71,7 +71,7 @@ def delays_in_numba():
 
     with pytest.MonkeyPatch.context() as patch:
         for replacement in (wait, wait_for, enter_step, begin_phase):
-            for module in (forward, backward):
+            for module in (forward, backward, values):
                 patch.setattr(module, replacement.__name__, replacement, raising=False)
         patch.setattr(kernel_files, "_identity", identity)
         patch.setattr(kernel_files, "_path_of", lambda name: path_of(f"{name}-delayed" if name in kernels else name))

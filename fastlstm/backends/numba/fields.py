@@ -11,7 +11,7 @@ rows of weight_products.
 What a thread writes and another reads ends with the order of both, in brackets. All else is read alone, or each thread
 reads what it has written itself.
 
-* team: the threads of a team write, each for its units, and in cells of several phases also for its rows. The team
+* team: the threads of a team write, each for its units, and if they split the rows also for these. The team
   reads after its next barrier, which is that of the step or of the phase.
 * all: every thread writes a share. Any thread reads after the next barrier of all threads.
 * chunk: as all, at the barrier of a time chunk. A thread overwrites a chunk when all have arrived at the barrier of the
@@ -60,7 +60,7 @@ operands                Q + P
 inner_states            states but the first
 carries_h               1 if the gradient of h goes to the step before also beside its product
 read_bits               bits of the pointer table's entries that the cell reads
-phases                  phases of a step, more than 1 if the cell takes means
+phases                  phases of a step, more than 1 if the cell takes means or has products
 terms                   S and the number of products: vectors of dpreact and of the gradients of products
 products                products of values of the step
 product_groups          values of the step that are multiplied
@@ -78,6 +78,7 @@ slots                   scratch slots
 later_slot              first scratch slot of the values that later phases read; the values that units share follow
 panel_bytes             stride from one panel's products to the next one's, 0 with one phase
 rows_together           batch rows that go through all phases before the next rows do
+splits_rows             1 if the members of a team split the rows for the cell, 0 if each keeps its units
 scratch_bytes           stride from one thread's scratch to the next one's
 """
 

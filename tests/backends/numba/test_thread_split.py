@@ -17,7 +17,7 @@ from fastlstm.backends.numba.kernels.threads import share, share_rows
 from tests.helpers.layers import needs_native
 from tests.helpers.numba import signature
 
-CELLS = cells.lstm, cells.gru, cells.ind_rnn, cells.peephole_lstm, cells.layer_norm_lstm
+CELLS = cells.lstm, cells.gru, cells.ind_rnn, cells.peephole_lstm, cells.layer_norm_lstm, cells.gru_reset_before
 sizes_of_axes = st.integers(0, 9).map(lambda k: 2**k)  # 1 to 512
 
 
@@ -64,6 +64,13 @@ def test_no_team_and_no_member_is_without_work(s, available, backward):
 def test_splits_among_many_threads(available, sizes_of_layer, threads, teams):
     s = signature(*sizes_of_layer)
     assert split_threads(available, s, sizes.panels_of(s.H, 16)) == (threads, teams)
+
+
+@pytest.mark.parametrize("cell", [cells.gru, cells.gru_reset_before])
+def test_a_product_of_a_value_changes_no_split(cell):
+    """It takes one barrier more, which costs less than that each of two teams reads all weights."""
+    s = signature(100, 16, 64, 256)._replace(cell=cell)
+    assert [split_threads(2, s, 16, backward) for backward in (False, True)] == [(2, 1), (2, 1)]
 
 
 def test_row_groups_are_not_split():

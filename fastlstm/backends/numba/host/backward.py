@@ -74,10 +74,8 @@ class Backward(Pass):
         )  # fmt: skip
         self.inner_states = range(1, counts.inner_states + 1)
         self.first_state = WEIGHTS + 1 + counts.params + counts.products  # index of dh_0 among the gradients
-        order = [s.cell.products.index(name) for name in s.cell.layout.products]
-        first_product = WEIGHTS + 1 + counts.params
         # of params, then of products as kernels have them
-        self.vectors = *range(WEIGHTS + 1, first_product), *(first_product + k for k in order)
+        self.vectors = *range(WEIGHTS + 1, WEIGHTS + 1 + counts.params), *(1 + k for k in self.products)
         wanted = wants_dx, *needs.weights, *needs.states, *needs.inputs
         self.allocations = [
             # the first three are dx, dweight_ih and dweight_hh
@@ -141,7 +139,7 @@ class Backward(Pass):
             d_sequences.append(d_sequence)
             d_last.append(d_state)
         operands: list[Tensor] = []
-        products = self.product_weights(layer) if self.has_products else NO_PRODUCTS
+        products = self.product_weights(layer) if self.products else NO_PRODUCTS
         if self.has_operands:
             field_values, operands = self.operand_fields(layer, 0)
             inputs = len(layer.inputs)

@@ -18,7 +18,8 @@ class Counts(NamedTuple):
         fits_bf16_unit: whether the kernels of the bf16 unit can run the cell.
         carries_h: whether the gradient of h goes to the step before also beside its product.
         reads_new: whether the backward pass reads states after the step.
-        means: whether the cell takes means over units or has products, and so runs in phases.
+        means: whether the cell takes means over units.
+        has_phases: whether the cell takes means over units or has products, and so runs in phases.
         products, product_groups, group_size: products of values of the step, their groups, and the most of a group.
     """
 
@@ -33,6 +34,7 @@ class Counts(NamedTuple):
     carries_h: bool
     reads_new: bool
     means: bool
+    has_phases: bool
     products: int
     product_groups: int
     group_size: int
@@ -49,12 +51,13 @@ def counts(cell: Cell) -> Counts:
     layout, read = cell.layout, set(cell.derived().states_read)
     first, *inner = layout.states
     numbers = len(layout.preacts), len(layout.x_preacts), len(layout.h_preacts)
-    joint, means = layout.x_preacts == layout.h_preacts, bool(cell.derived().means or cell.products)
+    joint, means = layout.x_preacts == layout.h_preacts, bool(cell.derived().means)
+    has_phases = means or bool(cell.products)
     # h may be bfloat16, and a single step saves none: so the backward pass must not read it
-    plain = not (means or layout.params or layout.inputs) and read <= {f"{state}_prev" for state in inner}
+    plain = not (has_phases or layout.params or layout.inputs) and read <= {f"{state}_prev" for state in inner}
     return Counts(
         *numbers, len(layout.params), len(layout.inputs), len(inner), joint, joint and numbers[0] == 4 and plain,
-        first in layout.carried, bool(read & set(layout.states)), means,
+        first in layout.carried, bool(read & set(layout.states)), means, has_phases,
         len(layout.products), len(layout.product_groups), max(map(len, layout.product_groups), default=0),
     )  # fmt: skip
 
@@ -90,7 +93,7 @@ def cell_fields(cell: Cell, kind: str) -> dict[str, int]:
     of_cell, functions, layout = counts(cell), functions_of(cell), cell.layout
     backward, names = kind == "Backward", forward_table(layout)
     read = {*functions.takes[backward], *(f"{state}_prev" for state in layout.states[1:])}  # held rows copy these
-    host_only = "fits_bf16_unit", "reads_new", "means"
+    host_only = "fits_bf16_unit", "reads_new", "means", "has_phases"
     fields = {name: int(value) for name, value in of_cell._asdict().items() if name not in host_only}
     # two pointer tables lie before the rows of scratch: each in cache lines of its own
     table_bytes = -(-16 * len(backward_table(layout)) // 64) * 64

@@ -162,7 +162,7 @@ class Forward(Pass):
         if self.has_operands:
             field_values, operands = self.operand_fields(layer)
             fields += field_values
-        weights = weights[:WEIGHTS] + (self.product_weights(layer) if self.has_products else NO_PRODUCTS)
+        weights = weights[:WEIGHTS] + (self.product_weights(layer) if self.products else NO_PRODUCTS)
         results = Run(h, last, sequences + gates), layer, shared, (initial, lengths, reset, output, operands)
         frame = self.start(weights, fields, results)
         if self.stack_size > 1:

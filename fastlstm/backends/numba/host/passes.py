@@ -55,7 +55,9 @@ class Pass:
         self.cache: PackedCache | None = None
         self.panels = sizes.panels_of(s.H, self.lanes)
         self.prototype = torch.empty(0, dtype=s.dtype, device="cpu")
-        self.has_operands, self.has_products = s.counts.operands > 0, s.counts.products > 0
+        self.has_operands, first = s.counts.operands > 0, WEIGHTS + s.counts.params
+        # the weights of products, in the order in which kernels have them
+        self.products = [first + s.cell.products.index(name) for name in s.cell.layout.products]
         self.needs_cast = not (s.weight_dtype is s.rounded_dtype is s.dtype)
         self.state_shape, self.state_row_bytes = (*s.state_axes, s.rows, s.H), s.H * size
         self.h_0_row_bytes = s.h_width * size
@@ -120,9 +122,7 @@ class Pass:
 
     def product_weights(self, layer: Layer) -> tuple[Tensor]:
         """Return the weights of all products as one, (products H, H / K), in the order of `Layout.products`."""
-        cell = self.signature.cell
-        of_products = dict(zip(cell.products, layer.weights[WEIGHTS + len(cell.params) :]))
-        weights = [of_products[name] for name in cell.layout.products]
+        weights = [layer.weights[k] for k in self.products]
         return (weights[0].contiguous() if len(weights) == 1 else torch.cat(weights, -2),)
 
     def operand_stack_strides(self, operands: list[Tensor]) -> dict[str, int]:

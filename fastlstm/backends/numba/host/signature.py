@@ -70,7 +70,14 @@ class Signature(NamedTuple):
     @property
     def has_means_or_heads(self) -> bool:
         """Whether units see each other by means, or not all of h. The kernels for that do not use the bf16 unit."""
-        return self.counts.means or self.heads > 1
+        return self.counts.has_phases or self.heads > 1
+
+    @property
+    def splits_rows(self) -> bool:
+        """Whether the members of a team split the rows for the cell, since means are over all units of a row. They do
+        so in a projected layer too, as its products have fewer units than its cell.
+        """
+        return self.counts.means or self.h_width != self.H
 
     @property
     def multiply_adds_per_unit(self) -> int:

@@ -57,7 +57,7 @@ MIN_UNIT_INPUTS = 1 << 18  # elements of weight_ih, from which the unit has the 
 # several steps, at once.
 READ_IN_EIGHT_STEPS = 5 << 24
 INPUT_BLOCK_PAIRS = 512  # (step, row) pairs of an input block at most
-ROWS_TOGETHER = 48  # rows of a cell that takes means, whose products for all units stay in the second-level cache
+ROWS_TOGETHER = 48  # rows of a cell of several phases, whose products for all units stay in the second-level cache
 
 
 def transposed_sizes(s: Signature, panels: int, lanes: int, x_components: int) -> dict[str, int]:
@@ -97,11 +97,11 @@ def has_compact_panel(s: Signature) -> bool:
     """Return whether a last panel that is not full is compact: its gates lie side by side, without padding.
 
     It is if its gates then take fewer vectors. But all its pre-activations, four at most, must have both products, the
-    bf16 unit must have no part, the cell must take no means, and the layer must have one head.
+    bf16 unit must have no part, the cell must have one phase, and the layer must have one head.
     """
     lanes, preacts, rest = lanes_of(s.dtype), s.counts.preacts, s.H % lanes_of(s.dtype)
     may_use_unit = s.counts.fits_bf16_unit and s.dtype == torch.float32 and max_components() >= UNIT_COMPONENTS
-    if s.components or may_use_unit or s.counts.means or s.heads > 1 or not s.counts.joint or preacts > 4:
+    if s.components or may_use_unit or s.counts.has_phases or s.heads > 1 or not s.counts.joint or preacts > 4:
         return False
     return 0 < -(-preacts * rest // lanes) < preacts
 
@@ -175,7 +175,7 @@ def row_group(s: Signature) -> int:
 def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dict[str, int], int]:
     """Return fields of both kernels' arguments, and the elements of a thread's scratch.
 
-    A scratch row holds the products of one panel or vector group. If the cell takes means, it holds those of all.
+    A scratch row holds the products of one panel or vector group, or those of all if the cell has several phases.
 
     Args:
         kind: "Forward" or "Backward".
@@ -183,9 +183,9 @@ def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dic
         count: the number of panels or vector groups.
     """
     of_cell, copy_slots = cell_fields(s.cell, kind), count_copy_vectors(s.cell, kind)
-    lanes, size, means = lanes_of(s.dtype), s.dtype.itemsize, s.counts.means
+    lanes, size, has_phases = lanes_of(s.dtype), s.dtype.itemsize, s.counts.has_phases
     panels = panels_of(s.H, lanes)
-    product_vectors = vectors * count if means else vectors
+    product_vectors = vectors * count if has_phases else vectors
     operand_slot = copy_slots + panels * of_cell["later_values"] + of_cell["shared_values"]
     groups = s.counts.product_groups
     slots = operand_slot + (panels * (groups + s.counts.products) if kind == "Forward" else 4 * count * groups)
@@ -194,9 +194,9 @@ def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dic
         "has_compact": has_compact_panel(s), "group_rows": row_group(s), "heads": s.heads, "head": s.H // s.heads,
         "h_width": s.h_width, "span": span_of(s.H, s.heads, lanes, s.h_width),
         "saved": s.cell.layout.saved_vectors(lanes), "gate_panels": saved_panels(s.cell, s.H, lanes),
-        "panel_bytes": ROW_BLOCK * vectors * lanes * size if means else 0,
-        "rows_together": ROWS_TOGETHER if means else max(s.B, 1), "later_slot": copy_slots,
-        "product_vectors": product_vectors, "operand_slot": operand_slot, "slots": slots,
+        "panel_bytes": ROW_BLOCK * vectors * lanes * size if has_phases else 0,
+        "rows_together": ROWS_TOGETHER if has_phases else max(s.B, 1), "splits_rows": s.splits_rows,
+        "later_slot": copy_slots, "product_vectors": product_vectors, "operand_slot": operand_slot, "slots": slots,
     }  # fmt: skip
     return of_cell | fields, 2 * of_cell["table_bytes"] // size + ROW_BLOCK * (product_vectors + slots) * lanes
 

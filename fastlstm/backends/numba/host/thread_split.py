@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WAKE, WAKE_PER_THREAD = 190_000, 15_000
 BARRIER, BARRIER_PER_MEMBER = 30_000, 5_000
 PREPARED = 3  # a weight that a call packs, or compares with what it has packed
-PREACT = 32  # what the cell takes for each pre-activation, and twice that if it takes means
+PREACT = 32  # what the cell takes for each pre-activation, and twice that if it has several phases
 RECEIVED = 32  # what it takes to read an element of h that another member has written
 WEIGHT_BYTES_PER_ROW = 1 << 15  # bytes of float32 weights for which a team gets one more row
 ONE_TEAM = 8  # how many times as fast weights are read if no other team reads them too
@@ -109,9 +109,9 @@ def predicted_time(s: Signature, panels: int, backward: bool) -> Callable[[int, 
     read = counts.h_preacts * s.h_width // s.heads if backward else products  # weights a step, for each unit
     rows_of = rows_of_largest_team(s)
     groups, preact = panels_of(panels, 4) if backward else panels, PREACT * max(1, counts.preacts)
-    # From so many rows on, products last longer than reading the weights: a register tile where the cell takes means,
+    # From so many rows on, products last longer than reading the weights: a register tile where members split the rows,
     # else at most a row block, and at least a pair, or what fills AMX tiles.
-    least, most = (6, 6) if counts.means else (2 if s.components < 2 else 32, 64)
+    least, most = (6, 6) if s.splits_rows else (2 if s.components < 2 else 32, 64)
     part = row_group(s) if backward else 1  # rows that no two members split in a cell that takes means
     # how much faster products of bfloat16 are where few rows use them: on AMX, or on vectors
     speedup = 1 if s.components != 1 else 8 if max_components() > 1 else 2
@@ -120,15 +120,16 @@ def predicted_time(s: Signature, panels: int, backward: bool) -> Callable[[int, 
         return min(H, -(-panels // threads) * lanes)
 
     def time(team_count: int, members: int) -> float:
-        rows, threads, barriers = rows_of(team_count), team_count * members, 1
+        rows, threads = rows_of(team_count), team_count * members
         own_panels = -(-panels * -(-groups // members) // groups)
+        barriers = (1 + counts.product_groups) * (-(-rows // ROWS_TOGETHER) if counts.has_phases else 1)
         units = min(H, own_panels * lanes)
         enough = min(most, max(least, 4 * units * read // WEIGHT_BYTES_PER_ROW)) // (1 if team_count > 1 else ONE_TEAM)
         sums = B * (products - read) * units_of(threads)
-        cells = preact * rows * own_panels * lanes
-        if counts.means:  # members split the rows for the cell, and wait around each product of its values
+        cells = preact * rows * own_panels * lanes * (2 if counts.has_phases else 1)
+        if s.splits_rows:  # members wait before and after each product
             cells = 2 * preact * part * -(-rows // (part * members)) * panels * lanes
-            barriers = (2 + 2 * counts.product_groups) * -(-rows // ROWS_TOGETHER)
+            barriers = 2 * barriers
         step = (max(rows, enough) * read * units + sums) / speedup + cells
         if members > 1:
             step += barriers * (BARRIER + BARRIER_PER_MEMBER * members) + RECEIVED * rows * (H - units)

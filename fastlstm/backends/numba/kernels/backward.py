@@ -170,8 +170,8 @@ def backward_with(products: BackwardProducts) -> Any:
                 set_entry(table, dh_entry(a), a.dh + t * a.dh_step_stride, a.dh_row_stride)
             for g_first in range(b_first, b_last if wanted else b_first, a.rows_together):
                 g_last = min(g_first + a.rows_together, b_last)
-                for phase in range(-1 if a.phases > 1 else 0, a.phases if s >= 0 else 1):
-                    multiplies, computes = phase < 0 or a.phases == 1, phase >= 0
+                for phase in range(-1 if a.splits_rows != 0 else 0, a.phases if s >= 0 else 1):
+                    multiplies, computes = phase < 0 or (phase == 0 and a.splits_rows == 0), phase >= 0
                     r_first, r_last, begin, end = g_first, g_last, q_first, q_last
                     if a.phases > 1 and phase > 0:
                         active = rows_to_last_active(a, t, g_first, g_last - g_first)
@@ -179,7 +179,7 @@ def backward_with(products: BackwardProducts) -> Any:
                             a, team_scratch, phase, s, g_first, active, q_first, q_last, barrier, team_size,
                             barriers_passed,
                         )  # fmt: skip
-                    if not multiplies:
+                    if not multiplies and a.splits_rows != 0:
                         r_first = g_first + share_rows(g_last - g_first, a.group_rows, team_thread, team_size)
                         r_last = g_first + share_rows(g_last - g_first, a.group_rows, team_thread + 1, team_size)
                         begin, end = 0, groups if r_first < r_last else 0

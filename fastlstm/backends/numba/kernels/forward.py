@@ -151,7 +151,7 @@ def forward_with(products: ForwardProducts) -> Any:
         h_row = a.h_row_stride if a.h_float32 == 0 else H * size
         is_plain = a.rows == 1 and team_b == 1 and a.reset == 0 and a.lengths == 0 and H % L == 0 and a.h_width == H
         # with means one thread computes the cells of all panels
-        is_plain = is_plain and (p_last - p_first if a.phases == 1 else panels) <= ROW_BLOCK
+        is_plain = is_plain and (p_last - p_first if a.splits_rows == 0 else panels) <= ROW_BLOCK
         is_one_row = may_have_one_row and is_plain and not packs_as_used
         if not reads_x_unpacked:
             call(a.configure, max(team_b * max(a.input_steps, 1), 1))
@@ -179,11 +179,11 @@ def forward_with(products: ForwardProducts) -> Any:
                 h_in = 0
             if may_have_one_row and is_one_row:  # the first, a constant, leaves this out of other kernels
                 preacts, q_first, q_last = scratch, p_first, p_last
-                if a.phases > 1:
+                if a.splits_rows != 0:
                     preacts, q_first = team_scratch + p_first * a.preacts * VECTOR, 0
                     q_last = panels if team_thread == 0 else 0
                 preact_of_only_row(a, s, p_first, p_last, preacts, x, h_in)
-                if a.phases > 1:
+                if a.splits_rows != 0:
                     preacts, barriers_passed = team_scratch, wait(barrier, team_size, barriers_passed, a.relax)
                 saved = saved_address(a, 1, t, q_first, 0)  # the panels stand as rows
                 if a.phases == 1:
@@ -201,15 +201,15 @@ def forward_with(products: ForwardProducts) -> Any:
                             call(
                                 cell_forward_of(a), q_last - q_first, q_first, 0, preacts, saved, table, phase,
                                 later_address(a, scratch, 0), shared_address(a, scratch), 0, L,
-                                operand_address(a, team_scratch, 0), ROW_BLOCK * panels * VECTOR, VECTOR,
-                                results_address(a, team_scratch, 0),
+                                operand_address(a, team_scratch, 0) + q_first * VECTOR, ROW_BLOCK * panels * VECTOR,
+                                VECTOR, results_address(a, team_scratch, 0) + q_first * a.products * VECTOR,
                             )  # fmt: skip
             for g_first in range(b_last if is_one_row else b_first, b_last, a.rows_together):
                 g_last = min(g_first + a.rows_together, b_last)
                 # A cell that takes means needs the products of all units first, and sums over these in one order: so
                 # the threads of a team split the units for products, and the rows for cells.
-                for phase in range(-1 if a.phases > 1 else 0, a.phases):
-                    multiplies, computes = phase < 0 or a.phases == 1, phase >= 0
+                for phase in range(-1 if a.splits_rows != 0 else 0, a.phases):
+                    multiplies, computes = phase < 0 or (phase == 0 and a.splits_rows == 0), phase >= 0
                     r_first, r_last, q_first, q_last = g_first, g_last, p_first, p_last
                     if a.phases > 1 and phase > 0:
                         active = rows_to_last_active(a, t, g_first, g_last - g_first)
@@ -218,7 +218,7 @@ def forward_with(products: ForwardProducts) -> Any:
                             share(panels_of_h(a), team_thread + 1, team_size), active, barrier, team_size,
                             barriers_passed,
                         )  # fmt: skip
-                    if not multiplies:
+                    if not multiplies and a.splits_rows != 0:
                         r_first = g_first + share(g_last - g_first, team_thread, team_size)
                         r_last = g_first + share(g_last - g_first, team_thread + 1, team_size)
                         q_first, q_last = 0, panels if r_first < r_last else 0

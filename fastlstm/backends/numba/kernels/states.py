@@ -89,13 +89,14 @@ def shared_address(a, scratch):
 
 def begin_phase(a, kernel, phase, t, b, rows, gate_rows, scratch, is_one_row):
     """Compute the values that all units of a row or of a head share in a phase, for `rows` rows from `b` on, from the
-    results of the phase before. `is_one_row`: see `enter_step`.
+    results of the phase before. Without means there are none. `is_one_row`: see `enter_step`.
     """
     row_stride, panel_bytes = (0, 0) if is_one_row else (a.shared_values * VECTOR, ROW_BLOCK * a.later_values * VECTOR)
-    call(
-        kernel, rows, phase, a.H, shared_address(a, scratch), row_stride,
-        saved_address(a, gate_rows, t, a.panels, b), later_address(a, scratch, 0), panel_bytes, a.head,
-    )  # fmt: skip
+    if a.splits_rows != 0:
+        call(
+            kernel, rows, phase, a.H, shared_address(a, scratch), row_stride,
+            saved_address(a, gate_rows, t, a.panels, b), later_address(a, scratch, 0), panel_bytes, a.head,
+        )  # fmt: skip
 
 
 def dinputs_address(a, scratch):

@@ -57,6 +57,13 @@ def has_products(a, phase):
     return False
 
 
+def wait_for_results(a, barrier, team_size, barriers_passed):
+    """Wait for the results of products if members split the rows for the cell. Otherwise each has computed its own."""
+    if a.splits_rows != 0:
+        return wait(barrier, team_size, barriers_passed, a.relax)
+    return barriers_passed
+
+
 def operand_address(a, scratch, group):
     """Return the address of the operand (ROW_BLOCK, panels, L) of a product group, in the forward pass."""
     return scratch_slot(a, scratch, a.operand_slot + group * a.panels)
@@ -88,8 +95,8 @@ def pack_products(a, p):
 
 
 def multiply_values(a, scratch, phase, p_first, p_last, rows, barrier, team_size, barriers_passed):
-    """Store the results of the products before a phase, of panels `p_first` to `p_last` and `rows` rows, between two
-    barriers of the team. Return how many barriers it has passed.
+    """Store the results of the products before a phase, of panels `p_first` to `p_last` and `rows` rows, as soon as the
+    team has stored the operands. Return how many barriers it has passed.
     """
     if not has_products(a, phase):
         return barriers_passed
@@ -112,7 +119,7 @@ def multiply_values(a, scratch, phase, p_first, p_last, rows, barrier, team_size
                         min(a.k_block, columns - k), 1, 0, 0, x, 0, 0,
                     )  # fmt: skip
                     begin, begin_row = target, out_row
-    return wait(barrier, team_size, barriers_passed, a.relax)
+    return wait_for_results(a, barrier, team_size, barriers_passed)
 
 
 def multiply_values_of_only_row(a, scratch, phase, p_first, p_last, barrier, team_size, barriers_passed):
@@ -139,7 +146,7 @@ def multiply_values_of_only_row(a, scratch, phase, p_first, p_last, barrier, tea
                     a.constants, 0,
                 )  # fmt: skip
             begin = end
-    return wait(barrier, team_size, barriers_passed, a.relax)
+    return wait_for_results(a, barrier, team_size, barriers_passed)
 
 
 def back_results_address(a, scratch, group, q):
@@ -155,8 +162,8 @@ def packed_back_address(a, group):
 
 
 def multiply_back(a, scratch, phase, s, b, rows, q_first, q_last, barrier, team_size, barriers_passed):
-    """Store the transposed products before a phase, of vector groups `q_first` to `q_last` and `rows` rows from b,
-    between two barriers of the team. Return how many barriers it has passed.
+    """Store the transposed products before a phase, of vector groups `q_first` to `q_last` and `rows` rows from b, as
+    soon as the team has stored the gradients. Return how many barriers it has passed.
     """
     if not has_products(a, phase):
         return barriers_passed
@@ -181,7 +188,7 @@ def multiply_back(a, scratch, phase, s, b, rows, q_first, q_last, barrier, team_
                     a.dpreact_steps * a.B * a.terms * VECTOR, count * L * w_row, dpre, 0, 0,
                 )  # fmt: skip
                 init, init_row = out, row
-    return wait(barrier, team_size, barriers_passed, a.relax)
+    return wait_for_results(a, barrier, team_size, barriers_passed)
 
 
 def first_value_column(a, group):

@@ -7,6 +7,7 @@ inputs, whose number depends on the cell, are gradients by a pointer table of in
 
 from dataclasses import dataclass
 from functools import cache, partial
+from operator import attrgetter
 
 from fastlstm.backends.numba.llvm.loops import Builder, Builders
 from fastlstm.backends.numba.llvm.means import AcrossPhases, in_phase, of_rows, on_vectors
@@ -136,8 +137,8 @@ def backward(vtype: VectorType, cell: Functions) -> Builder:
             states, then that of the first state if there is one.
 
     The gradients of the params are added to `param_sums` (P, lanes) of the row's group. Row r, counted from the first,
-    has them at ``(r & group_mask) * group_stride``. In its first phase a cell that takes means fetches the saved values
-    that lie `saved_ahead` bytes later, since it has too many to wait for.
+    has them at ``(r & group_mask) * group_stride``. In its first phase a cell of several phases fetches the saved
+    values that lie `saved_ahead` bytes later, for all phases, since it has too many to wait for.
 
     It reads the transposed products (rows, 4, lanes) of gradients of products, those of the groups `product_bytes`
     apart.
@@ -188,7 +189,7 @@ def backward(vtype: VectorType, cell: Functions) -> Builder:
     def body(arrays, phased, function, inside, add, ahead, is_last):
         taken = set(function.arguments)
         for k, name in enumerate(saved_units):
-            if name in taken and ahead is not None:
+            if name in read and ahead is not None:
                 arrays.prefetch("saved values", k, ahead)
         arguments = {name: arrays.load("saved values", k) for k, name in enumerate(saved_units) if name in taken}
         arguments |= {name: arrays.load("all dpreact", k) for k, name in enumerate(terms) if name in taken}
@@ -207,7 +208,10 @@ def backward(vtype: VectorType, cell: Functions) -> Builder:
         for k, name in enumerate(layout.inputs if is_last else ()):
             arrays.store(gradients.get(f"d{name}"), "all dinputs", k)
 
-    results = {name for each in phases.phases for name in each.units.results}
+    read, results = (
+        {name for each in phases.phases for name in names(each.units)}
+        for names in (attrgetter("arguments"), attrgetter("results"))
+    )
     return build
 
 
