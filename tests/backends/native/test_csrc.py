@@ -46,23 +46,48 @@ MACHINE = {
 }
 PROCESSOR = platform.machine()
 LEAVE_OUT = ("-Wl,-dead_strip",) if sys.platform == "darwin" else ("-Wl,--as-needed", "-Wl,--gc-sections", "-Wl,-s")
-SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZE, RACES = (
+    ("-O1", "-g", f"-fsanitize={names}", "-fno-sanitize-recover=all") for names in ("address,undefined", "thread")
+)
+GCC = ("gcc",), ("g++",)
 
 
-def build(folder, program, options, compilers=(("gcc",), ("g++",)), processor=PROCESSOR):
-    """The program, linked with every file of the library compiled with `options`."""
+def compiled(folder, sources, options, compilers, processor):
+    """The object files of these sources."""
     cc, cxx = compilers
     objects = []
-    for source in [*sorted(SOURCES.glob("*.cpp")), SOURCES / program]:
+    for source in sources:
         out = folder / f"{source.stem}.o"
         c = source.suffix == ".c"
         machine = MACHINE.get(processor, {}).get(source.stem, [])
         compiler = [*cc, "-std=c11"] if c else [*cxx, "-std=c++17", *FLAGS[: 3 if source.parent == SOURCES else 1]]
         subprocess.run([*compiler, *options, *FLAGS[3:], *machine, "-c", source, "-o", out], check=True)
         objects.append(out)
-    path = folder / source.stem
-    subprocess.run([*cxx, *options, *objects, "-pthread", *LEAVE_OUT, "-o", path], check=True)
+    return objects
+
+
+def compiled_library(folder, options, compilers=GCC, processor=PROCESSOR):
+    return compiled(folder, sorted(SOURCES.glob("*.cpp")), options, compilers, processor)
+
+
+def build(folder, program, options, compilers=GCC, processor=PROCESSOR, library=None):
+    """The program, linked with every file of the library compiled with `options`."""
+    objects = library or compiled_library(folder, options, compilers, processor)
+    objects = objects + compiled(folder, [SOURCES / program], options, compilers, processor)
+    path = folder / objects[-1].stem
+    subprocess.run([*compilers[1], *options, *objects, "-pthread", *LEAVE_OUT, "-o", path], check=True)
     return path
+
+
+@pytest.fixture(scope="module")
+def build_sanitized(tmp_path_factory):
+    """Does as `build`, and compiles the library once for all programs of the same options."""
+
+    @functools.cache
+    def library(options):
+        return compiled_library(tmp_path_factory.mktemp("sanitized"), options)
+
+    return lambda folder, program, options: build(folder, program, options, library=library(options))
 
 
 def build_example(folder, level):
@@ -342,11 +367,31 @@ def test_the_programs_that_run_seldom_follow_the_header(program):
 
 @needs_compiler
 @pytest.mark.slow
+def test_ten_thousand_mutated_files_under_sanitizers(build_sanitized, small, tmp_path):
+    program = build_sanitized(tmp_path, "checks/fuzz.c", SANITIZE)
+    seed = int(torch.randint(2**31, ()))
+    done = subprocess.run([program, small, "10000", str(seed)], capture_output=True, text=True)
+    assert done.returncode == 0, f"seed {seed}: {done.stderr[-4000:]}"
+    counts = {int(code): int(count) for code, count in (line.split() for line in done.stdout.splitlines())}
+    assert set(counts) == {0, 6, 7, 8, 9}  # every outcome of fastlstm_model_read but a lack of memory
+    assert min(counts.values()) > 50
+
+
+@needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("check", "options"), [("matrix", ()), ("quantized", ()), ("quantized", ("-DFASTLSTM_EMULATE_TILES",))]
+    ("check", "options"),
+    [
+        ("matrix", SANITIZE),
+        ("quantized", SANITIZE),
+        ("quantized", (*SANITIZE, "-DFASTLSTM_EMULATE_TILES")),
+        ("matrix", RACES),
+        ("quantized", RACES),
+    ],
+    ids=["floats", "int8", "int8-tiles", "floats-races", "int8-races"],
 )
-def test_all_kernels_under_sanitizers(tmp_path, check, options):
-    program = build(tmp_path, f"checks/{check}.cpp", (*SANITIZE, *options))
+def test_all_kernels_under_sanitizers(build_sanitized, tmp_path, check, options):
+    program = build_sanitized(tmp_path, f"checks/{check}.cpp", options)
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
@@ -367,15 +412,3 @@ def test_all_kernels_on_arm(tmp_path, check, processor, sets):
     done = subprocess.run([qemu, "-cpu", processor, program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.endswith(f"instruction sets {sets}, 0 failures\n")
-
-
-@needs_compiler
-@pytest.mark.slow
-def test_ten_thousand_mutated_files_under_sanitizers(small, tmp_path):
-    program = build(tmp_path, "checks/fuzz.c", SANITIZE)
-    seed = int(torch.randint(2**31, ()))
-    done = subprocess.run([program, small, "10000", str(seed)], capture_output=True, text=True)
-    assert done.returncode == 0, f"seed {seed}: {done.stderr[-4000:]}"
-    counts = {int(code): int(count) for code, count in (line.split() for line in done.stdout.splitlines())}
-    assert set(counts) == {0, 6, 7, 8, 9}  # every outcome of fastlstm_model_read but a lack of memory
-    assert min(counts.values()) > 50
