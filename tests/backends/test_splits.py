@@ -79,7 +79,7 @@ def test_layers(kind, kernels, sizes, flags, dtype, chunks, threads, seed):
 @pytest.mark.parametrize("kind", OF_NATIVE)
 @pytest.mark.parametrize("kernels", NATIVE, indirect=True)
 @unshrunk(max_examples=15)
-@given(sizes, st.sampled_from(["int8", "int16"]), st.booleans(), st.booleans(), splits, seeds)
+@given(sizes, st.sampled_from(["int8", "int16"]), mostly, mostly, splits, seeds)
 def test_int8(kind, kernels, sizes, activations, masked, states, threads, seed):
     backend, context = kernels
     make = partial(KINDS[kind], backend=backend)

@@ -55,10 +55,10 @@ def masks(T, B, place):
     return {"lengths": place(torch.randint(0, T + 1, (B,))), "reset": place(torch.rand(T, B) < 0.3)}
 
 
-def states_of(module, B, H, dtype, place):
+def states_of(module, B, H, dtype, place, scale=0.1):
     """Initial states, as the module takes them."""
     widths = [getattr(module, "proj_size", 0) or H, *[H] * (len(module._cell.states) - 1)]
-    hx = [place(torch.randn(1, B, width).mul(0.1).to(dtype)) for width in widths]
+    hx = [place(torch.randn(1, B, width).mul(scale).to(dtype)) for width in widths]
     return (*hx,) if len(hx) > 1 else hx[0]
 
 
@@ -89,8 +89,12 @@ def results_of_int8(make, sizes, activations, masked, states, seed, place=as_it_
     torch.manual_seed(seed)
     T, B, I, H = sizes
     module = placed(fastlstm.quantize(make(I, H, torch.float32), activations), place)
-    hx = states_of(module, B, H, torch.float32, place) if states else None
-    return flat(module(place(torch.randn(T, B, I)), hx, **(masks(T, B, place) if masked else {})))
+    # Where a GRU begins with a state outside [-1, 1], each step rounds once more.
+    hx = states_of(module, B, H, torch.float32, place, scale=1.0) if states else None
+    x, options = place(torch.randn(T, B, I)), masks(T, B, place) if masked else {}
+    found = flat(module(x, hx, **options))
+    # A call that autograd records follows no plan, and packs the weights for itself.
+    return [*found, *(a.detach() for a in flat(module(x.requires_grad_(), hx, **options)))]
 
 
 def results_of_stream(make, sizes, seed, place=as_it_is):
