@@ -9,7 +9,9 @@ import torch
 from benchmarks.shared import machine
 from benchmarks.shared.tables import NOISY
 
-HEAD = ("ratio", "95 % interval", "fastlstm, ms", "torch, ms", "threads", "what", "mode", "")
+HEAD = ("what", "mode", "ratio", "95 % interval", "fastlstm, ms", "torch, ms", "threads", "")
+LEFT = {"what", "mode", ""}  # columns of words, whose rows begin together
+MACHINE = pytest.StashKey[list[str]]()
 LEGEND = """\
 T time steps, B batch rows, I inputs, H hidden units, L layers, bi both directions. A ratio of 2 means that fastlstm
 takes half the time of torch. It is the ratio of the two times beside it, which are medians over the rounds, and lies in
@@ -24,9 +26,10 @@ def pytest_configure(config):
     config.option.benchmark_quiet = True
 
 
-def pytest_report_header(config):
+def pytest_sessionstart(session):
+    """The load is that before the run."""
     cards = [f"GPU: {torch.cuda.get_device_name()}"] if torch.cuda.is_available() else []
-    return [machine.header(), *cards]
+    session.config.stash[MACHINE] = [machine.header(), *cards]
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -36,14 +39,15 @@ def pytest_terminal_summary(terminalreporter, config):
     if not measured:
         return
     terminalreporter.section("speed relative to torch")
-    for text in (machine.header(), LEGEND):
+    for text in (*config.stash[MACHINE], LEGEND):
         terminalreporter.line(text)
     cells = [row(info) for info in measured]
     widths = [max(map(len, column)) for column in zip(HEAD, *cells)]
     for group, pairs in itertools.groupby(zip(measured, cells), lambda pair: pair[0]["group"]):
         terminalreporter.line(f"\n{group}")
-        for line in (HEAD, *(texts for _, texts in pairs)):
-            terminalreporter.line("  ".join(text.rjust(width) for text, width in zip(line, widths)).rstrip())
+        for line in (HEAD, *(cells_of for _, cells_of in pairs)):
+            texts = [t.ljust(w) if name in LEFT else t.rjust(w) for name, t, w in zip(HEAD, line, widths)]
+            terminalreporter.line("  ".join(texts).rstrip())
     terminalreporter.line(f"\n{mean_of(measured)}")
 
 
@@ -52,10 +56,10 @@ def row(info):
     figures = [f"{ratio['median']:.2f}", f"{ratio['low']:.2f} to {ratio['high']:.2f}"]
     figures += [f"{1e3 * info['seconds']:.3f}", f"{1e3 * info['nn.LSTM seconds']:.3f}"]
     return (
-        *(["", NOISY, "", ""] if info["noisy"] else figures),
-        f"{info['threads']} and {info['nn.LSTM threads']}",
         info["name"],
         info["mode"],
+        *(["", NOISY, "", ""] if info["noisy"] else figures),
+        f"{info['threads']} and {info['nn.LSTM threads']}",
         info["note"],
     )
 

@@ -80,12 +80,15 @@ def against_rivals(contest: Contest, threads: int) -> dict[str, dict[str, float]
     return {name: asdict(sides["fastlstm"].to(sides[name])) | {"seconds": sides[name].seconds} for name in others}
 
 
-def line(row: dict[str, Any]) -> str:
-    ratio = row["ratio"]
-    speed = f"{ratio['median']:5.2f} times nn.{row['shape']['cell']} ({ratio['low']:.2f} to {ratio['high']:.2f})"
-    others = "".join(f", {name} {ratio['median']:5.2f} times" for name, ratio in row["backends"].items())
-    name = f"{row['name']:28} {row['mode']:10}"
-    return f"{name} {NOISY}" if row["noisy"] else f"{name} {row['seconds'] * 1e3:9.3f} ms {speed}{others}"
+def line(rows: list[dict[str, Any]]) -> str:
+    """Return the line of a shape: its name, and how many times as fast as torch's layer each mode is."""
+    texts = [f"{rows[0]['name']:28}"]
+    for row in rows:
+        ratio = row["ratio"]
+        speed = f"{ratio['median']:5.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+        others = "".join(f", {name} {of['median']:.2f}" for name, of in row["backends"].items())
+        texts.append(f"{row['mode']} {NOISY if row['noisy'] else speed + others}")
+    return "  ".join(texts)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -128,13 +131,13 @@ def main(argv: list[str] | None = None) -> None:
     report: dict[str, Any] = {"title": title, "date": date, "machine": machine.describe(options.threads)}
     report |= {"pairs": options.pairs, "seed": options.seed}
     print(machine.header())
-    print(f"{len(every)} shapes, at least {len(every) * SECONDS / 60:.0f} minutes on a quiet machine")
+    minutes = len(every) * SECONDS / 60
+    print(f"{len(every)} shapes, some {minutes:.0f} minutes on two quiet cores; times as fast as nn.{options.cell}:")
     results = []
     for n, shape in enumerate(tqdm(every, unit="shape")):
-        for row in measure(shape, options):
-            row["random"] = n >= len(options.shapes)
-            results.append(row)
-            tqdm.write(line(row))
+        rows = [row | {"random": n >= len(options.shapes)} for row in measure(shape, options)]
+        results += rows
+        tqdm.write(line(rows))
     kinds = [options.cell] * (options.cell != "LSTM") + ["null"] * options.null
     if options.dtype != "float32":
         report["title"] += f", in {options.dtype}"

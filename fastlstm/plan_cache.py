@@ -101,6 +101,8 @@ class Plans:
             return signature, None
         if len({*map(id, tensors)}) == len(tensors):  # a tensor that occurs twice would not be recognized
             self.known[call] = _Known(recognizer(tensors), cast_type, plan)
+            if signature not in self.plans:  # another thread has removed the plan meanwhile
+                self.known.pop(call, None)
         return None, plan
 
     def get(self, layer: Layer, backend: str | None, has_layer_axis: bool, make: Makes) -> Runs | None:

@@ -103,7 +103,7 @@ def row_of(cell: Cell, shape: Shape, mode: str, options: Options) -> list[str]:
     sides = compare(runs, options.rounds, options.threads)
     ratio = sides["fastlstm"].to(sides[CONTENDERS[0]])
     times = [sides[name].ms if name in sides else "" for name in CONTENDERS]
-    return [f"`{cell.name}`", *[str(shape)] * (len(options.shapes) > 1), *times, str(ratio)]
+    return [f"`{cell.name}`", *[str(shape)] * (len(options.shapes) > 1), str(ratio), *times]
 
 
 if __name__ == "__main__":
@@ -115,6 +115,6 @@ if __name__ == "__main__":
     arguments.add_argument("--no-compile", dest="compile", action="store_false", help="leave out what is compiled")
     options = arguments.parse_args()
     for title, mode in zip(("without gradients", "a training step"), MODES):
-        header = [title, *["shape"] * (len(options.shapes) > 1), *CONTENDERS, "ratio"]
+        header = [title, *["shape"] * (len(options.shapes) > 1), "ratio", *CONTENDERS]
         layers = product(options.only, options.shapes)
         print_table(header, (row_of(named[name], shape, mode, options) for name, shape in layers))

@@ -56,7 +56,7 @@ def of_runs(runs: Mapping[str, Run], test: Split) -> dict[str, Figure]:
 @on_any_ground
 def training(runs: Mapping[str, Run]) -> Figure:
     """Draw loss and accuracy of all runs as means over a fiftieth of the iterations, and the validation accuracies."""
-    figure = Figure(figsize=(13, 5), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     for (name, run), (colour, line, marker) in zip(runs.items(), LOOKS, strict=False):
         done, validation = len(run.history.loss), run.history.validation
@@ -72,15 +72,15 @@ def training(runs: Mapping[str, Run]) -> Figure:
     accuracy.set(title="Accuracy", xlabel="iteration", ylim=(max(0, lowest), 1.005))
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
-    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper center", ncols=2 * len(runs))
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper center", ncols=len(runs))
     return figure
 
 
 @on_any_ground
 def mistakes(scores: Scores, test: Split) -> Figure:
     """Draw the confusion matrix, and the mistakes whose wrong class had the highest probability."""
-    figure = Figure(figsize=(15, 6.5), layout="constrained")
-    matrix_axes, grid_axes = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    figure = Figure(figsize=(9, 11), layout="constrained")
+    matrix_axes, grid_axes = figure.subplots(2, 1, height_ratios=(1, 1))
     labels, read = test.labels.cpu(), scores.predictions
     _draw_confusion(matrix_axes, labels, read)
     wrong = confident_mistakes(scores, test)[: ROWS * COLUMNS]
@@ -106,7 +106,7 @@ def reading(model: RowLSTM, images: Tensor, titles: Sequence[str]) -> Figure:
     steps, width = states.shape[1], images.shape[2]
     unit = "row" if steps == images.shape[1] else "pixel" if steps == images[0].numel() else "step"
     heat: Any = {"aspect": "auto", "interpolation": "nearest"}
-    figure = Figure(figsize=(14, 3.9 * len(images)), layout="constrained")
+    figure = Figure(figsize=(10, 3.4 * len(images)), layout="constrained")
     for k, axes in enumerate(figure.subplots(len(images), 3, squeeze=False, width_ratios=(1, 1.9, 1.05))):
         extent = (-0.5, width - 0.5, steps - 0.5, -0.5)  # as high as its steps, so that the three are in line
         axes[0].imshow(images[k].cpu().numpy(), cmap="gray_r", vmin=0, vmax=1, extent=extent, aspect="auto")

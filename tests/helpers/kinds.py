@@ -98,10 +98,16 @@ def results_of_int8(make, sizes, activations, masked, states, seed, place=as_it_
 
 
 def results_of_stream(make, sizes, seed, place=as_it_is):
+    """Outputs of T calls, and outputs and states of T calls of `step`, with one row more and states of its own."""
     torch.manual_seed(seed)
     T, B, I, H = sizes
-    stream = placed(make(I, H, torch.float32), place).stream(B)
-    return [stream(place(torch.randn(B, I))).clone() for _ in range(T)]
+    stream, state = placed(make(I, H, torch.float32), place).stream(B), None
+    found = [stream(place(torch.randn(B, I))).clone() for _ in range(T)]
+    for _ in range(T):
+        result = stream.step(place(torch.randn(B + 1, I)), state)
+        found += flat(result)
+        state = result[1]
+    return found
 
 
 def results_of_ensemble(make, sizes, count, seed, place=as_it_is):

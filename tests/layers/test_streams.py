@@ -1,6 +1,7 @@
 """`Module.stream`: steps on its own states and on those of a caller have the bits of the module's own `step`."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from torch import nn
 
 import fastlstm
 from fastlstm.cells import library
+from tests.helpers.layers import needs_native
+from tests.helpers.memory import resident
 from tests.helpers.modules import flat, pair
 from tests.helpers.rnn import gru_before, of_heads
 from tests.helpers.streams import check_bits
@@ -137,3 +140,14 @@ def test_many_numbers_of_rows():
     for rows in [*range(1, 80), 1, 2]:
         x = torch.randn(rows, 3)
         assert torch.equal(stream.step(x)[0], module(x).detach())
+
+
+@needs_native
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
+def test_many_numbers_of_rows_keep_few_packed_weights():
+    """With the backend `native` the steps of each number of rows pack the weights for themselves, in 8 MB here."""
+    stream, x = fastlstm.LSTM(512, 512, backend="native").stream(), torch.zeros(40, 512)
+    before = resident()
+    for rows in range(1, 40):
+        stream.step(x[:rows])
+    assert resident() - before < 100 << 20  # all would take 320 MB

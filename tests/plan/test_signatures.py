@@ -191,6 +191,27 @@ def test_threads_that_make_plans_at_once(modules, monkeypatch):
 
 
 @torch.no_grad()
+def test_a_plan_that_is_removed_while_a_call_looks_for_it_is_not_kept(monkeypatch):
+    """The removal comes from another thread, here from within the call."""
+    module, other = (fastlstm.LSTM(I, H, backend="numba") for _ in range(2))
+    x, make = torch.randn(T, B, I), plan_cache.recognizer
+    monkeypatch.setattr(plan_cache, "MAX_PLANS", 1)
+    module(x)
+    plan = weakref.ref(next(iter(module._plans[0].plans.values())).__self__)
+
+    def recognizer(tensors):
+        if plan() is not None:
+            other(x)
+        return make(tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plan_cache, "recognizer", recognizer)
+        module(x)
+    gc.collect()
+    assert plan() is None
+
+
+@torch.no_grad()
 def test_weights_without_memory_of_their_own(modules):
     """What no kernel can read goes another way, though a call of the same shapes has a plan."""
     ours, theirs = modules

@@ -139,6 +139,40 @@ def test_both_directions_in_a_forked_child():
     apart(check_both_directions)
 
 
+def gradients_of_both_directions(backend):
+    """The gradients of layers whose outputs torch itself copies and adds up on several threads."""
+    T, B, I, H = SIZE
+    torch.manual_seed(0)
+    model = fastlstm.LSTM(I, H, 2, bidirectional=True, backend=backend)
+    output = model(torch.randn(T, B, I))[0]
+    gradients = torch.autograd.grad(output, [*model.parameters()], torch.randn_like(output))
+    return np.concatenate([a.numpy().ravel() for a in gradients])
+
+
+def train_in_child(queue, backend):
+    torch.set_num_threads(1)  # or torch's own operations hang, around nn.LSTM too
+    queue.put(gradients_of_both_directions(backend))
+
+
+def check_training_of_both_directions(backend):
+    torch.cat([torch.randn(1 << 20)] * 2)  # torch has used its threads
+    with torch.no_grad():
+        fastlstm.LSTM(28, 100, 2, bidirectional=True, backend=backend)(torch.randn(9, 24, 28))
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=train_in_child, args=(queue, backend), daemon=True)
+    process.start()
+    got = queue.get(timeout=60)
+    process.join(timeout=60)
+    assert np.array_equal(got, gradients_of_both_directions(backend))
+
+
+@both_backends
+@needs_fork
+def test_a_forked_child_trains_both_directions(backend):
+    apart(check_training_of_both_directions, backend)
+
+
 @both_backends
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads through /proc")
 def test_no_threads_beyond_those_asked_for(backend, two_threads):

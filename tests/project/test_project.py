@@ -77,7 +77,7 @@ def test_backends_of_ones_choice_are_measured_beside_the_default(monkeypatch, T)
     for row in rows:
         assert list(row["backends"]) == ["reference"]
         assert row["backends"]["reference"]["seconds"] > 0
-        assert "reference" in run.line(row | {"noisy": False})
+        assert "reference" in run.line([row | {"noisy": False}])
         assert "reference" in markdown({**REPORT, "results": [row]})
 
 

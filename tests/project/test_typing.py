@@ -1,11 +1,14 @@
 """What type checkers make of a user's program: tests/project/typing/user.py holds the types that they have to find."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
+import fastlstm
+from fastlstm import cells, convert
 from tests.helpers import ROOT
 
 PROGRAM = "tests/project/typing/user.py"
@@ -17,6 +20,12 @@ def check(*command):
         [sys.executable, "-m", *command, PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", [fastlstm, cells, convert], ids=lambda module: module.__name__)
+def test_the_program_uses_every_public_name(module):
+    words = set(re.findall(r"\w+", (ROOT / PROGRAM).read_text(encoding="utf-8")))
+    assert [name for name in module.__all__ if name not in words] == []
 
 
 @pytest.mark.slow

@@ -1,8 +1,12 @@
 """The native backend: its cells, its structures, every instruction set, and life without the library."""
 
 import copy
+import ctypes
 import re
 import runpy
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ import torch
 import fastlstm
 from fastlstm import cells, lstm
 from fastlstm.backends import csrc, dispatch
+from tests.helpers import ROOT
 from tests.helpers.layers import Layer, error, needs_native
 from tests.helpers.modules import called, inputs_of, modules_of, results, same
 from tests.helpers.native import SOURCES, instruction_sets
@@ -152,12 +157,41 @@ def test_threads_are_torchs_at_every_call(monkeypatch, set_threads):
 )
 def test_bad_arguments_give_an_error_code(field, value, code):
     """version, dtype, instructions, cell (of a GRU, which has no c), T, I, B, x, weight_ih and c_n."""
+    assert csrc.library.fastlstm_forward(arguments_with(field, value), None) == code
+    assert csrc.library.fastlstm_error_text(code)
+
+
+@needs_native
+@pytest.mark.parametrize(("field", "value", "code"), [(0, 1, 1), (1, 7, 2), (2, 9, 4), (5, -1, 2), (12, 0, 2)])
+def test_steps_that_cannot_be_made_are_null(field, value, code):
+    """A program may free them without having looked at the code. The fields: as above."""
+    steps = ctypes.c_void_p(1)
+    assert csrc.library.fastlstm_steps_make(arguments_with(field, value), None, ctypes.byref(steps)) == code
+    assert steps.value is None
+    csrc.library.fastlstm_steps_free(steps)
+
+
+def arguments_with(field, value):
+    """A fastlstm_forward_args of a small LSTM, one of whose fields has this value."""
     buffer = torch.empty(4096)
     values = [csrc.VERSION, 0, 0, 0, 2, 2, 2, 2, 0, *[buffer.data_ptr(), 4, 2], *[buffer.data_ptr(), 2] * 2]
     values += [0] * 6 + [buffer.data_ptr(), 2] * 2 + [0, 0] + [buffer.data_ptr()] * 3 + [0, 0]
     values[field] = value
-    assert csrc.library.fastlstm_forward(csrc.FORWARD.pack(*values), None) == code
-    assert csrc.library.fastlstm_error_text(code)
+    return csrc.FORWARD.pack(*values)
+
+
+@needs_native
+def test_a_stream_runs_after_the_end_of_the_main_thread():
+    """Daemon threads and functions of `atexit` run then, after what their process has had the interpreter free."""
+    code = """
+        import atexit
+        atexit.register(lambda: print(torch.equal(stream(x), expected)))  # runs last, since it is registered first
+        import torch, fastlstm
+        lstm, x = fastlstm.LSTM(512, 512, backend="native"), torch.randn(3, 512)
+        stream, expected = lstm.stream(3), lstm.stream(3)(x)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "True\n", (done.returncode, done.stderr)
 
 
 @needs_native

@@ -13,6 +13,14 @@ from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import assert_type
 
 import fastlstm
+import fastlstm.integrations.keras
+import fastlstm.integrations.ncps
+import fastlstm.integrations.sb3
+import fastlstm.integrations.torchrl
+import fastlstm.integrations.xlstm
+from fastlstm import cells, convert
+from fastlstm.backends import pool, settings
+from fastlstm.export import model_bytes
 
 State = tuple[Tensor, Tensor]
 
@@ -110,6 +118,38 @@ def any_cell(x: Tensor, h: Tensor, packed: PackedSequence, flag: bool) -> None:
     fastlstm.RNN(nn.LSTM, 3, 5)  # type: ignore[arg-type]
 
 
+@fastlstm.cell(gates={"i": "xh", "n": "xh"}, states=("h",), params={"gain": 1.0}, products=("w",))
+def own(i: Any, n: Any, h: Any, gain: Any, w: Any) -> Any:
+    i = (
+        cells.sigmoid(cells.layer_norm(i, weight=gain))
+        + cells.hard_sigmoid(cells.rms_norm(i))
+        - cells.mean(i, of="head")
+    )
+    n = cells.tanh(n) + cells.relu(n) + cells.exp(cells.clamp(n, -1.0, 1.0)) + cells.softplus(n) + w(h)
+    i = cells.maximum(i, cells.minimum(n, cells.log_sigmoid(cells.stop_gradient(n))))
+    i = i + cells.log(cells.square(n) + 1.0) + cells.sqrt(cells.rsqrt(cells.square(n) + 1.0))
+    return cells.where(i > n, cells.surrogate(i, n), h)
+
+
+@cells.cell(gates={"g": "xh"}, states=("h",))
+def small(g: Any, h: Any) -> Any:
+    return cells.tanh(g) + h
+
+
+def library(x: Tensor) -> None:
+    assert_type(own, fastlstm.Cell)
+    assert_type(small, cells.Cell)
+    lstms = [cells.lstm, cells.peephole_lstm, cells.cifg, cells.multiplicative_lstm, cells.min_lstm, cells.slstm]
+    grus = [cells.gru, cells.gru_reset_before, cells.mgu, cells.li_gru, cells.min_gru, cells.lem, cells.cfc]
+    normalized = [cells.layer_norm_lstm, cells.layer_norm_gru, cells.dreamer_gru]
+    plain = [cells.elman_tanh, cells.elman_relu, cells.ind_rnn, cells.rhn(3), cells.cornn]
+    neurons = [cells.lif, cells.synaptic, cells.alif]
+    for each in (*lstms, *grus, *normalized, *plain, *neurons, *cells.CELLS):
+        assert_type(each, cells.Cell)
+    assert_type(own.arguments, dict[str, str])
+    print(own.derived(), own.layout, small(x, x))
+
+
 def functions(x: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor], flag: bool) -> None:
     output, (h, c) = fastlstm.lstm(x, None, *weights)
     assert_type(output, Tensor)
@@ -139,6 +179,19 @@ def models() -> None:
     fastlstm.LSTMCell(3, 5, backend="cudnn")  # type: ignore[arg-type]
     fastlstm.replace_lstm(model, backend="cudnn")  # type: ignore[arg-type]
     fastlstm.replace_lstm([model])  # type: ignore[type-var]
+    for of_kind in (convert.keras_weights, convert.keras_gru_weights):
+        assert_type(of_kind(np.zeros((3, 20)), np.zeros((5, 20)), np.zeros(20), suffix=""), dict[str, Tensor])
+    assert_type(convert.tensorflow_weights(np.zeros((8, 20)), np.zeros(20)), dict[str, Tensor])
+    assert_type(model_bytes(model.state_dict(), int8=True), bytes)
+
+
+def integrations(model: Any) -> None:
+    fastlstm.integrations.keras.enable()
+    fastlstm.integrations.keras.disable()
+    for library in (fastlstm.integrations.sb3, fastlstm.integrations.torchrl):
+        library.restore(library.accelerate(model))
+    for library in (fastlstm.integrations.xlstm, fastlstm.integrations.ncps):
+        library.restore(library.accelerate(model))
 
 
 def int8(x: Tensor, state: State) -> None:
@@ -162,6 +215,10 @@ def streams(lstm: fastlstm.LSTM, x: Tensor) -> None:
     stream = lstm.stream(batch_size=4)
     assert_type(stream, fastlstm.Stream)
     assert_type(stream(x), Tensor)
+    h, state = stream.step(x, stream.state)
+    assert_type(h, Tensor)
+    stream.state = state
+    stream.reset([0])
 
 
 def several(x: Tensor, lstm: fastlstm.LSTM) -> None:
@@ -172,6 +229,11 @@ def several(x: Tensor, lstm: fastlstm.LSTM) -> None:
         lstm(x)
     fastlstm.patch(backend="cudnn")  # type: ignore[arg-type]
     fastlstm.unpatch()
+    with fastlstm.patch_operators():
+        lstm(x)
+    fastlstm.unpatch_operators()
+    pool.forget()
+    assert_type(settings.NAMES, tuple[str, ...])
 
 
 @fastlstm.use_backend("native")
