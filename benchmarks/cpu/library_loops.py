@@ -12,12 +12,13 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.shared.calls import inference
 from benchmarks.shared.clock import Run, compare
 from benchmarks.shared.shapes import MODES
 from benchmarks.shared.tables import Options, parser, print_table
-from fastlstm.integrations import benchmarl, ncps, rl_games, rsl_rl, torchrecurrent, xlstm
+from fastlstm.integrations import benchmarl, ncps, rl_games, rsl_rl, spiking, torchrecurrent, xlstm
 
 Case = tuple[str, str, Any, Any, Any]  # what, the size, before, after, the input or a tuple of inputs
 
@@ -89,7 +90,85 @@ def of_rsl_rl() -> Iterator[Case]:
         yield f"RNN, {kind}", size, model, rsl_rl.accelerate(copy.deepcopy(model)), (x, masks, states)
 
 
+class Tutorial(nn.Module):
+    """The network of snnTorch's tutorial 5: as it is published, or layer after layer by fastlstm."""
+
+    T = 25
+
+    def __init__(self) -> None:
+        import snntorch
+
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(784, 1000), nn.Linear(1000, 10)
+        self.lif1, self.lif2 = snntorch.Leaky(beta=0.9), snntorch.Leaky(beta=0.9)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        v1, v2, steps = x.new_zeros(len(x), 1000), x.new_zeros(len(x), 10), []
+        for _ in range(self.T):
+            spike, v1 = self.lif1(self.fc1(x), v1)
+            spike, v2 = self.lif2(self.fc2(spike), v2)
+            steps.append((spike, v2))
+        spikes, membranes = zip(*steps)
+        return torch.stack(spikes), torch.stack(membranes)
+
+
+class ByLayers(Tutorial):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        spikes, _ = spiking.over_time(self.lif1, self.fc1(x.expand(self.T, -1, -1)))
+        return spiking.over_time(self.lif2, self.fc2(spikes))
+
+
+class LibraryByLayers(Tutorial):
+    """Layer after layer, but each neuron by the library."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        spikes, _ = self.over_time(self.lif1, self.fc1(x.expand(self.T, -1, -1)))
+        return self.over_time(self.lif2, self.fc2(spikes))
+
+    def over_time(self, neuron: Any, currents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        v, steps = torch.zeros_like(currents[0]), []
+        for current in currents:
+            spike, v = neuron(current, v)
+            steps.append((spike, v))
+        spikes, membranes = zip(*steps)
+        return torch.stack(spikes), torch.stack(membranes)
+
+
+def of_snntorch() -> Iterator[Case]:
+    x = torch.rand(128, 784)
+    for name, kind in (("its tutorial's network", Tutorial), ("the same, layer after layer", LibraryByLayers)):
+        yield name, "T 25, B 128, 784 to 1000 to 10", kind(), ByLayers(), x
+
+
+def of_norse() -> Iterator[Case]:
+    from norse.torch import LIF
+
+    yield "LIF", "T 100, B 32, 256 units", LIF(), spiking.accelerate(LIF()), torch.rand(100, 32, 256).requires_grad_()
+
+
+class Node(nn.Module):
+    """A neuron of spikingjelly, which begins anew."""
+
+    def __init__(self) -> None:
+        from spikingjelly.activation_based.neuron import LIFNode
+
+        super().__init__()
+        self.neuron = LIFNode(step_mode="m")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.neuron.reset()
+        return self.neuron(x)
+
+
+def of_spikingjelly() -> Iterator[Case]:
+    x = torch.rand(16, 64, 1000).requires_grad_()
+    yield "LIFNode", "T 16, B 64, 1000 units", Node(), spiking.accelerate(Node()), x
+
+
 LIBRARIES: dict[str, Callable[[], Iterator[Case]]] = {
+    "snntorch": of_snntorch,
+    "norse": of_norse,
+    "spikingjelly": of_spikingjelly,
     "ncps": of_ncps,
     "torchrecurrent": of_torchrecurrent,
     "tirex2": of_tirex2,

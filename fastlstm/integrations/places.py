@@ -137,11 +137,16 @@ def takes(*tensors: Tensor | None) -> bool:
 
 
 def run_cell(
-    cell: Cell, x: Tensor, weights: tuple[Any, ...], states: tuple[Any, ...] = (), inputs: tuple[Tensor, ...] = ()
+    cell: Cell,
+    x: Tensor,
+    weights: tuple[Any, ...],
+    states: tuple[Any, ...] = (),
+    inputs: tuple[Tensor, ...] = (),
+    inner_states: bool = False,
 ) -> Run:
     """Run a cell over x (T, B, I). Weights, states and inputs are those of a `Layer`. No states are zeros."""
-    states = states or (None,) * len(cell.states)
-    return run(Layer(x, weights, states, None, None, False, cell, inputs), plans=None)
+    layer = Layer(x, weights, states or (None,) * len(cell.states), None, None, False, cell, inputs)
+    return run(layer, plans=None, inner_states=inner_states)
 
 
 def run_with_resets(layer: Any, x: Tensor, states: Any, starts: Tensor) -> tuple[Tensor, Any]:
