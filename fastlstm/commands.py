@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from fastlstm.files import FileError, is_full
 from fastlstm.version import __version__
+
+N = TypeVar("N", int, float)
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,13 +66,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole_number(low: int, high: int, text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = low - 1
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high}, got {text!r}")
-    return value
+    return _number(int, text, lambda value: low <= value <= high, f"whole number from {low} to {high}")
 
 
 def positive(text: str) -> int:
@@ -78,15 +74,15 @@ def positive(text: str) -> int:
 
 
 def positive_float(text: str) -> float:
-    return _number(text, lambda value: 0 < value < math.inf, "above 0")
+    return _number(float, text, lambda value: 0 < value < math.inf, "number above 0")
 
 
 def probability(text: str) -> float:
-    return _number(text, lambda value: 0 <= value < 1, "from 0 to below 1")
+    return _number(float, text, lambda value: 0 <= value < 1, "number from 0 to below 1")
 
 
-def _number(text: str, fits: Callable[[float], bool], wanted: str) -> float:
+def _number(kind: type[N], text: str, fits: Callable[[N], bool], wanted: str) -> N:
     with suppress(ValueError):
-        if fits(value := float(text)):
+        if fits(value := kind(text)):
             return value
-    raise argparse.ArgumentTypeError(f"must be a number {wanted}, got {text!r}")
+    raise argparse.ArgumentTypeError(f"must be a {wanted}, got {text!r}")

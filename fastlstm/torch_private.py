@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from operator import attrgetter
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -61,10 +61,7 @@ class _WhenImported(importlib.abc.MetaPathFinder):
 
 
 def _hook() -> _WhenImported | None:
-    """Return a finder that waits for the import of Dynamo, torch's tracer.
-
-    Return None if Dynamo is imported already, or has another name.
-    """
+    """Return a finder that waits for the import of Dynamo, torch's tracer. None if it is there, or has another name."""
     name = "torch._dynamo"
     NAMES["_dynamo"] = not PUBLIC and (name in sys.modules or importlib.util.find_spec(name) is not None)
     if not NAMES["_dynamo"] or name in sys.modules:
@@ -81,8 +78,7 @@ def when_compiling(callback: Callable[[], object]) -> None:
     """Call a function once somebody compiles, before anything is traced.
 
     To mark a function by `torch.compiler` imports Dynamo, which takes five times as long as importing this package. So
-    the callback waits until somebody else has imported Dynamo. If Dynamo has another name, the callback runs at once,
-    and so imports Dynamo with the package.
+    the callback waits until somebody else has imported Dynamo. If Dynamo has another name, it runs at once.
     """
     if _dynamo_import is None or _dynamo_import not in sys.meta_path:
         callback()
@@ -111,14 +107,11 @@ _disable = _name("_disable_dynamo")
 
 
 def _activity_reader() -> Callable[[], int]:
-    """Return a function that asks torch's dispatcher what is active, and answers with a number.
+    """Return a function that asks torch's dispatcher what is active.
 
-    The number is 2 within a transform of torch.func, otherwise 1 within a trace or a mode that sees every operator, and
-    otherwise 0. If a dispatch key has another name, the dispatcher cannot be asked. The answer is then always 3, which
-    counts as a transform and as a mode.
-
-    The dispatcher is asked by a call of the operator `fastlstm::active`. It has a kernel for each dispatch key in
-    question. The kernel of the first active key runs, and returns that key's number.
+    It returns 2 within a transform of torch.func, otherwise 1 within a trace or a mode that sees every operator, and
+    otherwise 0: the number of the first active dispatch key for which the operator `fastlstm::active` has a kernel. If
+    a key has another name, it always returns 3, which counts as a transform and as a mode.
     """
     if not hasattr(torch.ops.fastlstm, "active"):  # a module may be loaded again
         library = torch.library.Library("fastlstm", "FRAGMENT")
@@ -168,8 +161,7 @@ def recognizer(tensors: Sequence[torch.Tensor]) -> Callable[..., bool]:
     if _guards is None:
         return lambda *_: False
     sizes, strides = [[*a.shape] for a in tensors], [[*a.stride()] for a in tensors]
-    check: Callable[..., bool] = _guards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
-    return check
+    return cast(Any, _guards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check)
 
 
 _counts_levels = _name("autograd.forward_ad._current_level") is not None
@@ -179,14 +171,12 @@ _opened_by_graph = False
 def dual_level() -> bool:
     """Return whether a level of dual numbers is open. Forward mode opens one, by torch.func or by torch.autograd.
 
-    The private count takes 0.05 us. Without it, `unpack_dual(None)` is called, in 0.3 us. It raises TypeError only
-    where a level is open.
+    The private count takes 0.05 us. Without it, `unpack_dual(None)` raises TypeError where a level is open, in 0.3 us.
     """
     if _counts_levels:
         return forward_ad._current_level >= 0 or _opened_by_graph
-    nothing: Any = None
     try:
-        forward_ad.unpack_dual(nothing)
+        forward_ad.unpack_dual(cast(Any, None))
     except TypeError:  # no other error is caught: a signal's handler, which may run here, may raise any
         return True
     return _opened_by_graph
@@ -294,9 +284,7 @@ _keeps_kernels = _name("ops.aten.lstm.input._dispatch_cache") is not None
 
 
 def forget_kernels(operators: Sequence[Any]) -> None:
-    """Clear what tracers keep of these operators' kernels. Without the private name they keep it, and results are the
-    same.
-    """
+    """Clear what tracers keep of these operators' kernels. Without the private name they keep it, to no effect."""
     for operator in operators if _keeps_kernels else ():
         operator._dispatch_cache.clear()
 

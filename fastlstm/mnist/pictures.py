@@ -3,8 +3,7 @@
 Their text is grey on a transparent ground, so that it is read on light pages and on dark ones.
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,17 +28,6 @@ ON_ANY_GROUND: Any = {
 }
 
 
-def on_any_ground(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Return a function that draws a figure to be read on light pages and on dark ones."""
-
-    @functools.wraps(draw)
-    def drawn(*args: Any, **kwargs: Any) -> Figure:
-        with rc_context(ON_ANY_GROUND):
-            return draw(*args, **kwargs)
-
-    return drawn
-
-
 def of_runs(runs: Mapping[str, Run], test: Split) -> dict[str, Figure]:
     """Return the pictures by name: how all runs trained, where the first one errs, how it reads."""
     model, _, scores = next(iter(runs.values()))
@@ -53,7 +41,7 @@ def of_runs(runs: Mapping[str, Run], test: Split) -> dict[str, Figure]:
     }
 
 
-@on_any_ground
+@rc_context(ON_ANY_GROUND)
 def training(runs: Mapping[str, Run]) -> Figure:
     """Draw loss and accuracy of all runs as means over a fiftieth of the iterations, and the validation accuracies."""
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -76,7 +64,7 @@ def training(runs: Mapping[str, Run]) -> Figure:
     return figure
 
 
-@on_any_ground
+@rc_context(ON_ANY_GROUND)
 def mistakes(scores: Scores, test: Split) -> Figure:
     """Draw the confusion matrix, and the mistakes whose wrong class had the highest probability."""
     figure = Figure(figsize=(9, 11), layout="constrained")
@@ -97,7 +85,7 @@ def confident_mistakes(scores: Scores, test: Split) -> list[int]:
     return wrong[sure[wrong].argsort(descending=True, stable=True)].tolist()
 
 
-@on_any_ground
+@rc_context(ON_ANY_GROUND)
 def reading(model: RowLSTM, images: Tensor, titles: Sequence[str]) -> Figure:
     """Draw `images` (N, rows, columns), each beside the hidden state and the class probabilities while it is read."""
     model.eval()

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -109,16 +108,3 @@ class Checkpoint:
                 state.load_state_dict(kept)
         except Exception as error:  # of each part's load_state_dict
             raise DataError(f"{self.path}: expected a checkpoint of this recipe, found another state") from error
-
-
-def compare(ours: History, theirs: History) -> dict[str, float | None]:
-    """Return the largest differences of two loss curves, over what both did, and the ratio of theirs time to ours."""
-    both = min(len(ours.loss), len(theirs.loss))
-    if not both:
-        return dict.fromkeys(("loss_difference", "loss_difference_first_100", "time_ratio"))
-    differences = np.abs(np.subtract(ours.loss[:both], theirs.loss[:both]))
-    return {
-        "loss_difference": differences.max().item(),  # NaN where a loss is
-        "loss_difference_first_100": differences[:100].max().item(),
-        "time_ratio": theirs.seconds / len(theirs.loss) / (ours.seconds / len(ours.loss)),
-    }
