@@ -164,8 +164,9 @@ def test_packed_input_is_checked():
             ours(packed)
     with pytest.raises(ValueError, match=WRONG_DTYPE):
         ours(pack_padded_sequence(x[..., :3].double(), torch.tensor([5, 3])))
-    with pytest.raises(RuntimeError, match="input must have 2 dimensions, got 1"):
-        ours(pack_padded_sequence(x[..., 0], torch.tensor([5, 3])))
+    for data in (x[..., 0], x[..., None, :3]):
+        with pytest.raises(RuntimeError, match=f"input must have 2 dimensions, got {data.dim() - 1}"):
+            ours(pack_padded_sequence(data, torch.tensor([5, 3])))
     with pytest.raises(RuntimeError, match="found input tensor at meta and parameter tensor at cpu"):
         ours(PackedSequence(torch.zeros(8, 3, device="meta"), torch.tensor([2, 2, 2, 1, 1])))
     with pytest.raises(RuntimeError, match="must be int64"):
