@@ -116,6 +116,6 @@ def test_what_the_page_on_cells_says_of_mistakes():
             cells.cell(gates={"a": "xh"}, states=("h",))(function)
 
 
-def test_the_page_on_cells_has_all_cells_of_the_library():
-    found = rows("docs/cells.md", "| cell | what it is |")
+def test_the_reference_has_all_cells_of_the_library():
+    found = rows("docs/api/cells.md", "| cell | what it is |")
     assert [row[0] for row in found] == [f"`{cell.name}`" for cell in cells.CELLS]
