@@ -17,7 +17,7 @@ class RowLSTM(nn.Module):
         hidden_size, num_layers, bidirectional: of the LSTM.
         num_classes: classes to tell apart.
         dropout: probability of dropout on the output of each layer, the last state included.
-        lstm_class: `fastlstm.LSTM`, `torch.nn.LSTM`, or one's partial.
+        lstm_class: `fastlstm.LSTM`, `torch.nn.LSTM`, or a `functools.partial` of one.
         generator: source of the initial weights, on the CPU; torch's own when None.
     """
 

@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 
 
 class Processes(NamedTuple):
-    """Their number, and which one this is; rank 0 tells and writes."""
+    """The number of processes, and the rank of this one. Rank 0 prints and writes files."""
 
     number: int = 1
     rank: int = 0

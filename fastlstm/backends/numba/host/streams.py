@@ -19,8 +19,10 @@ from fastlstm.backends.numba.host.signature import contiguous, readable, signatu
 
 
 class StepRunner:
-    """Runs prepared single steps: called with the addresses of x (B, I), which it reads, and of h (B, H), to which it
-    writes the new state h once more.
+    """Runs prepared single steps.
+
+    It is called with two addresses. It reads x (B, I) at the first, and writes the step's output h (B, H) to the
+    second. The states that it keeps are updated too, h among them.
     """
 
     packs_weights = False  # all that run on the same weights share their packed copy

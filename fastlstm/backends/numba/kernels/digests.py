@@ -30,8 +30,8 @@ def digest_weights(a, thread, threads, recurs):
     n = digest_words(a, a.original_bias, ih_gates * H * size // 4, n, thread, threads)
     n = digest_words(a, a.original_bias_hh, hh_gates * H * size // 4, n, thread, threads)
     n = digest_words(a, a.original_products, a.products * a.h_width * a.head * size // 4, n, thread, threads)
-    columns = a.h_width if a.heads == 1 else a.head
-    digest_words(a, a.original_hh, a.h_preacts * H * columns * size // 4 if recurs else 0, n, thread, threads)
+    column_count = a.h_width if a.heads == 1 else a.head
+    digest_words(a, a.original_hh, a.h_preacts * H * column_count * size // 4 if recurs else 0, n, thread, threads)
 
 
 def digest_words(a, source, words, n, thread, threads):

@@ -25,7 +25,7 @@ def add_product_of_heads(a, p, rows, out, out_row, gates, packed, h, h_row):
     Args:
         out: the address of the vectors (rows, gates, L), in rows of `out_row` bytes.
         packed: the panel's packed weights.
-        h: the columns that the panel sees.
+        h: the address of the units of h that the panel sees, and `h_row` the bytes from a row to the next.
     """
     L, D, columns = a.lanes, a.head, seen_count(a, p)
     unit, last = p * L, min((p + 1) * L, a.H)

@@ -18,7 +18,8 @@ class ForwardProducts(NamedTuple):
         pack_weights: (a, p, packed_index, scratch) packs a panel of both weights.
         multiply_inputs: (a, s, p, team_index, b_first, b_last) computes an input block, if one begins at step s.
         preact: (a, s, p, packed_index, b, rows, team_index, b_first, b_last, scratch, x, h_in, h_in_stride) stores the
-            pre-activations (rows, S, L) in scratch. `h_in` are the columns of h that the panel sees, 0 for zeros.
+            pre-activations (rows, S, L) in scratch. `h_in`: the address of the units of h
+            that the panel sees, 0 for zeros.
         pack_x_operand: (a, s, team_index, b_first, b_last, x_first, x_last, scratch) writes x of this thread's rows,
             `x_first` to `x_last`, to the row operand. None if products read x where it lies.
         pack_h_operand: (a, s, p, b, rows, h, h_stride, scratch) writes h before step s to the row operand. None if

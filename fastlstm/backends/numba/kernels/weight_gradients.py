@@ -32,12 +32,12 @@ def unpack_weight(a, scratch, accumulators, width, units, weight):
     """Transpose accumulators (width, gates, lanes) of one gate into its rows of a weight's gradient."""
     L, row_stride = a.lanes, accumulator_row_bytes(a)
     for k in range(0, width, L):
-        columns, source = min(L, width - k), accumulators + k * row_stride
+        column_count, source = min(L, width - k), accumulators + k * row_stride
         if a.is_bfloat16 != 0:
-            call(a.transpose, columns, units, source, row_stride, scratch, VECTOR)
-            call(a.narrow, units, columns, scratch, VECTOR, weight + k * 2, width * 2)
+            call(a.transpose, column_count, units, source, row_stride, scratch, VECTOR)
+            call(a.narrow, units, column_count, scratch, VECTOR, weight + k * 2, width * 2)
         else:
-            call(a.transpose, columns, units, source, row_stride, weight + k * a.size, width * a.size)
+            call(a.transpose, column_count, units, source, row_stride, weight + k * a.size, width * a.size)
 
 
 def unpack_weight_of_heads(a, scratch, p, accumulators, first_column, units, D, weight):
@@ -73,8 +73,8 @@ def write_vectors(a, p, ones):
 
 def unpack_weight_gradients(a, scratch, p_first, p_last):
     """Write the wanted gradients of weights, biases and params of panels `p_first` to `p_last` from accumulators."""
-    L, I, H, columns = a.lanes, a.I, a.H, columns_of_h(a)
-    D = columns if a.heads == 1 else a.head  # columns of weight_hh
+    L, I, H, h_columns = a.lanes, a.I, a.H, columns_of_h(a)
+    D = h_columns if a.heads == 1 else a.head  # the number of columns of weight_hh
     element, row_stride = element_bytes(a), accumulator_row_bytes(a)
     for p in range(p_first, p_last):
         accumulators, valid = accumulator_address(a, 0, p), min(L, H - p * L)
@@ -91,4 +91,4 @@ def unpack_weight_gradients(a, scratch, p_first, p_last):
                 a.dweight_hh + block_hh(a, gate) * H * D * element,
             )
             unpack_weight_of_heads(a, scratch, p, source, seen_begin(a, p), H, D, target)
-        write_vectors(a, p, accumulators + (a.ones_row - columns + min(a.span, columns)) * row_stride)
+        write_vectors(a, p, accumulators + (a.ones_row - h_columns + min(a.span, h_columns)) * row_stride)

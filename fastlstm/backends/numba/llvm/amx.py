@@ -36,8 +36,9 @@ def _store(b: ir.IRBuilder, tile: int, address: ir.Value, row: ir.Value) -> None
 
 
 def product(components: int) -> Builder:
-    """Return the builder of ``out[m, n] = init[m, n] + sum of a[m, k] * w[k, n]`` for `rows` values of m, 32 `pairs` of
-    n, 32 `steps` of k.
+    """Return the builder of ``out[m, n] = init[m, n] + sum of a[m, k] * w[k, n]`` for `rows` values of m,
+    32 times `tile_pairs` values of n, and 32 times `steps` values of k. A tile pair is two
+    tiles of columns side by side.
 
     a is a row operand, `a_step` from one K block to the next and `a_component` from one component to the next; w is a
     column operand. Two tiles of rows by two of columns stay in registers: fewer chains would wait for each other's
@@ -46,7 +47,7 @@ def product(components: int) -> Builder:
     """
     products, w_step = PRODUCTS[components], components * 4 * TILE
 
-    def build(b, rows, init, init_row, out, out_row, a, a_step, a_component, w, steps, pairs, block_steps):
+    def build(b, rows, init, init_row, out, out_row, a, a_step, a_component, w, steps, tile_pairs, block_steps):
         def sums(steps, init, init_row, out, a, w, high, step):
             """Compute the sums of four tiles, `high` by 4 / high."""
 
@@ -109,7 +110,7 @@ def product(components: int) -> Builder:
                 for_loop(b, two, [init, target, a], tiles)
                 return [b.add(init, I64(128)), b.add(target, I64(128)), b.add(w, I64(2 * TILE))]
 
-            for_loop(b, b.select(b.icmp_signed(">", two, I64(0)), pairs, I64(0)), [init, out, w], columns)
+            for_loop(b, b.select(b.icmp_signed(">", two, I64(0)), tile_pairs, I64(0)), [init, out, w], columns)
             with b.if_then(b.icmp_signed("<", done, rows)):
                 init_left, out_left = b.add(init, b.mul(done, init_row)), b.add(out, b.mul(done, out_row))
                 sums(count, init_left, init_row, out_left, b.add(a, b.mul(done, I64(64))), w, 1, by_four)

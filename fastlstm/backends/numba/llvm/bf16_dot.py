@@ -55,7 +55,7 @@ def product(components: int) -> Builder:
     weights come from the second-level cache as fast as they are used. `out` needs no room for more than `rows` rows.
     """
 
-    def build(b, rows, init, init_row, out, out_row, a, a_step, a_component, w, steps, pairs, block_steps):
+    def build(b, rows, init, init_row, out, out_row, a, a_step, a_component, w, steps, tile_pairs, block_steps):
         def tiles(vecs):
             def body(size, init, out, a):
                 args = [init, init_row, out, out_row, a, a_step, w, steps]
@@ -65,7 +65,7 @@ def product(components: int) -> Builder:
 
             emit_row_tiles(b, rows, TILE_ROWS * 4 // vecs, [init, out, a], body)
 
-        with b.if_else(b.icmp_signed(">", pairs, I64(1))) as (wide, narrow):
+        with b.if_else(b.icmp_signed(">", tile_pairs, I64(1))) as (wide, narrow):
             with wide:
                 tiles(4)
             with narrow:
