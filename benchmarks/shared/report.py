@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from benchmarks.shared.clock import Ratio
 from benchmarks.shared.shapes import MODES
 from benchmarks.shared.tables import NOISY, ZEROS, ratio_text, table
-from fastlstm.mnist.pictures import GREY, on_any_ground  # so that all charts of the documentation look alike
+from fastlstm.mnist.pictures import GREY, ON_ANY_GROUND  # so that all charts of the documentation look alike
 
 COLOURS = {"training": "#5b5ff0", "inference": "#a5b0fb"}  # near those of `benchmarks.pictures`, for any ground
 
@@ -90,7 +91,7 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@on_any_ground
+@rc_context(ON_ANY_GROUND)
 def chart(title: str, rows: list[dict[str, Any]]) -> Figure:
     """Return bars from 1 with their intervals, of rows with a "name", a "mode" and a "ratio".
 
