@@ -19,8 +19,15 @@ cd "$arm/tree"
 rm -f fastlstm/_native.*
 CC=aarch64-linux-gnu-gcc CXX=aarch64-linux-gnu-g++ LDSHARED="aarch64-linux-gnu-g++ -shared" \
     "$arm/bin/python" setup.py -q build_ext --inplace
-for cpu in neoverse-v1 cortex-a76 max; do
-    QEMU_CPU=$cpu "$arm/bin/python" -m tests.arm.random_layers "$((${2:-30} / 3))"
+# Without pointer authentication, whose emulation takes half of the time. Kernels are compiled by this machine.
+layers=()
+for cpu in neoverse-v1,pauth=off cortex-a76 max,pauth=off; do
+    read -r -a machine < <(QEMU_CPU=$cpu "$arm/bin/python" -c "import llvmlite.binding as llvm
+print(llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())")
+    PYTHONPATH="$arm/tree" "$python" -m tests.arm.kernels "${machine[@]}"
+    QEMU_CPU=$cpu "$arm/bin/python" -m tests.arm.random_layers "$((${2:-30} / 3))" &
+    layers+=($!)
 done
+for process in "${layers[@]}"; do wait "$process"; done
 "$arm/bin/python" -m pytest -p no:cacheprovider tests/backends/test_layer.py tests/backends/numba/test_numba_machines.py \
     -k "test_layer or fill_the_registers"
