@@ -1,12 +1,12 @@
 """How near to the peak of each processor the loops of the Numba backend are, by the model of LLVM's llvm-mca.
 
-python -m benchmarks.model [--llvm-mca PATH] [--loops LOOP ...]
+python -m benchmarks.model [--llvm-mca PATH] [--osaca PATH] [--loops LOOP ...]
 
 Nothing is timed, and no such processor is needed: the loops are compiled for each of them. The model knows the units
 of a processor and how long instructions take, and assumes that all data lies in the L1 cache. So a change of a tile is
 seen for all processors at once, but what it predicts is a bound, and not a time. Products have their share of the
 multiply-adds that the processor can do, cells their cycles for a vector of units. llvm-mca has to be of LLVM 18 or
-newer.
+newer. It knows no processor of Apple. Their column is there if OSACA is installed (`pip install osaca`).
 """
 
 import argparse
@@ -15,6 +15,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.shared.tables import parser, table
@@ -35,6 +37,7 @@ PROCESSORS = {
     "Neoverse N1": Processor(ARM, "neoverse-n1", "+neon", 2, "fmla"),
     "Neoverse V1": Processor(ARM, "neoverse-v1", "+neon", 4, "fmla"),
     "Neoverse V2": Processor(ARM, "neoverse-v2", "+neon", 4, "fmla"),
+    "Apple M1": Processor(ARM, "apple-m1", "+neon", 4, "fmla"),
     "Zen 4": Processor(X86, "znver4", "+avx512f,+avx2,+fma", 1, "vfmadd"),
     "Haswell": Processor(X86, "haswell", "+avx2,+fma", 2, "vfmadd"),
 }
@@ -121,8 +124,24 @@ def highest_tile(code: str, name: str) -> str:
     return max(found, key=lambda each: int("0" + each[len(name) :]))
 
 
-def cycles(llvm_mca: str, processor: Processor, loop: list[str]) -> float:
+def cycles_by_osaca(osaca: str, loop: list[str]) -> float:
+    """Return how many cycles a round of a loop takes on an M1: those of its busiest unit, or of its longest chain from
+    round to round. Instructions that OSACA does not know take no time.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        code, result = Path(folder, "loop.s"), Path(folder, "loop.yaml")
+        code.write_text("\n".join(loop) + "\n")
+        command = [osaca, "--arch", "M1", "--ignore-unknown", "--yaml-out", result, code]
+        subprocess.run(command, capture_output=True, check=True)
+        summary = result.read_text().rpartition("Summary:")[2]
+    units = re.findall(r":\s+(-?[\d.]+)", summary.partition("PortPressure: {")[2].partition("}")[0])
+    return max(map(float, [*units, *re.findall(r"LCD:\s+([\d.]+)", summary)]))
+
+
+def cycles(llvm_mca: str, osaca: str, processor: Processor, loop: list[str]) -> float:
     """Return how many cycles a round of a loop takes once it runs evenly."""
+    if processor.cpu == "apple-m1":
+        return cycles_by_osaca(osaca, loop)
     totals = []
     for rounds in (100, 300):
         command = [llvm_mca, f"-mtriple={processor.triple}", f"-mcpu={processor.cpu}", f"-iterations={rounds}"]
@@ -131,7 +150,7 @@ def cycles(llvm_mca: str, processor: Processor, loop: list[str]) -> float:
     return (totals[1] - totals[0]) / 200
 
 
-def column(llvm_mca: str, processor: Processor, wanted: list[str]) -> list[str]:
+def column(llvm_mca: str, osaca: str, processor: Processor, wanted: list[str]) -> list[str]:
     """Return what the model says of the wanted loops on a processor."""
     target, entries = (processor.triple, processor.cpu), []
     code, *of_cells = assembly(processor.features, target, "primitives", "LSTM", "GRU")
@@ -141,12 +160,12 @@ def column(llvm_mca: str, processor: Processor, wanted: list[str]) -> list[str]:
             loop = busiest_loop(code, function, processor.multiply_add)
             count = sum(processor.multiply_add in line for line in loop)
             rows = f" ({re.findall('x([0-9]+)$', function)[0]} rows)" if name.endswith("x") else ""
-            entries.append(f"{count / processor.peak / cycles(llvm_mca, processor, loop):.2f}{rows}")
+            entries.append(f"{count / processor.peak / cycles(llvm_mca, osaca, processor, loop):.2f}{rows}")
     for cell, code in zip(("LSTM", "GRU"), of_cells):
         for function in CELLS:
             if title_of(cell, function) in wanted:
                 loop = busiest_loop(code, function, "mul" if function == "cell_backward" else "div")
-                entries.append(f"{cycles(llvm_mca, processor, loop):.0f}")
+                entries.append(f"{cycles(llvm_mca, osaca, processor, loop):.0f}")
     return entries
 
 
@@ -169,8 +188,10 @@ def main(options: argparse.Namespace) -> None:
         reason = "was not found" if path is None else "is too old"
         sys.exit(f"{options.llvm_mca} {reason}: name one of LLVM 18 or newer")
     wanted = [title for title in TITLES if title in (options.loops or TITLES)]
-    columns = [column(path, processor, wanted) for processor in PROCESSORS.values()]
-    print(*table(["loop", *PROCESSORS], ([title, *row] for title, row in zip(wanted, zip(*columns)))), sep="\n")
+    osaca = shutil.which(options.osaca)
+    processors = {name: each for name, each in PROCESSORS.items() if osaca or each.cpu != "apple-m1"}
+    columns = [column(path, osaca or "", processor, wanted) for processor in processors.values()]
+    print(*table(["loop", *processors], ([title, *row] for title, row in zip(wanted, zip(*columns)))), sep="\n")
 
 
 if __name__ == "__main__":
@@ -179,5 +200,6 @@ if __name__ == "__main__":
     else:
         options = parser("model", __doc__, rounds=None, threads=False)
         options.add_argument("--llvm-mca", default="llvm-mca", metavar="PATH", help="the program (llvm-mca)")
+        options.add_argument("--osaca", default="osaca", metavar="PATH", help="the program (osaca)")
         options.add_argument("--loops", nargs="+", choices=TITLES, metavar="LOOP", help="of the table (all)")
         main(options.parse_args())
