@@ -13,7 +13,7 @@ from fastlstm.backends.numba.llvm.digest import digest
 from fastlstm.backends.numba.llvm.loops import Builder, Builders, at_most, for_loop, offsets, tables
 from fastlstm.backends.numba.llvm.register_tiles import accumulated, for_row_tiles, panels_at_once, tile_rows
 from fastlstm.backends.numba.llvm.rows import add_rows, copy_rows, transpose, transposed
-from fastlstm.backends.numba.llvm.simd import I64, VectorType
+from fastlstm.backends.numba.llvm.simd import I64, IS_NEON, VectorType
 
 
 def tile(vtype: VectorType, rows: int, vecs: int) -> Builder:
@@ -102,7 +102,18 @@ def gemv(vtype: VectorType, vecs: int) -> Builder:
                 new = [vtype.fma(b, w, value, one) for w, one in zip(vectors(weights), carried[number:])]
                 return [b.add(a, I64(vtype.size)), *(b.add(w, I64(vecs * vector)) for w in weights), *new]
 
-            results = for_loop(b, columns, [a, *carried], column)
+            def columns_of_a_vector(a, *carried):
+                weights, sums, values = carried[:number], carried[number:], vtype.load(b, a)
+                for k in range(vtype.count):
+                    value, at_k = vtype.lane(b, values, k), [b.add(w, I64(k * vector)) for w in weights]
+                    sums = [vtype.fma(b, w, value, one) for w, one in zip(vectors(at_k), sums)]
+                return [b.add(a, I64(vector)), *(b.add(w, I64(vtype.count * vector)) for w in weights), *sums]
+
+            carried = [a, *carried]
+            if IS_NEON and vecs == 1:  # the address of a panel moves on once for several columns
+                carried = for_loop(b, b.udiv(columns, I64(vtype.count)), carried, columns_of_a_vector)
+                columns = b.urem(columns, I64(vtype.count))
+            results = for_loop(b, columns, carried, column)
             return results[: 1 + number], results[1 + number :]
 
         def together(number, *starts):
