@@ -138,6 +138,7 @@ FORWARD = """
 packed_panels           panels that `packed` has room for: all; one a thread; or 0, then weights are read unpacked
 x_k_block               columns of x in a K block, 0 if x and h share their K blocks
 k_block                 columns of h in a K block, or of x and h
+value_k_block           columns in a K block of a value that products multiply
 input_steps             steps of an input block, for which the products of x are computed at once, or 0
 """
 

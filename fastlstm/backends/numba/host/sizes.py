@@ -143,6 +143,7 @@ def forward_sizes(s: Signature, x_components: int, team_count: int) -> tuple[dic
         buffers["input_preact"] = panels_of(H, lanes) * rows * 4 * lanes
     else:
         fields["x_k_block"], fields["k_block"] = k_block_lengths(I, fields["span"], s.counts.joint)
+        fields["value_k_block"] = k_block_lengths(0, span_of(H, s.heads, lanes, H), joint=False)[1]
         is_wide = fields["x_k_block"] > 0
         is_large = H * s.multiply_adds_per_unit * dtype.itemsize * min(T, 8) > READ_IN_EIGHT_STEPS
         most = min(32, INPUT_BLOCK_PAIRS // max(B, 1))  # steps of an input block, which reads the weights once

@@ -112,11 +112,11 @@ def multiply_values(a, scratch, phase, p_first, p_last, rows, barrier, team_size
             for q in range(0 if crosses else count_vector_groups(count)):
                 v, w_row = first_vector(count, q), (first_vector(count, q + 1) - first_vector(count, q)) * VECTOR
                 w, target, begin, begin_row = packed_address(a, group, p), out + v * VECTOR, a.constants, 0
-                for k in range(0, columns, a.k_block):
+                for k in range(0, columns, a.value_k_block):
                     call(
                         gemm_of(a, w_row // VECTOR), rows, begin, begin_row, target, out_row,
                         w + v * columns * VECTOR + k * w_row, w_row, x + k * a.size, x_row, a.size,
-                        min(a.k_block, columns - k), 1, 0, 0, x, 0, 0,
+                        min(a.value_k_block, columns - k), 1, 0, 0, x, 0, 0,
                     )  # fmt: skip
                     begin, begin_row = target, out_row
     return wait_for_results(a, barrier, team_size, barriers_passed)
@@ -142,8 +142,8 @@ def multiply_values_of_only_row(a, scratch, phase, p_first, p_last, barrier, tea
                 w = packed + v * columns * VECTOR
                 call(
                     gemv_of(a, first_vector(count, q + 1) - v), end - begin, a.constants, 0, out + v * VECTOR,
-                    out_step, x, w, 0, 0, x, w, count * value_span(a) * VECTOR, columns, a.k_block, a.k_block,
-                    a.constants, 0,
+                    out_step, x, w, 0, 0, x, w, count * value_span(a) * VECTOR, columns,
+                    a.value_k_block, a.value_k_block, a.constants, 0,
                 )  # fmt: skip
             begin = end
     return wait_for_results(a, barrier, team_size, barriers_passed)
