@@ -24,7 +24,7 @@ from fastlstm.cells import library
 from fastlstm.commands import Parser, positive, whole_number
 
 RIVAL_ROUNDS = 11
-SECONDS = 20.0  # that a shape takes, with its checks and the memory that is measured
+SECONDS = 60.0  # that a shape takes on two cores of a Zen 4, with its checks, its memory and other runtimes
 TITLES = "fastlstm against torch.nn.{}", "torch.nn.{} against itself"
 EXAMPLES = """\
 examples:
@@ -131,8 +131,8 @@ def main(argv: list[str] | None = None) -> None:
     report: dict[str, Any] = {"title": title, "date": date, "machine": machine.describe(options.threads)}
     report |= {"pairs": options.pairs, "seed": options.seed}
     print(machine.header())
-    minutes = len(every) * SECONDS / 60
-    print(f"{len(every)} shapes, some {minutes:.0f} minutes on two quiet cores; times as fast as nn.{options.cell}:")
+    minutes = max(1, round(len(every) * SECONDS / 60))
+    print(f"{len(every)} shapes, some {minutes} minutes on two quiet cores; times as fast as nn.{options.cell}:")
     results = []
     for n, shape in enumerate(tqdm(every, unit="shape")):
         rows = [row | {"random": n >= len(options.shapes)} for row in measure(shape, options)]
