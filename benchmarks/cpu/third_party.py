@@ -3,10 +3,12 @@
 All tensors take torch's default dtype. A model is left as its package builds it.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -279,6 +281,39 @@ def open_unmix() -> tuple[nn.Module, Run]:
     return model, lambda model: (model(spectrogram),)
 
 
+def deep_filter_net() -> tuple[nn.Module, Run]:
+    """Grouped GRUs between convolutions: two seconds of noisy speech, as features and spectra of 200 frames."""
+    classes, _ = _deep_filter_net()
+    features = torch.randn(1, 1, 200, 481, 2), torch.randn(1, 1, 200, 32), torch.randn(1, 1, 200, 96, 2)
+    return classes.init_model(), lambda model: model(*features)[:1]
+
+
+def grouped_gru() -> tuple[nn.Module, Run]:
+    """Three layers of eight GRUs each, of which every one sees a part of the features."""
+    _, modules = _deep_filter_net()
+    x = torch.randn(1, 200, 512)
+    return modules.GroupedGRU(512, 512, 3, 8, batch_first=True, shuffle=True), lambda model: model(x)
+
+
+def _deep_filter_net() -> tuple[Any, Any]:
+    """Return the package's modules of models and of layers. It reads files by names that torchaudio has no longer."""
+    names = ("torchaudio", "torchaudio.backend", "torchaudio.compliance")
+    absent = {name: mock.MagicMock() for name in (*names, f"{names[1]}.common", f"{names[2]}.kaldi")}
+    if "df" not in sys.modules:
+        there = {name: sys.modules.pop(name) for name in absent if name in sys.modules}
+        sys.modules.update(absent)
+        import df.enhance  # noqa: F401
+
+        for name in absent:
+            del sys.modules[name]
+        sys.modules.update(there)
+    from df import model, modules
+    from df.config import config
+
+    config.use_defaults(allow_reload=True)
+    return model, modules
+
+
 MODELS = {
     "Demucs": ThirdParty("demucs", "music separation", "2 x 0.5 s of stereo", demucs),
     "DeepAR": ThirdParty("gluonts", "forecasting", "B 32, T 71, H 40, 2 layers", deepar),
@@ -319,5 +354,7 @@ MODELS = {
     },
     "DPRNNTasNet": ThirdParty("asteroid", "separation of voices", "B 2, 0.5 s, H 64", dprnn),
     "kraken's layers": ThirdParty("kraken", "text recognition", "B 4, W 200, H 64, 3 layers", kraken),
+    "DeepFilterNet3": ThirdParty("libdf", "noise suppression", "B 1, 2 s, H 256, 5 layers", deep_filter_net),
+    "GroupedGRU": ThirdParty("libdf", "noise suppression", "B 1, T 200, H 512, 3 layers of 8 groups", grouped_gru),
     "OpenUnmix": ThirdParty("openunmix", "music separation", "B 4, T 100, H 64, 3 layers", open_unmix),
 }
