@@ -15,10 +15,12 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
+
+from fastlstm.torch_private import empty_on_cpu
 
 # Buffers of this many bytes and more come from the pool. malloc usually keeps the memory of smaller ones. Buffers of
 # nearly a megabyte it may give back to the system at every call: a training step of 2.7 ms then took 4.0.
@@ -174,9 +176,14 @@ def unpooled(like: Tensor, *shape: int) -> Tensor:
     return tensor
 
 
-def new_of(like: Tensor, shape: Sequence[int]) -> Callable[..., Tensor]:
-    """Return a function that makes tensors of this shape: `unpooled`, or its plain new_empty if they are small."""
-    return unpooled if math.prod(shape) * like.itemsize >= SMALL else Tensor.new_empty
+def new_of(
+    shape: Sequence[int], dtype: torch.dtype, large: Callable[..., Tensor] = unpooled
+) -> Callable[[], Tensor]:
+    """Return a function that makes a tensor of this shape and type on the CPU: by `large`, or faster if it is small."""
+    if math.prod(shape) * dtype.itemsize < SMALL:
+        strides = torch.empty(shape, dtype=dtype, device="meta").stride()
+        return partial(empty_on_cpu, (*shape,), strides, dtype)
+    return partial(large, torch.empty(0, dtype=dtype, device="cpu"), *shape)
 
 
 @cache

@@ -37,7 +37,8 @@ class Backward(Pass):
         one layer (T, ...).
         """
         super().__init__(signature, caches)
-        self.needs, self.stacked_gates, self.options, s = needs, stacked_gates, (needs, stacked_gates), signature
+        self.needs, self.stacked_gates, s = needs, stacked_gates, signature
+        self.options = {"needs": needs, "stacked_gates": stacked_gates}
         T, B, R, I, H, counts, dtype = s.T, s.B, s.rows, s.I, s.H, s.counts, s.dtype
         wants_dx, multiplies_hh = needs.x and counts.x_preacts > 0, counts.h_preacts > 0 and (T > 1 or needs.states[0])
         wants_weights = any(needs.weights)
@@ -64,7 +65,7 @@ class Backward(Pass):
             packed=packed, caches_weights=caches_weights, digested=digested, in_place=in_place,
         )  # fmt: skip
         stack = () if s.stack_size is None else (s.stack_size,)
-        weight_like = self.prototype.bfloat16() if s.is_bfloat16 else self.prototype
+        weight_dtype = torch.bfloat16 if s.is_bfloat16 else dtype
         x_rows, h_rows = counts.x_preacts * H, counts.h_preacts * H
         shapes: Any = (
             (R, I) if s.is_single_step else (T, R, I), (*stack, x_rows, I), (*stack, h_rows, s.h_width // s.heads),
@@ -79,7 +80,7 @@ class Backward(Pass):
         wanted = wants_dx, *needs.weights, *needs.states, *needs.inputs
         self.allocations = [
             # the first three are dx, dweight_ih and dweight_hh
-            (None if not want else weight_like if k < 3 else self.prototype, new_of(self.prototype, shape), shape)
+            new_of(shape, weight_dtype if k < 3 else dtype) if want else None
             for k, (want, shape) in enumerate(zip(wanted, shapes))
         ]
 
@@ -104,7 +105,7 @@ class Backward(Pass):
         if h is not None:
             h = rows_contiguous(h)
             h_fields = h.data_ptr(), 0 if h.dim() == 2 else h.stride(0) * h.itemsize, h.stride(-2) * h.itemsize
-        gradients = [like if like is None else new(like, *shape) for like, new, shape in self.allocations]
+        gradients = [new if new is None else new() for new in self.allocations]
         addresses = [0 if a is None else a.data_ptr() for a in gradients]
         first_state, d_last, d_sequences = self.first_state, [grads.last[0]], []
         h_0_address, h_0_row, row_stride, dh_fields, dh_n_fields = zeros, 0, 0, (zeros, 0, 0), (0, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from fastlstm.backends.numba.host.signature import Signature
 from fastlstm.backends.pool import new_of, pooled
 from fastlstm.cells.spec import Cell
 
+Shared = tuple[Tensor, tuple[Tensor, ...]]  # what the parts of a module write to: (T, B, D H), and (parts, B, H) each
 
 def saved_shape(
     cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, stack_size: int | None = None
@@ -33,23 +34,6 @@ def saved_shape(
     return shape if stack_size is None else (stack_size, *shape)
 
 
-class Shared(NamedTuple):
-    """The tensors that all parts of a module write to, and where a part writes in them.
-
-    Attributes:
-        h: (T, B, D H), the outputs of the D directions of a layer side by side.
-        h_address, h_row_bytes: the address of the part's own columns, and the bytes of a row.
-        last: (parts, B, H) for each state.
-        part: which of the states in `last` and of the initial states are its own.
-    """
-
-    h: Tensor
-    h_address: int
-    h_row_bytes: int
-    last: tuple[Tensor, ...]
-    part: int
-
-
 class Forward(Pass):
     """Runs the forward kernel for calls of one signature.
 
@@ -61,10 +45,13 @@ class Forward(Pass):
     kind = "Forward"
 
     def __init__(
-        self, signature: Signature, save: bool, caches: dict[Any, Any] | None = None, always_caches: bool = False
-    ) -> None:
+        self, signature: Signature, save: bool, caches: dict[Any, Any] | None = None, always_caches: bool = False,
+        part: int = 0, directions: int = 1,
+    ) -> None:  # fmt: skip
+        """`part`, `directions`: of a module, which of its parts this is and in how many directions its layers run."""
         super().__init__(signature, caches)
-        self.save, self.options, self.flip, s = save, (save,), 0, signature
+        self.save, self.flip, s = save, 0, signature
+        self.options = {"save": save, "part": part, "directions": directions}
         T, R, I, H, dtype, size, counts = s.T, s.rows, s.I, s.H, s.dtype, s.dtype.itemsize, s.counts
         x_components = sizes.input_components(s)
         fields, buffers = sizes.forward_sizes(s, x_components, self.team_count)
@@ -92,11 +79,15 @@ class Forward(Pass):
             components=x_components, x_components=x_components, fields=fields, buffers=buffers, packed=packed,
             caches_weights=caches_weights, digested=digested, in_place=packed_panels == 0,
         )  # fmt: skip
-        self.new_output = new_of(self.prototype, (T, R, H))
-        self.sequence_shape, self.h_shape_of_all = ((R, n) if s.is_single_step else (T, R, n) for n in (H, s.h_width))
-        self.output_shape = None if s.is_single_step else self.h_shape_of_all
-        self.rows, self.h_row_bytes = R, s.h_width * s.kernel_element_bytes
-        self.gates_shape = saved_shape(s.cell, T, R, H, dtype, s.stack_size)
+        steps = () if s.is_single_step else (T,)
+        self.new_states = [new_of(shape, dtype) for shape in self.state_shapes]
+        self.new_h, self.new_sequence = (new_of((*steps, R, width), dtype) for width in (s.h_width, H))
+        self.new_output = None if s.is_single_step else new_of((T, R, s.h_width), torch.bfloat16 if s.is_bfloat16 else dtype)
+        self.new_gates = new_of(saved_shape(s.cell, T, R, H, dtype, s.stack_size), dtype, pooled)
+        width_bytes = s.h_width * s.kernel_element_bytes
+        self.h_row_bytes, self.h_offset = directions * width_bytes, part % directions * width_bytes
+        self.h_step_bytes = R * self.h_row_bytes
+        self.h_n_offset, self.state_offset = part * R * self.h_0_row_bytes, part * R * self.state_row_bytes
 
     def run(self, layer: Layer, shared: Shared | None = None) -> Run:
         """Run a layer of this signature: `begin`, the kernel, and `end`."""
@@ -106,54 +97,59 @@ class Forward(Pass):
 
     def begin(self, layer: Layer, shared: Shared | None = None) -> Frame:
         """Return a frame for a layer of this signature. If x is bfloat16, h is too, and states and saved values are
-        float32. A layer that is no part of a module gets new tensors for its output and its last states.
+        float32.
+
+        Args:
+            layer: of a part of a module, it has the initial states of all parts.
+            shared: the output of a module's layer and the last states of all parts, where the layer is such a part. Any
+                other gets new tensors.
         """
-        x, weights, initial, lengths, reset, *_ = layer
-        new, h_0, saves_states = self.prototype.new_empty, initial[0], self.saves_states
-        h, output, h_row_bytes, h_offset, offset = None, None, self.h_row_bytes, 0, 0
+        x, weights, initial, lengths, reset = layer[:5]
+        h_0, saves_states, offset, output = initial[0], self.saves_states, self.state_offset, None
         sequences: tuple[Tensor, ...] = ()
-        gates: tuple[Tensor, ...] = ()
-        gates_address = 0
+        h: Tensor | None
         if shared is not None:
-            h, h_address, h_row_bytes, last, part = shared
-            h_offset, offset = part * self.h_0_row_bytes * self.rows, part * self.state_row_bytes * self.rows
-            h_n_address = last[0].data_ptr() + h_offset
+            h, last = shared
+            h_n_address = last[0].data_ptr() + self.h_n_offset
+            h_address = h.data_ptr() + self.h_offset
         else:
-            last = tuple([new(*shape) for shape in self.state_shapes])  # by a tuple it would take half as long again
+            last = tuple([new() for new in self.new_states])
             h_address = h_n_address = last[0].data_ptr()
-            if self.output_shape is not None:
-                h = self.new_output(x, *self.output_shape)
+            h = None
+            if self.new_output is not None:
+                h = self.new_output()
                 h_address = h.data_ptr()
             elif saves_states:  # the backward pass gets its own h, since a user may change a step's h_n
-                sequences = (self.new_output(self.prototype, *self.h_shape_of_all),)
+                sequences = (self.new_h(),)
                 h_address = sequences[0].data_ptr()
             elif self.signature.is_bfloat16:  # in h_n's memory, its rows would overwrite float32 rows of other threads
                 output = x.new_empty(self.signature.rows, self.signature.H)
                 h_address = output.data_ptr()
         h_0_address, h_0_row, row_stride = self.zeros_address, 0, 0
         if h_0 is not None:
-            initial = (*[a.contiguous() for a in initial],)
-            h_0_address = initial[0].data_ptr() + h_offset
+            initial = [a.contiguous() for a in initial]
+            h_0_address = initial[0].data_ptr() + self.h_n_offset
             h_0_row, row_stride = self.h_0_row_bytes, self.state_row_bytes
-        if self.save:
-            gates = (pooled(self.prototype, *self.gates_shape),)
-            gates_address = gates[0].data_ptr()
-        lengths_address = reset_address = 0
+        lengths_address = reset_address = gates_address = 0
         if lengths is not None:
             lengths = lengths.contiguous()
             lengths_address = lengths.data_ptr()
         if reset is not None:
             reset = reset.contiguous()
             reset_address = reset.data_ptr()
+        gates: tuple[Tensor, ...] = ()
+        if self.save:
+            gates = (self.new_gates(),)
+            gates_address = gates[0].data_ptr()
         self.flip ^= 1
         fields = [
-            x.data_ptr(), h_0_address, h_0_row, lengths_address, reset_address, h_address, self.rows * h_row_bytes,
-            h_row_bytes, gates_address, h_n_address, self.flip,
+            x.data_ptr(), h_0_address, h_0_row, lengths_address, reset_address, h_address, self.h_step_bytes,
+            self.h_row_bytes, gates_address, h_n_address, self.flip,
         ]  # fmt: skip
         for k in self.inner_states:
             last_address = sequence_address = last[k].data_ptr() + offset
             if saves_states:
-                sequence = self.new_output(self.prototype, *self.sequence_shape)
+                sequence = self.new_sequence()
                 sequence_address = sequence.data_ptr()
                 sequences += (sequence,)
             initial_address = self.zeros_address if h_0 is None else initial[k].data_ptr() + offset

@@ -45,7 +45,7 @@ class Pass:
     """
 
     kind: str  # "Forward" or "Backward"
-    options: tuple[Any, ...]  # what a subclass was made with between `signature` and `caches`
+    options: dict[str, Any]  # what a subclass was made with beside `signature` and `caches`
 
     def __init__(self, signature: Signature, caches: dict[Any, Any] | None) -> None:
         """`caches`: maps layouts of packed weights to a `PackedCache` each; None if packed weights may not be kept."""
@@ -198,4 +198,4 @@ class Pass:
         """The same pass without the bf16 unit, for numbers that the unit cannot take."""
         pass_type: Any = type(self)
         signature = self.signature._replace(components=0, allows_bf16_unit=False)
-        return pass_type(signature, *self.options, self.caches)
+        return pass_type(signature, caches=self.caches, **self.options)

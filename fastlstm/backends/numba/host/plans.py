@@ -15,7 +15,7 @@ from fastlstm.backends.cpu import threads_now
 from fastlstm.backends.numba.host import thread_split
 from fastlstm.backends.numba.host.backward import Backward
 from fastlstm.backends.numba.host.cell_counts import counts
-from fastlstm.backends.numba.host.forward import Forward, Shared
+from fastlstm.backends.numba.host.forward import Forward
 from fastlstm.backends.numba.host.panels import lanes_of, panels_of
 from fastlstm.backends.numba.host.passes import run_frames
 from fastlstm.backends.numba.host.signature import Signature, contiguous, readable, signature_of, strides
@@ -68,9 +68,11 @@ class Plan:
 
     def __init__(
         self, layer: Layer, save: bool, caches: dict[Any, Any] | None, state_axes: tuple[int, ...], components: int,
-        shares: int = 1,
+        shares: int = 1, part: int = 0, directions: int = 1,
     ) -> None:  # fmt: skip
-        """Prepare the kernels: the arguments are those of `plan`. `shares`: how many calls share the threads."""
+        """Prepare the kernels: the arguments are those of `plan`, then `shares`: how many calls share the threads, and
+        those of `Forward`.
+        """
         components = components_for(layer, components)
         self.is_bfloat16 = components == 1 and layer.x.dtype is torch.bfloat16
         self.saves_sequences = layer.x.dim() == 3 and layer.x.dtype in WIDE
@@ -82,7 +84,7 @@ class Plan:
         # After a whole sequence of a training step the weights are updated: it packs them for itself.
         caches_weights = not save or (s.T == 1 and (layer.x.dtype in WIDE or not components))
         self.caches = caches if caches_weights else None
-        self.kernel = Forward(s, save, self.caches)
+        self.kernel = Forward(s, save, self.caches, part=part, directions=directions)
         self.backwards: dict[Any, Backward] = {}
         self.is_readable = all(a is b for a, b in zip((example.x, *example.weights), (base.x, *base.weights)))
 
@@ -195,32 +197,28 @@ class ModulePlan:
         example = signature_of(readable_in_plan(parts[0]), state_axes, components)
         panels = panels_of(example.H, lanes_of(example.dtype))
         self.runs_side_by_side = D == 2 and thread_split.runs_side_by_side(threads_now(), example, panels)
-        self.save, self.prototype = save, x.new_empty(0)
+        self.save = save
         widths = example.h_width, *[example.H] * example.counts.inner_states
-        self.state_shapes = [(layer.parts, example.B, width) for width in widths]
-        self.output_shape = example.T, example.B, D * example.h_width
-        self.new_output = new_of(self.prototype, self.output_shape)
-        self.row_bytes = example.h_width * x.itemsize  # of one direction
+        self.new_states = [new_of((layer.parts, example.B, width), x.dtype) for width in widths]
+        self.new_output = new_of((example.T, example.B, D * example.h_width), x.dtype)
         self.plans: list[Plan] = []
         for k, part in enumerate(parts):
             kept, shares = None if caches is None else caches.setdefault(k, {}), 2 if self.runs_side_by_side else 1
-            self.plans.append(Plan(part, save, kept, state_axes, components, shares))
+            self.plans.append(Plan(part, save, kept, state_axes, components, shares, k, D))
 
     def forward(self, layer: Layer) -> Run:
         """Run all parts."""
-        x, weights, states, lengths, reset, _, cell, *_ = layer
+        x, weights, states, lengths, reset, _, cell = layer[:7]
         D, count = layer.directions, len(weights) // len(self.plans)
         states = states if states[0] is None else tuple([a.contiguous() for a in states])
-        last = tuple([self.prototype.new_empty(*shape) for shape in self.state_shapes])
+        last = tuple([new() for new in self.new_states])
         sequences: list[Tensor] = []
         gates: list[Tensor] = []
         for first in range(0, len(self.plans), D):
-            plans, frames, h = self.plans[first : first + D], [], self.new_output(self.prototype, *self.output_shape)
-            h_address = h.data_ptr()
+            plans, frames, h = self.plans[first : first + D], [], self.new_output()
             for k, plan in enumerate(plans, first):
                 part = Layer(x, weights[k * count : (k + 1) * count], states, lengths, reset, k % D == 1, cell)
-                shared = Shared(h, h_address + k % D * self.row_bytes, D * self.row_bytes, last, k)
-                frames.append(plan.kernel.begin(plan.readable(part), shared))
+                frames.append(plan.kernel.begin(plan.readable(part), (h, last)))
             run_frames(frames, self.runs_side_by_side)
             runs, x = [plan.kernel.end(frame) for plan, frame in zip(plans, frames)], h
             if self.save:
