@@ -101,7 +101,8 @@ def threads_now() -> int:
     """Return how many threads a call may use: torch's number, but at most as many as this process may use processors,
     and one in a forked child. More threads would wait for each other while the system runs none of them.
     """
-    return 1 if _forked else min(torch.get_num_threads(), PROCESSORS)
+    asked = torch.get_num_threads()
+    return 1 if _forked else asked if asked < PROCESSORS else PROCESSORS  # min() takes 0.1 us
 
 
 @cache

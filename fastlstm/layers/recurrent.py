@@ -76,10 +76,7 @@ class Recurrent(CellModule, nn.RNNBase):
 
     def _weights_of_all(self) -> list[Any]:
         """Return `_layer_weights` of all layers and directions, one after the other."""
-        weights = self._layer_weights(0)
-        for k in range(1, len(self._all_weights)):
-            weights += self._layer_weights(k)
-        return weights
+        return [a for k in range(len(self._all_weights)) for a in self._layer_weights(k)]
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", recompute=True" if self.recompute else "")
@@ -133,7 +130,7 @@ class Recurrent(CellModule, nn.RNNBase):
         """Return the results of a module that only runs its cell, if the call has a plan already, else None. This is
         valid without checks: an equal signature has been checked before.
         """
-        if torch.compiler.is_dynamo_compiling() or type(x) is not Tensor or x.dim() != 3 or x.is_nested:
+        if torch.compiler.is_dynamo_compiling() or type(x) is not Tensor or x.dim() != 3:
             return None
         plans, states = vars(self).get("_plans", {}).get(0), self._states_of(hx)  # no plans before the first call
         if plans is None or states is None or self._drops:
@@ -272,7 +269,7 @@ class Recurrent(CellModule, nn.RNNBase):
         if self._forward_pre_hooks:
             compute_weights(self)
         weights = self._weights_of_all()
-        if type(x_t) is Tensor and x_t.dim() == 2 and not self.batch_first and not inputs:
+        if type(x_t) is Tensor and x_t.dim() == 2 and not (self.batch_first or inputs or x_t.is_nested):
             results = self._planned(x_t.unsqueeze(0), state, weights)
             if results is not None:
                 return results[0].squeeze(0), results[1]
