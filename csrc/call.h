@@ -61,9 +61,10 @@ template <class Args> bool are_input_strides(const Args &a) {
 struct Split {
     int64_t threads = 1, teams = 1;
 
-    // is_backward: such a step reads weight_hh alone. size: bytes of a weight, by which a multiply-add's time goes.
+    // is_backward: such a step reads weight_hh alone. trains: whether this pass saves values or reads saved ones.
+    // size: bytes of a weight, by which a multiply-add's time goes.
     Split(const Cell &cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t lanes, const fastlstm_threads *requested,
-          bool is_backward, int64_t size = 4) {
+          bool is_backward, bool trains, int64_t size = 4) {
         const int64_t available = requested ? max(1, min(requested->count, MAX_THREADS)) : 1;
         const int64_t panels = ceil_div(H, lanes), groups = is_backward ? ceil_div(panels, 4) : panels;
         const int64_t products = cell.weights(I, H), read = is_backward ? cell.weights(0, H) : products;
@@ -76,7 +77,7 @@ struct Split {
             const double multiply_adds = (double)most_rows * read * units + B * (products - read) * own_units;
             double step = multiply_adds * size / 4 + 32. * cell.preacts * rows * own_panels * lanes;
             if (members > 1) step += 30000. + 5000. * members + 32. * rows * (H - units);
-            return T * step + 3. * products * own_units * size / 4 + wake_time(n * members);
+            return T * step + 3. * products * own_units * size / 4 + (trains ? 2 : 1) * wake_time(n * members);
         };
         double least = available > 1 ? predicted_time(1, 1) : 0;
         auto consider = [&](int64_t n, int64_t members) {

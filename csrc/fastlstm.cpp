@@ -146,7 +146,7 @@ int run_int8(fastlstm_forward_args &a, const Kernels &kernels, const Split &spli
 
 Split split_of(const fastlstm_forward_args &a, const Kernels &kernels, const fastlstm_threads *threads) {
     return {cells[a.cell], a.T, a.B, a.I, a.H, kernels.vector_bytes / size_of(a.dtype), threads, /*is_backward=*/false,
-            is_int8(a.dtype) ? 1 : 4};
+            /*trains=*/a.gates != nullptr, is_int8(a.dtype) ? 1 : 4};
 }
 
 // Runs a layer whose arguments have been checked.
@@ -286,7 +286,7 @@ int fastlstm_backward(const fastlstm_backward_args *args, const fastlstm_threads
     const Cell &cell = cells[a.cell];
     const int64_t size = size_of(a.dtype), lanes = kernels.vector_bytes / size;
     const int64_t T = a.T, B = a.B, I = a.I, H = a.H, panels = ceil_div(H, lanes);
-    Split split(cell, T, B, I, H, lanes, threads, /*is_backward=*/true);
+    Split split(cell, T, B, I, H, lanes, threads, /*is_backward=*/true, /*trains=*/true);
     Barriers barriers(split);
     BackwardJob job = {};
     job.args = &a, job.teams = split.teams, job.barriers = barriers.all;

@@ -87,7 +87,7 @@ class Plans:
         if (
             known is not None
             and known.recognizes(*tensors)
-            and 0 not in [a.data_ptr() for a in tensors]  # without memory, since its storage was resized to nothing
+            and 0 not in map(Tensor.data_ptr, tensors)  # without memory, since its storage was resized to nothing
             and (known.cast_type is None or known.cast_type is autocast_of(x))
         ):
             return None, known.plan

@@ -109,8 +109,12 @@ def poisoned(monkeypatch):
         scratch.memory.fill_(0xFF)
         return scratch
 
+    def poisoned_memory(shape, strides, dtype):
+        return torch.empty_strided(shape, strides, dtype=dtype, device="cpu")  # which torch fills in this mode
+
     torch.use_deterministic_algorithms(True)
     monkeypatch.setattr("fastlstm.backends.numba.host.frames.take_scratch", poisoned_scratch)
+    monkeypatch.setattr(pool, "empty_on_cpu", poisoned_memory)
     for size in (1 << 21, 1 << 22, 1 << 23):
         pool.pooled(torch.empty(0), size // 4).fill_(float("nan"))
     yield

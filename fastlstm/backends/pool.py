@@ -176,9 +176,7 @@ def unpooled(like: Tensor, *shape: int) -> Tensor:
     return tensor
 
 
-def new_of(
-    shape: Sequence[int], dtype: torch.dtype, large: Callable[..., Tensor] = unpooled
-) -> Callable[[], Tensor]:
+def new_of(shape: Sequence[int], dtype: torch.dtype, large: Callable[..., Tensor] = unpooled) -> Callable[[], Tensor]:
     """Return a function that makes a tensor of this shape and type on the CPU: by `large`, or faster if it is small."""
     if math.prod(shape) * dtype.itemsize < SMALL:
         strides = torch.empty(shape, dtype=dtype, device="meta").stride()

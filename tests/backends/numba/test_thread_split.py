@@ -105,5 +105,5 @@ def test_native_splits_alike(T, B, I, H, kind, available):
         layer(torch.zeros(T, B, I))[0].sum().backward()
     s = signature(T, B, I, H)._replace(cell=cells.lstm if kind == "LSTM" else cells.gru)
     lanes = csrc.library.fastlstm_lanes(0, csrc.instructions)
-    expected = [split_threads(available, s, -(-H // lanes), backward) for backward in (False, True)]
+    expected = [split_threads(available, s, -(-H // lanes), backward, True) for backward in (False, True)]
     assert found == [split for split in expected if split != (1, 1)]

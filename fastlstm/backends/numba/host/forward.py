@@ -20,6 +20,7 @@ from fastlstm.cells.spec import Cell
 
 Shared = tuple[Tensor, tuple[Tensor, ...]]  # what the parts of a module write to: (T, B, D H), and (parts, B, H) each
 
+
 def saved_shape(
     cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, stack_size: int | None = None
 ) -> tuple[int, ...]:
@@ -49,7 +50,7 @@ class Forward(Pass):
         part: int = 0, directions: int = 1,
     ) -> None:  # fmt: skip
         """`part`, `directions`: of a module, which of its parts this is and in how many directions its layers run."""
-        super().__init__(signature, caches)
+        super().__init__(signature, caches, save)
         self.save, self.flip, s = save, 0, signature
         self.options = {"save": save, "part": part, "directions": directions}
         T, R, I, H, dtype, size, counts = s.T, s.rows, s.I, s.H, s.dtype, s.dtype.itemsize, s.counts
@@ -82,7 +83,8 @@ class Forward(Pass):
         steps = () if s.is_single_step else (T,)
         self.new_states = [new_of(shape, dtype) for shape in self.state_shapes]
         self.new_h, self.new_sequence = (new_of((*steps, R, width), dtype) for width in (s.h_width, H))
-        self.new_output = None if s.is_single_step else new_of((T, R, s.h_width), torch.bfloat16 if s.is_bfloat16 else dtype)
+        x_dtype = torch.bfloat16 if s.is_bfloat16 else dtype
+        self.new_output = None if s.is_single_step else new_of((T, R, s.h_width), x_dtype)
         self.new_gates = new_of(saved_shape(s.cell, T, R, H, dtype, s.stack_size), dtype, pooled)
         width_bytes = s.h_width * s.kernel_element_bytes
         self.h_row_bytes, self.h_offset = directions * width_bytes, part % directions * width_bytes
@@ -127,7 +129,7 @@ class Forward(Pass):
                 h_address = output.data_ptr()
         h_0_address, h_0_row, row_stride = self.zeros_address, 0, 0
         if h_0 is not None:
-            initial = [a.contiguous() for a in initial]
+            initial = tuple([a.contiguous() for a in initial])
             h_0_address = initial[0].data_ptr() + self.h_n_offset
             h_0_row, row_stride = self.h_0_row_bytes, self.state_row_bytes
         lengths_address = reset_address = gates_address = 0

@@ -47,8 +47,10 @@ class Pass:
     kind: str  # "Forward" or "Backward"
     options: dict[str, Any]  # what a subclass was made with beside `signature` and `caches`
 
-    def __init__(self, signature: Signature, caches: dict[Any, Any] | None) -> None:
-        """`caches`: maps layouts of packed weights to a `PackedCache` each; None if packed weights may not be kept."""
+    def __init__(self, signature: Signature, caches: dict[Any, Any] | None, saves: bool = False) -> None:
+        """`caches`: maps layouts of packed weights to a `PackedCache` each; None if packed weights may not be kept.
+        `saves`: whether a forward pass saves what the backward pass reads.
+        """
         s, size = signature, signature.dtype.itemsize
         self.signature, self.caches, self.stack_size = s, caches, s.stack_size or 1
         self.lanes = sizes.lanes_of(s.dtype)
@@ -64,7 +66,7 @@ class Pass:
         self.state_shapes = (*s.state_axes, s.rows, s.h_width), *[self.state_shape] * s.counts.inner_states
         self.zero_row = zeros(self.state_row_bytes)
         self.zeros_address = ctypes.addressof(self.zero_row)
-        split = thread_split.split_threads(s.threads, s, self.panels, self.kind == "Backward")
+        split = thread_split.split_threads(s.threads, s, self.panels, self.kind == "Backward", saves)
         self.threads, self.team_count = split
 
     def prepare(

@@ -30,12 +30,15 @@ WEIGHT_BYTES_PER_ROW = 1 << 15  # bytes of float32 weights for which a team gets
 ONE_TEAM = 8  # how many times as fast weights are read if no other team reads them too
 
 
-def split_threads(available: int, s: Signature, panels: int, backward: bool = False) -> tuple[int, int]:
+def split_threads(
+    available: int, s: Signature, panels: int, backward: bool = False, saves: bool = False
+) -> tuple[int, int]:
     """Return how many of the `available` threads work, and how many teams of equal size they form.
 
-    Threads that work on a stack split its layers, and are one team.
+    Threads that work on a stack split its layers, and are one team. `saves`: whether a forward pass saves what the
+    backward pass reads.
     """
-    time = predicted_time(s, panels, backward)
+    time = predicted_time(s, panels, backward, saves)
     alone, layers = time(1, 1), s.stack_size or 1
     if layers > 1:
         counts = fewest(lambda n: -(-layers // n), min(available, layers))
@@ -99,7 +102,7 @@ def wake_time(threads: int) -> int:
     return WAKE + WAKE_PER_THREAD * threads if threads > 1 else 0
 
 
-def predicted_time(s: Signature, panels: int, backward: bool) -> Callable[[int, int], float]:
+def predicted_time(s: Signature, panels: int, backward: bool, saves: bool = False) -> Callable[[int, int], float]:
     """Return a function of the number of teams and of each team's members. It returns the time of the slowest thread.
 
     Each step of the `backward` pass reads weight_hh alone, in groups of four panels. The other products are sums over
@@ -112,6 +115,7 @@ def predicted_time(s: Signature, panels: int, backward: bool) -> Callable[[int, 
     # From so many rows on, products last longer than reading the weights: a register tile where members split the rows,
     # else at most a row block, and at least a pair, or what fills AMX tiles.
     least, most = (6, 6) if s.splits_rows else (2 if s.components < 2 else 32, 64)
+    wakes = 2 if backward or saves else 1  # in training threads also fetch what others have saved, as long again
     part = row_group(s) if backward else 1  # rows that no two members split in a cell that takes means
     # how much faster products of bfloat16 are where few rows use them: on AMX, or on vectors
     speedup = 1 if s.components != 1 else 8 if max_components() > 1 else 2
@@ -133,6 +137,6 @@ def predicted_time(s: Signature, panels: int, backward: bool) -> Callable[[int, 
         step = (max(rows, enough) * read * units + sums) / speedup + cells
         if members > 1:
             step += barriers * (BARRIER + BARRIER_PER_MEMBER * members) + RECEIVED * rows * (H - units)
-        return s.T * step + PREPARED * products * units_of(threads) + wake_time(threads)
+        return s.T * step + PREPARED * products * units_of(threads) + wakes * wake_time(threads)
 
     return time
