@@ -77,7 +77,7 @@ struct Split {
             const double multiply_adds = (double)most_rows * read * units + B * (products - read) * own_units;
             double step = multiply_adds * size / 4 + 32. * cell.preacts * rows * own_panels * lanes;
             if (members > 1) step += 30000. + 5000. * members + 32. * rows * (H - units);
-            return T * step + 3. * products * own_units * size / 4 + (trains ? 2 : 1) * wake_time(n * members);
+            return T * step + 3. * products * own_units * size / 4 + (trains && T == 1 ? 2 : 1) * wake_time(n * members);
         };
         double least = available > 1 ? predicted_time(1, 1) : 0;
         auto consider = [&](int64_t n, int64_t members) {

@@ -115,7 +115,8 @@ def predicted_time(s: Signature, panels: int, backward: bool, saves: bool = Fals
     # From so many rows on, products last longer than reading the weights: a register tile where members split the rows,
     # else at most a row block, and at least a pair, or what fills AMX tiles.
     least, most = (6, 6) if s.splits_rows else (2 if s.components < 2 else 32, 64)
-    wakes = 2 if backward or saves else 1  # in training threads also fetch what others have saved, as long again
+    # In a training step of one time step threads also fetch what others have saved, which takes as long again.
+    wakes = 2 if s.T == 1 and (backward or saves) else 1
     part = row_group(s) if backward else 1  # rows that no two members split in a cell that takes means
     # how much faster products of bfloat16 are where few rows use them: on AMX, or on vectors
     speedup = 1 if s.components != 1 else 8 if max_components() > 1 else 2
