@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._pytree import tree_leaves
 
 import fastlstm.export
 import fastlstm.predict
@@ -219,6 +220,23 @@ def without_an_entry(draw, content):
 
 
 FOREIGN = st.sampled_from([b"", PNG, b"PK\x03\x04" + b"\0" * 40]) | st.binary(max_size=200)
+
+
+@pytest.mark.parametrize("command", FILES)
+def test_a_flipped_bit_of_a_weight_is_found(finished, command):
+    """Which `torch.load` reads as another number."""
+    path = finished / FILES[command]
+    whole = path.read_bytes()
+    content = torch.load(io.BytesIO(whole), weights_only=True)
+    largest = max((a for a in tree_leaves(content) if isinstance(a, torch.Tensor)), key=torch.Tensor.numel)
+    damaged = bytearray(whole)
+    damaged[whole.index(largest.numpy().tobytes())] ^= 1
+    path.write_bytes(damaged)
+    try:
+        code, error, _ = outcome(command, finished)
+    finally:
+        path.write_bytes(whole)
+    assert (code, error.count("\n"), f"{path}: " in error) == (2, 1, True)
 
 
 @pytest.mark.parametrize("command", FILES)
