@@ -196,7 +196,8 @@ def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dic
         "h_width": s.h_width, "span": span_of(s.H, s.heads, lanes, s.h_width),
         "saved": s.cell.layout.saved_vectors(lanes), "gate_panels": saved_panels(s.cell, s.H, lanes),
         "panel_bytes": ROW_BLOCK * vectors * lanes * size if has_phases else 0,
-        "rows_together": ROWS_TOGETHER if has_phases else max(s.B, 1), "splits_rows": s.splits_rows,
+        "rows_together": ROWS_TOGETHER if has_phases else max(s.B, 1),
+        "splits_rows": s.splits_rows and of_cell["phases"] > 1,  # the gradient may have one: means without gradients
         "later_slot": copy_slots, "product_vectors": product_vectors, "operand_slot": operand_slot, "slots": slots,
     }  # fmt: skip
     return of_cell | fields, 2 * of_cell["table_bytes"] // size + ROW_BLOCK * (product_vectors + slots) * lanes
