@@ -192,53 +192,85 @@ template <class E> struct Row {
     E *next[2];
 };
 
-// Adds a row of a (count) and of a2 (count2) times w (count + count2, N vectors) to `preact`.
-template <class E, int N>
-INLINE void add_row(Vector<E> *preact, const E *w, const E *a, int64_t count, const E *a2, int64_t count2) {
-    Raw<E> acc[1][N] = {};
-    w = accumulate<E, 1, N, N>(acc, a, 0, 1, w, count);
-    accumulate<E, 1, N, N>(acc, a2, 0, 1, w, count2);
-    UNROLL for (int n = 0; n < N; n++) preact[n] = preact[n] + Vector<E>(acc[0][n]);
+// Panels of a single row that run at once. NEON's short vectors need more chains of sums than one panel has.
+#ifdef __aarch64__
+constexpr int64_t ROW_PANELS = 4;
+#else
+constexpr int64_t ROW_PANELS = 1;
+#endif
+
+// Adds a row of a (count) and of a2 (count2) times w (count + count2, N vectors) to N vectors of `preact` from `first` on.
+// It does so for P panels, whose weights are `size` elements apart.
+template <class E, int N, int P, int S>
+INLINE void add_row(Vector<E> (&preact)[P][S], int first, const E *w, int64_t size, const E *a, int64_t count, const E *a2,
+                    int64_t count2) {
+    Raw<E> acc[P][1][N] = {};
+    if constexpr (P == 1) {
+        w = accumulate<E, 1, N, N>(acc[0], a, 0, 1, w, count);
+        accumulate<E, 1, N, N>(acc[0], a2, 0, 1, w, count2);
+    } else {
+        for (int part = 0; part < 2; part++, a = a2, count = count2)
+            for (; count > 0; count--, a++, w += N * Vector<E>::N)
+                UNROLL for (int p = 0; p < P; p++) accumulate<E, 1, N, N>(acc[p], a, 0, 1, w + p * size, 1);
+    }
+    UNROLL for (int p = 0; p < P; p++)
+        UNROLL for (int n = 0; n < N; n++) preact[p][first + n] = preact[p][first + n] + Vector<E>(acc[p][0][n]);
 }
 // Does so for the columns of x and then of h, in the K blocks of preact_of, with N vectors of each column.
-template <class E, int N>
-INLINE void add_row_in_blocks(Vector<E> *preact, const E *w, const E *x, int64_t I, const E *h, int64_t H) {
+template <class E, int N, int P, int S>
+INLINE void add_row_in_blocks(Vector<E> (&preact)[P][S], int first, const E *w, int64_t size, const E *x, int64_t I,
+                              const E *h, int64_t H) {
     const int64_t K = I + H, blocks = ceil_div(K, BLOCK_K), k_block = quotient(K + blocks - 1, blocks), columns = h ? K : I;
     for (int64_t k = 0; k < columns; k += k_block) {
         const int64_t last = min(k + k_block, columns), x_columns = max(0, min(last, I) - k), h_columns = last - k - x_columns;
         const E *x_k = x_columns ? x + k : x, *h_k = h_columns ? h + max(0, k - I) : h;
-        add_row<E, N>(preact, w + k * N * Vector<E>::N, x_k, x_columns, h_k, h_columns);
+        add_row<E, N>(preact, first, w + k * N * Vector<E>::N, size, x_k, x_columns, h_k, h_columns);
     }
 }
 
-// Runs one step of one row for the panels p to p_last, without masks. The pre-activations stay in registers. The bits are
-// those of preact_of and finish_cells.
-template <class C, class E>
-NOINLINE void step_of_row(int64_t p, int64_t p_last, int64_t I, int64_t H, const E *w, const E *biases, const Row<E> &row) {
+// Runs one step of one row for P panels from p on, without masks. All but the last of a layer are whole.
+template <class C, class E, int P>
+INLINE void step_of_panels(int64_t p, int64_t I, int64_t H, const E *w, const E *biases, const Row<E> &row) {
     using V = Vector<E>;
     constexpr int64_t L = V::N;
     const int64_t size = (I * C::X + H * C::Y) * L;
-    for (; p < p_last; p++, w += size, biases += C::S * L) {
-        const Panel<C, E> panel(H, p);
-        V preact[C::S], old_states[C::STATES], new_states[C::STATES], saved[C::SAVED];
-        UNROLL for (int k = 0; k < C::S; k++) preact[k] = V::load(biases + k * L);
-        if constexpr (!panel.JOINT) {
-            add_row_in_blocks<E, C::X>(preact, w, row.x, I, row.x, 0);
-            if (row.h) add_row_in_blocks<E, C::Y>(preact + C::S - C::Y, w + I * C::X * L, row.h, H, row.x, 0);
-        } else if (!panel.is_compact()) {
-            add_row_in_blocks<E, C::S>(preact, w, row.x, I, row.h, H);
-        } else {
-            if (panel.vectors == 1) add_row_in_blocks<E, 1>(preact, w, row.x, I, row.h, H);
-            else if (panel.vectors == 2) add_row_in_blocks<E, 2>(preact, w, row.x, I, row.h, H);
-            else add_row_in_blocks<E, 3>(preact, w, row.x, I, row.h, H);
-            alignas(64) E compact[C::S * L];
-            UNROLL for (int k = 0; k < C::S; k++) preact[k].store(compact + k * L);
-            UNROLL for (int k = 0; k < C::S; k++) preact[k] = V::load(compact + k * panel.gate_stride, panel.valid);
-        }
-        UNROLL for (int k = C::FIRST_READ; k < C::STATES; k++) old_states[k] = V::load(row.prev[k] + p * L, panel.valid);
-        C::forward(preact, old_states, new_states, saved);
-        UNROLL for (int k = 0; k < C::STATES; k++) new_states[k].store(row.next[k] + p * L, panel.valid);
+    const Panel<C, E> panel(H, p + P - 1);
+    V preact[P][C::S];
+    UNROLL for (int j = 0; j < P; j++)
+        UNROLL for (int k = 0; k < C::S; k++) preact[j][k] = V::load(biases + (j * C::S + k) * L);
+    if constexpr (!panel.JOINT) {
+        add_row_in_blocks<E, C::X>(preact, 0, w, size, row.x, I, row.x, 0);
+        if (row.h) add_row_in_blocks<E, C::Y>(preact, C::S - C::Y, w + I * C::X * L, size, row.h, H, row.x, 0);
+    } else if (P > 1 || !panel.is_compact()) {
+        add_row_in_blocks<E, C::S>(preact, 0, w, size, row.x, I, row.h, H);
+    } else {
+        if (panel.vectors == 1) add_row_in_blocks<E, 1>(preact, 0, w, size, row.x, I, row.h, H);
+        else if (panel.vectors == 2) add_row_in_blocks<E, 2>(preact, 0, w, size, row.x, I, row.h, H);
+        else add_row_in_blocks<E, 3>(preact, 0, w, size, row.x, I, row.h, H);
+        alignas(64) E compact[C::S * L];
+        UNROLL for (int k = 0; k < C::S; k++) preact[0][k].store(compact + k * L);
+        UNROLL for (int k = 0; k < C::S; k++) preact[0][k] = V::load(compact + k * panel.gate_stride, panel.valid);
     }
+    UNROLL for (int j = 0; j < P; j++, p++) {
+        const int64_t valid = j < P - 1 ? L : panel.valid;
+        V old_states[C::STATES], new_states[C::STATES], saved[C::SAVED];
+        UNROLL for (int k = C::FIRST_READ; k < C::STATES; k++) old_states[k] = V::load(row.prev[k] + p * L, valid);
+        C::forward(preact[j], old_states, new_states, saved);
+        UNROLL for (int k = 0; k < C::STATES; k++) new_states[k].store(row.next[k] + p * L, valid);
+    }
+}
+// Does so for the panels p to p_last. The pre-activations stay in registers. The bits are those of preact_of and
+// finish_cells.
+template <class C, class E>
+NOINLINE void step_of_row(int64_t p, int64_t p_last, int64_t I, int64_t H, const E *w, const E *biases, const Row<E> &row) {
+    constexpr int64_t L = Vector<E>::N;
+    const int64_t size = (I * C::X + H * C::Y) * L;
+    if constexpr (ROW_PANELS > 1) {
+        for (; p + ROW_PANELS <= p_last && !Panel<C, E>(H, p + ROW_PANELS - 1).is_compact();
+             p += ROW_PANELS, w += ROW_PANELS * size, biases += ROW_PANELS * C::S * L)
+            step_of_panels<C, E, ROW_PANELS>(p, I, H, w, biases, row);
+    }
+    for (; p < p_last; p++, w += size, biases += C::S * L) step_of_panels<C, E, 1>(p, I, H, w, biases, row);
 }
 
 // Runs one step of one row with packed weights, for `fastlstm_step`.
@@ -302,8 +334,10 @@ template <class C, class E> void forward(void *argument, int thread, int threads
             mask.zero<E>(RESET, team_rows, H, reset.from(b_first, 0));
             prev[0] = reset;
         }
-        for (int64_t j = p_first; j < p_last; j++) {  // serpentine order: the weights read last are still in the L2 cache
-            const int64_t p = s % 2 == 0 ? j : p_first + p_last - 1 - j;
+        // In serpentine order: the weights read last are still in the L2 cache
+        for (int64_t j = p_first, count; j < p_last; j += count) {
+            count = ROW_PANELS > 1 && is_plain_row && !packs_as_used ? min(ROW_PANELS, p_last - j) : 1;
+            const int64_t p = s % 2 == 0 ? j : p_first + p_last - count - j;
             const int64_t u = p * L;
             const Panel<C, E> panel(H, p);
             E *const packed = (E *)job.packed + (packs_as_used ? thread : p) * size;
@@ -311,7 +345,7 @@ template <class C, class E> void forward(void *argument, int thread, int threads
             if (is_plain_row) {
                 const E *h = s == 0 && begins_at_zero ? nullptr : prev[0].data;
                 const Row<E> row{x.data, h, {prev[0].data, prev[1].data}, {next[0].data, next[1].data}};
-                step_of_row<C, E>(p, p + 1, I, H, packed, biases + p * C::S * L, row);
+                step_of_row<C, E>(p, p + count, I, H, packed, biases + p * C::S * L, row);
                 continue;
             }
             for (int64_t b = b_first; b < b_last; b += ROW_BLOCK) {

@@ -196,6 +196,7 @@ template <class C, class E, class W> struct Call {
             expect(!forward() && !changed, "forward failed, or unchanged weights count as changed");
             compare_results();
         }
+        const std::vector<E> saving = h;
         for (const void **bias : {&f.bias_ih, &f.bias_hh}) {
             const void *const original = std::exchange(*bias, nullptr);
             expect(!forward() && changed, "a bias that is gone was not noticed");
@@ -205,6 +206,7 @@ template <class C, class E, class W> struct Call {
         must_be_noticed(scale_ih), must_be_noticed(scale_hh);
         f.c = nullptr, f.gates = nullptr;
         expect(!forward() && !changed, "unchanged weights count as changed");
+        expect(alike(h, saving), "a call that saves nothing differs");
         check_arguments();
         check_step(whole);
         f = whole, f.packed = packed.data();
