@@ -10,7 +10,7 @@ skip() { echo "skipped: $1" && exit 0; }
 tests/arm/environment.sh "$arm" || skip "the packages of the environment cannot be had"
 export PATH="$arm/bin:$PATH" FASTLSTM_QUIET=1 NUMBA_CACHE_DIR="$arm/numba"
 
-"$python" -m pytest -m "slow or not slow" -k on_arm tests/backends
+"$python" -m pytest --numprocesses 2 -m "slow or not slow" -k on_arm tests/backends
 
 # A copy of the tree, since the library of csrc/ that lies in a tree is that of one processor
 rm -rf "$arm/tree" && mkdir "$arm/tree"
