@@ -102,7 +102,8 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
         with parser.naming(argument, DataError):
             content = saved.read(path, "a checkpoint of fastlstm.train", {"about", "data", "states"})
     if args.resume and content:
-        _take_over(parser, args, content)
+        with parser.naming(argument, DataError):
+            _take_over(parser, args, path, content)
     device = _device(parser, args)
     with parser.naming("--data", DataError):
         data = load(args.data, device)
@@ -160,15 +161,18 @@ def _report(parser: Parser, out: Path, metrics: dict[str, Any], runs: dict[str, 
     return 0
 
 
-def _take_over(parser: Parser, args: argparse.Namespace, content: dict[str, Any]) -> None:
-    """Put into `args` what a run was begun with, by the `content` of its checkpoint."""
+def _take_over(parser: Parser, args: argparse.Namespace, path: Path, content: dict[str, Any]) -> None:
+    """Put into `args` what a run was begun with, by the `content` of its checkpoint at `path`."""
     for name in FIXED:
         if getattr(args, name) is not None:
             parser.error(f"argument --{name.replace('_', '-')}: must be left out with --resume, the run keeps its own")
-    about = content["about"]
-    for name, value in {**about["recipe"], "backend": about["backend"], "compare": about["compare"]}.items():
-        setattr(args, name, value)
-    args.data = args.data or (Path(content["data"]) if content["data"] else None)
+    try:
+        about = content["about"]
+        for name, value in {**about["recipe"], "backend": about["backend"], "compare": about["compare"]}.items():
+            setattr(args, name, value)
+        args.data = args.data or (Path(content["data"]) if content["data"] else None)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: expected a checkpoint of fastlstm.train, found a damaged one") from error
 
 
 def _recipe(parser: Parser, args: argparse.Namespace, data: Dataset) -> Recipe:

@@ -222,6 +222,20 @@ def without_an_entry(draw, content):
 FOREIGN = st.sampled_from([b"", PNG, b"PK\x03\x04" + b"\0" * 40]) | st.binary(max_size=200)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"about": 1, "data": "", "states": {}},
+        {"about": {}, "data": "", "states": {}},
+        {"about": {"recipe": {}, "backend": "numba", "compare": False}, "data": 1, "states": {}},
+    ],
+)
+def test_a_checkpoint_with_other_contents(tmp_path, content):
+    saved.write(tmp_path / "checkpoint.pt", content)
+    code, error, _ = outcome("train", tmp_path)
+    assert (code, error.count("\n"), f"{tmp_path / 'checkpoint.pt'}: " in error) == (2, 1, True)
+
+
 @pytest.mark.parametrize("command", FILES)
 def test_a_flipped_bit_of_a_weight_is_found(finished, command):
     """Which `torch.load` reads as another number."""
