@@ -60,7 +60,9 @@ def _run(stack: Any, x: Tensor, is_init: Tensor, *states: Tensor) -> Any:
     of the states (B, L, H).
     """
     drops = stack.dropout and stack.training and stack.n_layers > 1
-    if x.shape[1] == 1 or drops or torch.compiler.is_compiling() or not takes(x, *states, *stack.parameters()):
+    if x.dim() != 3 or x.shape[1] == 1 or drops or torch.compiler.is_compiling():
+        return None
+    if not takes(x, *states, *stack.parameters()):
         return None
     cell, layers = (library.lstm, stack.lstms) if len(states) == 2 else (library.gru, stack.grus)
     x, reset, last = x.transpose(0, 1), is_init.squeeze(-1).transpose(0, 1), []

@@ -27,7 +27,8 @@ class Place(NamedTuple):
     Attributes:
         module, name: by which users import it.
         package, oldest: what pip knows it by, and the first release that will do.
-        run: does what the class's `method` does, or returns None for a call that the library's own code is to run.
+        run: does what the class's `method` does, or returns None for a call that the library's own code is to run. That
+            code also runs a call with arguments that `run` does not have.
         unlike: returns what keeps a module of the class as it is, in words, or "" for one that fastlstm runs.
         method: which method of the class `run` stands for.
     """
@@ -90,7 +91,10 @@ class Places:
         return model
 
     def restore(self, model: Model) -> Model:
-        """Undo `accelerate`: the modules run the library's code again. Return `model`."""
+        """Undo `accelerate`: the modules run the library's code again, and their layers are torch's. Return `model`.
+
+        That holds also for a layer that was fastlstm's before `accelerate`, by `fastlstm.replace`.
+        """
         for module in model.modules():
             if type(module).__module__ == self._integration:
                 module.__class__ = type(module).__bases__[0]
@@ -121,7 +125,12 @@ def _class_for(place: Place, integration: str) -> type:
     own = getattr(theirs, place.method)
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = place.run(self, *args, **kwargs)
+        try:
+            result = place.run(self, *args, **kwargs)
+        except TypeError as error:
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                raise  # from within `run`, which does have these arguments
+            result = None
         return own(self, *args, **kwargs) if result is None else result
 
     return type(place.name, (theirs,), {place.method: method, "__module__": integration, "__doc__": theirs.__doc__})
@@ -129,10 +138,12 @@ def _class_for(place: Place, integration: str) -> type:
 
 def takes(*tensors: Tensor | None) -> bool:
     """Return whether fastlstm runs a call with these tensors: they are of one floating dtype, on the CPU and not empty,
-    and autocast is off.
+    autocast is off, and a backward pass may save them.
     """
     given = [a for a in tensors if a is not None]
     same = all(a.is_cpu and a.dtype == given[0].dtype and a.numel() for a in given)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and any(a.is_inference() for a in given):
+        return False
     return same and given[0].is_floating_point() and not torch.is_autocast_enabled("cpu")
 
 

@@ -9,8 +9,8 @@
 
 Where an episode of any environment ends inside a minibatch, rl_games cuts all of its sequences, and runs the parts one
 after the other. After `accelerate` one call with `reset` runs the sequences as they are. The code of rl_games still
-takes a minibatch of one sequence, in which it sees no end of an episode, and calls under a compiler. It then runs
-fastlstm's layers.
+takes a minibatch of one sequence, in which it sees no end of an episode, layers of two directions, and calls under a
+compiler. It then runs fastlstm's layers.
 
 `accelerate` and `restore` are those of `fastlstm.integrations.places.Places`.
 """
@@ -21,13 +21,17 @@ import torch
 from torch import Tensor
 
 from fastlstm.integrations.places import Place, Places, run_with_resets, takes
+from fastlstm.layers.recurrent import Recurrent
 
 
 def _run(module: Any, input: Tensor, states: Any, done_masks: Tensor | None = None, bptt_len: int = 0) -> Any:  # noqa: A002
     """Do what `forward` of an `LSTMWithDones` or a `GRUWithDones` does."""
     if done_masks is None or input.shape[1] == 1 or torch.compiler.is_compiling() or not takes(input):
         return None
-    return run_with_resets(module.rnn, input, states, done_masks.reshape(input.shape[:2]))
+    layer = module.rnn
+    if not isinstance(layer, Recurrent) or layer.bidirectional or layer.batch_first:
+        return None
+    return run_with_resets(layer, input, states, done_masks.reshape(input.shape[:2]))
 
 
 _RECURRENT = "rl_games.common.layers.recurrent"

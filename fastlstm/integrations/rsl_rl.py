@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from fastlstm import convert
 from fastlstm.integrations import import_library
 from fastlstm.integrations.places import Place, Places, takes
+from fastlstm.layers.recurrent import Recurrent
 
 
 def _run(module: Any, input: Tensor, masks: Tensor | None = None, hidden_state: Any = None) -> Tensor | None:  # noqa: A002
     """Do what `forward` of an `RNN` does."""
     if masks is None or hidden_state is None or torch.compiler.is_compiling() or not takes(input):
+        return None
+    if not isinstance(module.rnn, Recurrent):
         return None
     output, _ = module.rnn(input, hidden_state, lengths=masks.sum(0))
     return import_library("rsl_rl.utils", *_RELEASE).unpad_trajectories(output, masks)
@@ -31,7 +34,8 @@ def _run(module: Any, input: Tensor, masks: Tensor | None = None, hidden_state: 
 
 def _as_jit(model: Any) -> nn.Module:
     """Do what `as_jit` of an `RNNModel` does: return what TorchScript compiles, which are torch's layers alone."""
-    return convert.restore(super(type(model), model).as_jit())
+    library = import_library("rsl_rl.models.rnn_model", *_RELEASE)
+    return convert.restore(library.RNNModel.as_jit(model))
 
 
 _RELEASE = "rsl-rl-lib", "5.0"

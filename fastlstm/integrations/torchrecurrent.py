@@ -92,7 +92,9 @@ KINDS: dict[str, tuple[Cell, Callable[[Any], tuple[Any, ...]]]] = {
 
 def _unlike(module: Any) -> str:
     """Return what keeps a layer as it is: activations, where its class lets them be chosen."""
-    own, usual = ([type(child) for child in each.cells[0].children()] for each in (module, type(module)(1, 1)))
+    with torch.random.fork_rng(devices=[]):  # the initial weights of `plain` draw no numbers of the caller's
+        plain = type(module)(1, 1)
+    own, usual = ([type(child) for child in each.cells[0].children()] for each in (module, plain))
     return "" if own == usual else "it has other activations than its class by default"
 
 

@@ -30,9 +30,9 @@ def _in_python(module: Any) -> str:
     return "" if isinstance(_layer(module), nn.LSTM | nn.GRU | Recurrent) else "it has python_based=True"
 
 
-def _run(module: Any, tensordict: Any = None, **tensors: Any) -> Any:
+def _run(module: Any, tensordict: Any) -> Any:
     """Do what `forward` of a module does."""
-    if tensordict is None or not module.recurrent_mode or torch.compiler.is_compiling():
+    if isinstance(tensordict, Tensor | None) or not module.recurrent_mode or torch.compiler.is_compiling():
         return None
     results = _results(module, tensordict)
     if results is None:

@@ -80,6 +80,15 @@ def test_rollouts_with_resets(kind, options, monkeypatch):
 
 
 @kinds
+def test_a_stack_without_rows(kind):
+    sizes = {"input_size": I, "hidden_size": H, "n_layers": 1, "dropout": 0.0, "bias": True}
+    alone, (x, is_init) = type(stack(model(kind), kind))(device="cpu", **sizes), rollout()
+    arguments = x[0, :, 0], is_init[0], *(torch.randn(1, H) for _ in range(KINDS[kind][2]))
+    expected = alone(*arguments)
+    assert all(map(torch.equal, integration.accelerate(alone)(*arguments), expected))
+
+
+@kinds
 def test_single_steps_and_dropout_are_the_librarys_matter(kind):
     theirs = model(kind, n_layers=2)
     ours, (x, is_init) = integration.accelerate(copy.deepcopy(theirs)), rollout()

@@ -62,6 +62,19 @@ def test_rl_games_runs_no_loop(kind, monkeypatch):
     results(ours, kind)
 
 
+@pytest.mark.parametrize("change", ["two directions", "a layer of torch"])
+@kinds
+def test_other_layers(kind, change):
+    cls, count, _ = KINDS[kind]
+    theirs, other = cls(I, H, bidirectional=change == "two directions"), getattr(torch.nn, kind)(I, H)
+    ours = integration.accelerate(copy.deepcopy(theirs))
+    if change == "a layer of torch":
+        theirs.rnn = ours.rnn = other
+    states = [torch.randn(1 + theirs.rnn.bidirectional, B, H) for _ in range(count)]
+    arguments = torch.randn(T, B, I), tuple(states) if count == 2 else states[0], (torch.rand(T, B, 1) < 0.2).float()
+    close(ours(*arguments)[0], theirs(*arguments)[0], "values")
+
+
 class Target(IVecEnv):
     """Environments in which an agent finds out whether to go left or right. Episodes last for 3 to 7 steps."""
 

@@ -71,4 +71,18 @@ def test_a_model_is_exported(kind):
     assert isinstance(model.rnn.rnn, KINDS[kind])
     close(torch.jit.script(model.as_jit())(observations["seen"]), expected, "values")
     assert isinstance(model.rnn.rnn, KINDS[kind])
+    derived = type("Derived", (type(model),), {})
+    model.__class__ = derived
+    close(torch.jit.script(model.as_jit())(observations["seen"]), expected, "values")
+    model.__class__ = derived.__bases__[0]
     assert type(integration.restore(model)) is RNNModel
+
+
+@kinds
+def test_another_layer_in_an_accelerated_module(kind):
+    ours = integration.accelerate(module(kind))
+    ours.rnn = getattr(torch.nn, kind)(I, H)
+    theirs = module(kind)
+    theirs.rnn = ours.rnn
+    expected, got = results(theirs, kind), results(ours, kind)
+    close(got[0], expected[0], "values")

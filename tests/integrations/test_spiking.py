@@ -1,6 +1,7 @@
 """Spiking networks of norse, spikingjelly and snnTorch compute the same with fastlstm."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -113,6 +114,52 @@ def test_a_state_goes_on():
             equal(ours(currents), theirs(currents))
 
 
+@pytest.mark.parametrize("make", [norse, spikingjelly])
+def test_training_goes_on_from_a_state_of_inference_mode(make):
+    gradients = []
+    for module in (make(), spiking.accelerate(make())):
+        torch.manual_seed(0)
+        currents = drawn(9)
+        with torch.inference_mode():
+            last = module(currents)[1]
+        output = module(currents, last)[0] if make is norse else module(currents)
+        gradients.append(torch.autograd.grad(output.sum(), currents))
+    close(gradients[1], gradients[0], "long")
+
+
+def test_options_that_change_later():
+    surrogates = pytest.importorskip("spikingjelly.activation_based.surrogate", reason=NEEDED.format("spikingjelly"))
+    changes = {
+        "surrogate_function": surrogates.Sigmoid(spiking=False),
+        "store_v_seq": True,
+    }
+    for name, value in changes.items():
+        theirs, currents = spikingjelly(), drawn(9)
+        ours = spiking.accelerate(copy.deepcopy(theirs))
+        setattr(theirs, name, value)
+        setattr(ours, name, value)
+        equal(results_of(ours, currents), results_of(theirs, currents))
+    ours = spiking.accelerate(spikingjelly())
+    ours._neuron_precision = torch.bfloat16, "fp32", "fp32"
+    with pytest.raises(RuntimeError, match=r"^the requested neuron precision requires CUDA\.$"):
+        ours(drawn(9))
+    theirs = norse()
+    ours = spiking.accelerate(copy.deepcopy(theirs))
+    ours.p = theirs.p = norse(method="tanh").p
+    currents = drawn(9)
+    got, expected = [torch.autograd.grad(results_of(each, currents)[0].sum(), currents) for each in (ours, theirs)]
+    equal(got, expected)
+
+
+def test_arguments_that_the_library_alone_takes(monkeypatch):
+    theirs, currents = spikingjelly(), drawn(9)
+    ours = spiking.accelerate(copy.deepcopy(theirs))
+    equal(ours(currents, 1), theirs(currents, 1))
+    monkeypatch.setattr(spiking, "run_cell", None)  # an error inside a call is not about its arguments
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        ours(currents)
+
+
 @pytest.mark.parametrize("case", ["one row", "autocast"])
 @pytest.mark.parametrize("make", [norse, spikingjelly])
 def test_what_runs_the_code_of_the_library(make, case, monkeypatch):
@@ -132,10 +179,29 @@ def test_what_stays():
         assert type(module).__module__ != spiking.__name__
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_leaky_under_autocast(dtype):
+    torch.manual_seed(0)
+    neuron, currents = leaky(), drawn(33, scale=0.5).detach().to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, expected = spiking.over_time(neuron, currents), loop(neuron, currents, torch.zeros(B, 33))
+    assert got[0].dtype == got[1].dtype == torch.float32
+    equal(got[0], expected[0])
+    close(got[1], expected[1], "values")
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"surrogate": "spike_rate_escape"}, {"reset_mechanism": "zero"}, {"init_hidden": True}, {"inhibition": True}],
-    ids=str,
+    [
+        {"surrogate": "spike_rate_escape"},
+        {"reset_mechanism": "zero"},
+        {"init_hidden": True},
+        {"inhibition": True},
+        {"graded_spikes_factor": torch.full((3,), 2.0)},
+        {"learn_graded_spikes_factor": True},
+        {"spike_grad": functools.partial(torch.heaviside, values=torch.zeros(1))},
+    ],
+    ids=", ".join,
 )
 def test_a_leaky_that_is_not_taken(options):
     with pytest.raises(
@@ -144,9 +210,34 @@ def test_a_leaky_that_is_not_taken(options):
         spiking.over_time(leaky(**options), drawn(3))
 
 
-def test_not_a_neuron():
-    with pytest.raises(TypeError, match=r"^neuron must be a Leaky"):
-        spiking.over_time(nn.ReLU(), drawn(3))
+def test_a_factor_of_one_for_each_unit():
+    torch.manual_seed(0)
+    currents = drawn(33).detach()
+    got, expected = [spiking.over_time(leaky(graded_spikes_factor=a), currents) for a in (torch.ones(33), 1.0)]
+    equal(got, expected)
+
+
+@pytest.mark.parametrize("kind", ["ReLU", "Synaptic", "RLeaky", "RSynaptic", "Derived"])
+def test_another_neuron(kind):
+    library, rest = pytest.importorskip("snntorch", reason=NEEDED.format("snntorch")), {"linear_features": 3}
+    derived = type("Derived", (library.Leaky,), {"forward": lambda self, *given: library.Leaky.forward(self, *given)})
+    neuron = {
+        "ReLU": nn.ReLU,
+        "Synaptic": lambda: library.Synaptic(0.8, 0.9),
+        "RLeaky": lambda: library.RLeaky(0.9, **rest),
+        "RSynaptic": lambda: library.RSynaptic(0.8, 0.9, **rest),
+        "Derived": lambda: derived(0.9),
+    }[kind]()
+    with pytest.raises(TypeError, match=rf"^neuron must be a Leaky of snnTorch .*, got {kind}"):
+        spiking.over_time(neuron, drawn(3))
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (0, 3, 5), (7, 0, 5)], ids=str)
+def test_currents_of_a_leaky_that_are_not_taken(shape):
+    with pytest.raises(ValueError, match=r"^currents must be \(T, B, \.\.\.\) with steps, rows and units, got \("):
+        spiking.over_time(leaky(), torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"^membrane must be \(B, \.\.\.\) as in currents, \(16, 3\), got \(1, 3\)$"):
+        spiking.over_time(leaky(), drawn(3), torch.zeros(1, 3))
 
 
 class Tutorial(nn.Module):

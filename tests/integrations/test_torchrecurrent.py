@@ -106,6 +106,13 @@ def test_what_runs_the_code_of_torchrecurrent(case, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(got, expected))
 
 
+def test_no_random_numbers_are_drawn():
+    module = layer("PeepholeLSTM")
+    before = torch.random.get_rng_state()
+    integration.accelerate(module)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_training():
     torch.manual_seed(1)
     x = torch.randn(12, 16, I).double()

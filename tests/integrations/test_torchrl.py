@@ -132,7 +132,13 @@ def test_tensors_in_place_of_a_tensordict(kind):
     theirs, data = module(kind), rollout(kind, (4,))
     ours = integration.accelerate(copy.deepcopy(theirs))
     arguments = {key: data[key] for key in theirs.in_keys}
-    close(list(ours(**arguments)), list(theirs(**arguments)), "values")
+    expected = list(theirs(**arguments))
+    close(list(ours(**arguments)), expected, "values")
+    close(list(ours(*arguments.values())), expected, "values")
+    with set_recurrent_mode(True), pytest.raises(Exception) as raised:
+        theirs(data["seen"])
+    with set_recurrent_mode(True), pytest.raises(raised.type):
+        ours(data["seen"])
 
 
 @kinds
