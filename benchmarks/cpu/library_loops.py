@@ -114,7 +114,7 @@ class Tutorial(nn.Module):
 
 class ByLayers(Tutorial):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        spikes, _ = spiking.over_time(self.lif1, self.fc1(x.expand(self.T, -1, -1)))
+        spikes, _ = spiking.over_time(self.lif1, self.fc1(x).expand(self.T, -1, -1))
         return spiking.over_time(self.lif2, self.fc2(spikes))
 
 
@@ -122,7 +122,7 @@ class LibraryByLayers(Tutorial):
     """Layer after layer, but each neuron by the library."""
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        spikes, _ = self.over_time(self.lif1, self.fc1(x.expand(self.T, -1, -1)))
+        spikes, _ = self.over_time(self.lif1, self.fc1(x).expand(self.T, -1, -1))
         return self.over_time(self.lif2, self.fc2(spikes))
 
     def over_time(self, neuron: Any, currents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -295,6 +295,23 @@ def grouped_gru() -> tuple[nn.Module, Run]:
     return modules.GroupedGRU(512, 512, 3, 8, batch_first=True, shuffle=True), lambda model: model(x)
 
 
+def transducer() -> tuple[nn.Module, Run]:
+    """The prediction network of a speech transducer, of which a decoder calls one step at a time."""
+
+    class Prediction(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.output = nn.Embedding(1025, 640), nn.Linear(640, 640)
+            self.lstm = nn.LSTM(640, 640, batch_first=True)
+
+        def forward(self, labels: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+            h, state = self.lstm(self.embedding(labels), state)
+            return self.output(h), *state
+
+    label, state = torch.tensor([[5]]), (torch.randn(1, 1, 640), torch.randn(1, 1, 640))
+    return Prediction(), lambda model: model(label, state)
+
+
 def _deep_filter_net() -> tuple[Any, Any]:
     """Return the package's modules of models and of layers. It reads files by names that torchaudio has no longer."""
     names = ("torchaudio", "torchaudio.backend", "torchaudio.compliance")
@@ -356,5 +373,6 @@ MODELS = {
     "kraken's layers": ThirdParty("kraken", "text recognition", "B 4, W 200, H 64, 3 layers", kraken),
     "DeepFilterNet3": ThirdParty("libdf", "noise suppression", "B 1, 2 s, H 256, 5 layers", deep_filter_net),
     "GroupedGRU": ThirdParty("libdf", "noise suppression", "B 1, T 200, H 512, 3 layers of 8 groups", grouped_gru),
+    "prediction network": ThirdParty("torch", "speech recognition", "one step of one label, H 640", transducer),
     "OpenUnmix": ThirdParty("openunmix", "music separation", "B 4, T 100, H 64, 3 layers", open_unmix),
 }
