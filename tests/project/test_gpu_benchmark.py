@@ -71,9 +71,11 @@ def test_pytest_reports_what_was_measured(tmp_path):
     environment["TRITON_INTERPRET"] = "1"
     done = interpreter.run_module("pytest", *arguments, cwd=ROOT, environment=environment, check=True)
     infos = [each["extra_info"] for each in json.loads(file.read_text())["benchmarks"]]
-    assert [(info["group"], info["name"], info["mode"]) for info in infos] == [
-        ("A card, bf16", f"GPU {TINY}", mode) for _ in range(test_speed.VISITS) for mode in MODES
-    ]
+    rows = [(info["group"], info["name"], info["mode"]) for info in infos]
+    every = [("A card, bf16", f"GPU {TINY}", mode) for mode in MODES]
+    visits = test_speed.VISITS * len(every)
+    assert rows[:visits] == test_speed.VISITS * every
+    assert set(rows[visits:]) <= set(every)  # visited once more, since their rounds scattered
     assert "geometric mean of" in done.stdout or "No row has a result" in done.stdout
 
 
