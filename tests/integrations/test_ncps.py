@@ -9,6 +9,7 @@ from torch import nn
 from fastlstm.integrations import ncps as integration
 from fastlstm.integrations import places
 from tests.helpers.tolerances import close
+from tests.helpers.training import losses_of
 
 NEEDED = "needs the package ncps: pip install .[integrations]"
 theirs = pytest.importorskip("ncps.torch", reason=NEEDED)
@@ -90,14 +91,7 @@ class TestByFastlstm:
         curves = []
         for change in (lambda model: model, integration.accelerate):
             model = change(nn.ModuleList([cfc(proj_size=1)]))[0]
-            optimizer, curve = torch.optim.Adam(model.parameters(), 1e-2), []
-            for _ in range(20):
-                optimizer.zero_grad()
-                loss = (model(x)[0] - y).square().mean()
-                loss.backward()
-                optimizer.step()
-                curve.append(loss.detach())
-            curves.append(torch.stack(curve))
+            curves.append(losses_of(model, lambda model: (model(x)[0] - y).square().mean(), 1e-2, 20))
         close(curves[1], curves[0], "models")
         assert curves[1][-1] < 0.9 * curves[1][0]
 

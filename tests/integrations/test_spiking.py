@@ -9,6 +9,7 @@ from torch import nn
 
 from fastlstm.integrations import spiking
 from tests.helpers.tolerances import close, equal
+from tests.helpers.training import losses_of
 
 NEEDED = "needs the package {}: pip install .[integrations]"
 T, B = 25, 16
@@ -266,14 +267,11 @@ def test_training():
     for by_layers in (False, True):
         torch.manual_seed(1)
         model = Tutorial()
-        optimizer, curve = torch.optim.Adam(model.parameters(), 5e-3), []
-        for _ in range(10):
-            optimizer.zero_grad()
+
+        def loss(model, by_layers=by_layers):
             _, membranes = model(x, by_layers)
-            loss = sum(nn.functional.cross_entropy(v, labels) for v in membranes) / T
-            loss.backward()
-            optimizer.step()
-            curve.append(loss.detach())
-        curves.append(torch.stack(curve))
+            return sum(nn.functional.cross_entropy(v, labels) for v in membranes) / T
+
+        curves.append(losses_of(model, loss, 5e-3, 10))
     close(curves[1], curves[0], "models")
     assert curves[1][-1] < 0.95 * curves[1][0]

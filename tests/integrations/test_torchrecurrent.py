@@ -8,6 +8,7 @@ from torch import nn
 
 from fastlstm.integrations import torchrecurrent as integration
 from tests.helpers.tolerances import close
+from tests.helpers.training import losses_of
 
 NEEDED = "needs the package torchrecurrent: pip install .[integrations]"
 library = pytest.importorskip("torchrecurrent", reason=NEEDED)
@@ -121,13 +122,6 @@ def test_training():
     for change in (lambda model: model, integration.accelerate):
         torch.manual_seed(0)
         model = change(nn.ModuleList([layer("JANET"), nn.Linear(H, 1).double()]))
-        optimizer, curve = torch.optim.Adam(model.parameters(), 1e-2), []
-        for _ in range(20):
-            optimizer.zero_grad()
-            loss = (model[1](model[0](x)[0]) - y).square().mean()
-            loss.backward()
-            optimizer.step()
-            curve.append(loss.detach())
-        curves.append(torch.stack(curve))
+        curves.append(losses_of(model, lambda model: (model[1](model[0](x)[0]) - y).square().mean(), 1e-2, 20))
     close(curves[1], curves[0], "models")
     assert curves[1][-1] < 0.9 * curves[1][0]

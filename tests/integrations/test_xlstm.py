@@ -10,6 +10,7 @@ from torch import nn
 
 from fastlstm.integrations import xlstm
 from tests.helpers.tolerances import close
+from tests.helpers.training import losses_of
 
 NEEDED = "needs the package {}: pip install .[integrations]"
 BF16 = 2**-6  # of the largest value: TiRex's own cell rounds to the 8 bits of bfloat16 at each of a few dozen steps
@@ -242,14 +243,7 @@ def test_a_layer_of_tirex2_learns_the_same():
     x, y = torch.randn(2, 4, 12, 48).double()
     curves = []
     for each in (layer, xlstm.accelerate(copy.deepcopy(layer))):
-        optimizer, curve = torch.optim.Adam(each.parameters(), 1e-2), []
-        for _ in range(10):
-            optimizer.zero_grad()
-            loss = (each(x).flatten(2) - y).square().mean()
-            loss.backward()
-            optimizer.step()
-            curve.append(loss.detach())
-        curves.append(torch.stack(curve))
+        curves.append(losses_of(each, lambda layer: (layer(x).flatten(2) - y).square().mean(), 1e-2, 10))
     close(curves[1], curves[0], "models")
     assert curves[1][-1] < 0.95 * curves[1][0]
 
