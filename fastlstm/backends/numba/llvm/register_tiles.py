@@ -118,9 +118,10 @@ def for_row_tiles(name: str, height: int, tile: Callable[[int], Builder], row_ar
 
 def tile_rows(vecs: int) -> int:
     """Return the rows of a register tile of `vecs` vectors. 12 chains of sums keep the units busy, and 16 the four of
-    some NEON processors; a row block of 64 would leave 16 rows over from tiles of 24, in small ones.
+    some NEON processors. Tiles of 24 rows would leave 16 over in a row block of 64. One vector a row takes 16 rows, for
+    which its weights come from the second cache once where 12 and 4 rows would read them twice.
     """
-    return min(TILE_ROWS * 4 // vecs, 16 if IS_NEON else 12)
+    return min(TILE_ROWS * 4 // vecs, 16 if IS_NEON or vecs == 1 else 12)
 
 
 def panels_at_once(vecs: int) -> int:
