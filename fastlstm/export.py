@@ -88,8 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("out", type=Path, metavar="OUT", help="the file to write, such as row_lstm.flstm")
     add = parser.add_argument_group("numbers").add_argument
     add("--int8", action="store_true", help="write the LSTM's weights as int8, with a scale for each row")
-    activations = "with --int8, to what inputs and states are rounded; int16 has half the error (default: %(default)s)"
-    add("--activations", choices=("int8", "int16"), default="int8", help=activations)
+    add("--activations", choices=("int8", "int16"), default="int8", help="of inputs and states; int16: half the error")
     return parser.run(argv, _run)
 
 

@@ -27,14 +27,12 @@ def is_full(error: OSError) -> bool:
 def replacing(path: Path) -> Iterator[io.BytesIO]:
     """Yield a buffer, whose content becomes the file at `path` at the end, whole or not at all.
 
-    The content is written to a temporary file beside `path`, which is then renamed. If anything fails, such as a full
-    disk, it fails here, and the earlier file at `path` stays. The new file has the earlier one's permissions.
-
-    The temporary name cannot be guessed, and is never that of a file or link which is there. A process that is killed
-    may leave its temporary file. The next write into the folder removes it once it is as old as `LEFT_BEHIND`.
+    The content is written to a temporary file beside `path`, which is then renamed and has the earlier file's
+    permissions. Its name cannot be guessed, and is never that of a file or link which is there. One that a killed
+    process has left is removed by the next write into the folder, once it is as old as `LEFT_BEHIND`.
 
     Raises:
-        FileError: when the file cannot be written.
+        FileError: when the file cannot be written, as on a full disk. The earlier file at `path` stays.
     """
     content = io.BytesIO()
     yield content

@@ -14,7 +14,6 @@ from fastlstm.mnist.data import FILES, DataError, find, read_labels
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.training import predict
 
-LONGEST = 100  # characters of a picture's name
 DRAWN = 10  # images of a file that are drawn, at most
 EXAMPLES = """\
 A picture of the training images' size with light ink on a dark ground is
@@ -39,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument_group("what is read, and drawn").add_argument
     files = "PNG, JPEG or IDX file, gzipped or not, or a directory with the test images of an IDX set"
     add("images", type=Path, nargs="+", metavar="IMAGE", help=files)
-    model = "a run's directory or model.pt (default: %(default)s)"
-    add("--model", type=Path, default=Path(saved.DIRECTORY), help=model)
+    add("--model", type=Path, default=Path(saved.DIRECTORY), help="a run, or its model.pt (default: %(default)s)")
     add("--out", type=Path, metavar="DIR", help=f"draw there how up to {DRAWN} images of each file are read")
     return parser.run(argv, _run)
 
@@ -74,7 +72,7 @@ def _draw(directory: Path, number: int, model: RowLSTM, image: Tensor, name: str
     from fastlstm.mnist import pictures  # not above: it imports matplotlib
 
     title = name.encode("ascii", "backslashreplace").decode()  # no font has all characters
-    plain = re.sub(r"[^\w.-]+", "-", title)[:LONGEST]
+    plain = re.sub(r"[^\w.-]+", "-", title)[:100]  # systems limit a file's name
     report.draw(directory / f"{number}-{plain}.reading.png", pictures.reading(model, image.unsqueeze(0), [title]))
 
 

@@ -40,8 +40,6 @@ examples:
     python -m fastlstm.train --recipe best --compare --out runs/best
   a run that was cut short
     python -m fastlstm.train --resume runs/best
-  two layers in both directions, pixel by pixel, on other images
-    python -m fastlstm.train --data DIR --layers 2 --bidirectional --steps 784
   on two processes, each with half of every batch
     torchrun --nproc-per-node=2 -m fastlstm.train --out runs/two
 """
@@ -54,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("python -m fastlstm.train", description, EXAMPLES)
     training = parser.add_argument_group("training")
     add = training.add_argument
-    recipes = "tutorial, the default: plain Adam; best: 15 epochs of moved images, averaged weights"
-    add("--recipe", choices=RECIPES, help=recipes)
+    add("--recipe", choices=RECIPES, help="best: 15 epochs of moved images, averaged weights (default: tutorial)")
     length = training.add_mutually_exclusive_group()
     length.add_argument("--iterations", type=positive, metavar="N", help=f"default: {recipe.iterations}")
     length.add_argument("--epochs", type=positive, metavar="N", help="passes over the training images instead")
@@ -77,17 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--steps", type=positive, metavar="N", help="read the pixels in N steps: 784, one by one (default: by row)")
 
     add = parser.add_argument_group("machine").add_argument
-    devices = "auto, the default: cuda where there is a GPU"
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=devices)
-    backends = "what runs the LSTM: %(choices)s (default: FASTLSTM_BACKEND, else auto)"
-    add("--backend", choices=settings.NAMES, metavar="NAME", help=backends)
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto, the default: cuda where there is one")
+    add("--backend", choices=settings.NAMES, metavar="NAME", help="%(choices)s (default: FASTLSTM_BACKEND, else auto)")
     add("--threads", type=positive, metavar="N", help="of the CPU (default: torch's own number)")
     add("--precision", choices=("fp32", "bf16"), help="bf16: under torch.autocast (default: fp32)")
     add("--compile", action="store_true", default=None, help="run the model through torch.compile")
 
     add = parser.add_argument_group("what is written, and going on").add_argument
-    written = "metrics.json, model.pt, the checkpoint and pictures"
-    out = f"write {written} there, in place of an earlier run's (default: {saved.DIRECTORY})"
+    out = f"where all files are written, in place of an earlier run's (default: {saved.DIRECTORY})"
     add("--out", type=Path, metavar="DIR", help=out)
     add("--resume", type=Path, metavar="DIR", help="continue the run that wrote to DIR where its last checkpoint is")
     add("--checkpoint-every", type=positive, default=200, metavar="N", help="iterations (default: %(default)s)")
@@ -101,9 +95,8 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
     if args.resume or (attempt() and path.exists()):
         with parser.naming(argument, DataError):
             content = saved.read(path, "a checkpoint of fastlstm.train", {"about", "data", "states"})
-    if args.resume and content:
-        with parser.naming(argument, DataError):
-            _take_over(parser, args, path, content)
+            if args.resume:
+                _take_over(parser, args, path, content)
     device = _device(parser, args)
     with parser.naming("--data", DataError):
         data = load(args.data, device)
@@ -151,10 +144,8 @@ def _report(parser: Parser, out: Path, metrics: dict[str, Any], runs: dict[str, 
     print(report.summary(metrics))
     if trouble:
         parser.error(f"{trouble}; continue with --resume {out}")
-    if report.can_draw():
-        print(f"metrics.json, model.pt and the pictures are in {out}")
-    else:
-        print(f"metrics.json and model.pt are in {out}\nthe pictures are left out: drawing {report.NEEDED}")
+    left_out = "" if report.can_draw() else f"; the pictures are left out: drawing {report.NEEDED}"
+    print(f"what the run leaves behind is in {out}{left_out}")
     if any(history.interrupted for history in histories):
         print(f"continue with --resume {out}")
         return 130
@@ -168,8 +159,7 @@ def _take_over(parser: Parser, args: argparse.Namespace, path: Path, content: di
             parser.error(f"argument --{name.replace('_', '-')}: must be left out with --resume, the run keeps its own")
     try:
         about = content["about"]
-        for name, value in {**about["recipe"], "backend": about["backend"], "compare": about["compare"]}.items():
-            setattr(args, name, value)
+        vars(args).update({**about["recipe"], "backend": about["backend"], "compare": about["compare"]})
         args.data = args.data or (Path(content["data"]) if content["data"] else None)
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: expected a checkpoint of fastlstm.train, found a damaged one") from error

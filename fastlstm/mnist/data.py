@@ -1,4 +1,4 @@
-"""IDX files, the split of the TensorFlow tutorials, and batches without replacement.
+"""IDX files, the split of the TensorFlow tutorials, batches without replacement, and small movements of images.
 
 The format: two zero bytes, the type (8: unsigned byte), the number of dimensions, each dimension as a big-endian
 uint32, then the values. MNIST, Fashion-MNIST and KMNIST come as four such files of the same names.
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 
 EMBEDDED = Path(__file__).parent
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -26,6 +27,7 @@ WITHOUT_IMAGES = (
     "distribution (pip install --force-reinstall --no-deps --no-binary fastlstm fastlstm) or a clone, or name a folder "
     "of IDX files"
 )
+SHIFT, TURN, SCALE = 2.0, math.radians(10), 0.1  # the most that an image is moved: pixels of 28, an angle, a share
 
 
 class DataError(ValueError):
@@ -46,12 +48,8 @@ class Dataset(NamedTuple):
 def load(directory: Path | None = None, device: torch.device | str = "cpu") -> Dataset:
     """Return the set in `directory`, or the MNIST of this package, as tensors on `device`.
 
-    Each file may be gzipped (name.gz) or not. The first 5 000 training images are the validation split, as
-    TensorFlow's tutorials have it (tensorflow.examples.tutorials.mnist.input_data).
-
-    Raises:
-        DataError: when a file is missing, damaged or foreign, or when the files do not belong together. A wheel of a
-            release has no images, and the error says how to come by them.
+    The first 5 000 training images are the validation split, as in tensorflow.examples.tutorials.mnist.input_data. A
+    DataError says that a file, gzipped or not, is missing, damaged or foreign, or that the files do not go together.
     """
     if directory is None and not (EMBEDDED / f"{FILES[0]}.gz").exists():
         raise DataError(WITHOUT_IMAGES)
@@ -61,12 +59,9 @@ def load(directory: Path | None = None, device: torch.device | str = "cpu") -> D
     if len(labels) <= VALIDATION:
         raise DataError(f"{paths[0]}: expected more images than the {VALIDATION} for validation, found {len(labels)}")
     check_size(paths[2], test_images, images.shape[1:])
-    train, test = Split(images.to(device), labels.to(device)), Split(test_images.to(device), test_labels.to(device))
-    return Dataset(
-        Split(train.images[VALIDATION:], train.labels[VALIDATION:]),
-        Split(train.images[:VALIDATION], train.labels[:VALIDATION]),
-        test,
-    )
+    train, validation = slice(VALIDATION, None), slice(VALIDATION)
+    parts = (images[train], labels[train]), (images[validation], labels[validation]), (test_images, test_labels)
+    return Dataset(*(Split(a.to(device), b.to(device)) for a, b in parts))
 
 
 def find(directory: Path, name: str) -> Path:
@@ -100,11 +95,7 @@ def read_labels(path: Path, count: int) -> Tensor:
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """Return the unsigned bytes of one IDX file with `ndim` dimensions, gzipped or not.
-
-    Raises:
-        DataError: when the file is missing, damaged or not such a file.
-    """
+    """Return the unsigned bytes of an IDX file with `ndim` dimensions, gzipped or not. Any other is a DataError."""
     try:
         content = path.read_bytes()
         if content.startswith(GZIP_MAGIC):
@@ -135,3 +126,22 @@ def shuffled_batches(
             rest = torch.cat((rest, torch.randperm(count, generator=generator).to(device)))
         yield rest[:batch_size]
         rest = rest[batch_size:]
+
+
+def draw_maps(batch_size: int, generator: torch.Generator) -> Tensor:
+    """Return affine maps (batch_size, 2, 3) from the moved image's coordinates to the original's, in [-1, 1].
+
+    Shift, turn and scale are each uniform between their bounds. The maps depend on the CPU `generator` alone.
+    """
+    turn, wide, high, right, down = (2 * torch.rand(5, batch_size, generator=generator) - 1).unbind()
+    cos, sin = (TURN * turn).cos(), (TURN * turn).sin()
+    wide, high = 1 + SCALE * wide, 1 + SCALE * high
+    shift = SHIFT * 2 / 28
+    return torch.stack((cos * wide, -sin * wide, shift * right, sin * high, cos * high, shift * down), 1).view(-1, 2, 3)
+
+
+def moved(images: Tensor, maps: Tensor) -> Tensor:
+    """Return `images` (B, rows, columns) moved by the affine `maps` (B, 2, 3): bilinear, and zero outside."""
+    pictures = images.unsqueeze(1)
+    grid = affine_grid(maps.to(images.device), list(pictures.shape), align_corners=False)
+    return grid_sample(pictures, grid, align_corners=False).squeeze(1)

@@ -14,10 +14,7 @@ def read(path: Path, size: tuple[int, int]) -> Tensor:
     """Return the images (N, rows, columns) of an IDX file or of a picture, float32 in [0, 1], ink 1 on background 0.
 
     A picture of `size`, rows and columns, with light ink on a dark ground is taken as it is. Every other is brought
-    into MNIST's form, see `centred`. Pictures need the package pillow.
-
-    Raises:
-        DataError: when the file is missing, neither of the two, empty of ink, or an IDX file of another size.
+    into MNIST's form, see `centred`. A DataError says that the file is missing, another, empty or of another size.
     """
     try:
         with path.open("rb") as file:
@@ -41,9 +38,7 @@ def read(path: Path, size: tuple[int, int]) -> Tensor:
 
 
 def centred(ink: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return `ink` in MNIST's form: 20 of 28 pixels high or wide, in its proportions, with its centre of mass in the
-    middle.
-    """
+    """Return `ink` in MNIST's form: 20 of 28 pixels high or wide, its proportions kept, its centre of mass central."""
     from PIL import Image  # not above: it is an extra of this package
 
     drawn = ink > 0.2  # paper has its shades

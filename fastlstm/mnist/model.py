@@ -71,11 +71,8 @@ class RowLSTM(nn.Module):
 
     @torch.no_grad()
     def read(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Read images step by step, and return what the model holds after each step.
-
-        Returns:
-            The last layer's state (B, T, D*H), and the probability of each class were the reading to end there
-            (B, T, classes).
+        """Return the last layer's state after each step (B, T, D*H), and the probability of each class were the reading
+        to end there (B, T, classes).
         """
         output, _ = self.lstm(self._sequence(images))
         output = output.transpose(0, 1)

@@ -1,13 +1,9 @@
-"""The sizes and the length of a run, and the named recipes. `PARTS` are the techniques that a recipe adds."""
+"""The sizes and the length of a run, and the named recipes."""
 
 from dataclasses import dataclass
 from typing import Any
 
-# What a recipe may add to plain Adam; docs/training.md shows what each one brings.
-PARTS = {
-    "augmentation": "each image is shifted, turned and scaled a little, anew each time",
-    "average": "the weights tested are an exponential moving average over the last thousand iterations",
-}
+PARTS = "augmentation", "average"  # what a recipe may add to plain Adam; docs/training.md shows what each one brings
 RECIPES: dict[str, dict[str, Any]] = {
     "tutorial": {},
     "best": {"epochs": 15, "lr": 4e-3, "parts": ("augmentation", "average")},

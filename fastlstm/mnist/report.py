@@ -1,13 +1,11 @@
 """What a run says at its end and leaves behind: metrics.json, model.pt and the pictures."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +17,11 @@ from fastlstm.mnist.recipe import Recipe
 from fastlstm.mnist.state import History
 from fastlstm.mnist.training import Run
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 NEEDED = "needs the package matplotlib; pip install 'fastlstm[plots]'"
 
 
 def metrics(recipe: Recipe, runs: Mapping[str, Run], backend: str, processes: int = 1) -> dict[str, Any]:
-    """Return the content of metrics.json: the first run's figures, and under "compare" the second run's and the
-    differences between the two.
-    """
+    """Return the content of metrics.json: the first run's figures, and under "compare" those of a second beside it."""
     figures = [{"lstm": name, **_figures(run)} for name, run in runs.items()]
     result: dict[str, Any] = {
         **asdict(recipe),
@@ -114,6 +107,6 @@ def can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def draw(path: Path, figure: Figure) -> None:
+def draw(path: Path, figure: Any) -> None:
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=110)

@@ -23,14 +23,8 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def read(path: Path, expected: str, names: set[str]) -> dict[str, Any]:
-    """Return what `write` wrote to `path`, with its tensors on the CPU. No code in the file is run.
-
-    Args:
-        expected: what the file should be, for the error.
-        names: of the content's entries.
-
-    Raises:
-        DataError: when the file is missing, damaged, or has other entries.
+    """Return what `write` wrote to `path`, with its tensors on the CPU. No code in the file is run. A DataError says
+    that the file, which is `expected` to be something, is missing or damaged, or has other entries than these `names`.
     """
     found = "a damaged file, or one of another kind"
     if not path.is_file():
@@ -49,22 +43,14 @@ def read(path: Path, expected: str, names: set[str]) -> dict[str, Any]:
 
 
 def save(path: Path, model: RowLSTM, image_size: Sequence[int]) -> None:
-    """Write the model to `path`, for `load`.
-
-    Without `load` it is read by `RowLSTM(**content["config"]).load_state_dict(content["state_dict"])`.
-    """
+    """Write a model to `path`, for `load`, or for `RowLSTM(**config).load_state_dict(state_dict)` of what is there."""
     weights = {name: value.cpu() for name, value in model.state_dict().items()}
     write(path, {"config": model.config, "image_size": [*image_size], "state_dict": weights})
 
 
 def load(path: Path) -> tuple[RowLSTM, tuple[int, int]]:
-    """Return the model that `save` wrote, and the rows and columns of its images.
-
-    Args:
-        path: the file, or the directory of the run that wrote it.
-
-    Raises:
-        DataError: when the file is missing, damaged or no such model.
+    """Return the model that `save` wrote, and the rows and columns of its images. `path`: the file, or the directory of
+    the run that wrote it. A DataError says that it is missing, damaged or no such model.
     """
     path = path / MODEL if path.is_dir() else path
     expected = "a model that python -m fastlstm.train wrote"

@@ -13,6 +13,7 @@ from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.recipe import Recipe
 
 AVERAGE_DECAY = 0.999
+KEPT = "loss", "accuracy", "validation", "seconds"  # of a history, in a checkpoint
 
 
 @dataclass
@@ -26,22 +27,11 @@ class History:
     interrupted: bool = False
     trouble: str = ""  # what could not be written, which interrupts a run too
 
-    def add(self, loss: float, accuracy: float, seconds: float) -> None:
-        self.loss.append(loss)
-        self.accuracy.append(accuracy)
-        self.seconds += seconds
-
     def state_dict(self) -> dict[str, Any]:
-        """Return the entries as float64 tensors: (2, iterations), (2, validations) and ()."""
-        validation = [[*self.validation.keys()], [*self.validation.values()]]
-        parts = {"curves": [self.loss, self.accuracy], "validation": validation, "seconds": self.seconds}
-        return {name: torch.tensor(part, dtype=torch.float64) for name, part in parts.items()}
+        return {name: getattr(self, name) for name in KEPT}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.loss, self.accuracy = state["curves"].tolist()
-        iterations, accuracies = state["validation"].tolist()
-        self.validation = dict(zip(map(int, iterations), accuracies, strict=True))
-        self.seconds = state["seconds"].item()
+        vars(self).update({name: state[name] for name in KEPT})
 
 
 class State:
@@ -59,7 +49,6 @@ class State:
         return self.model if self.average is None else cast(RowLSTM, self.average.module)
 
     def step(self) -> None:
-        """Do a step of the optimiser and of the average."""
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
@@ -86,10 +75,8 @@ def _blend(averaged: Any, current: Any, blended: Any) -> None:
 
 @dataclass
 class Checkpoint:
-    """The file at `path` that keeps the states of a run.
-
-    Its `content` has the states by the name of the LSTM under "states", where {} has not begun, and beside them what
-    the run is about. `every` are the iterations between two writings.
+    """The file at `path` that keeps a run. Its `content` has what the run is about, and under "states" the state of
+    each LSTM by name: {} where it has not begun. `every` are the iterations between two writings.
     """
 
     path: Path

@@ -5,21 +5,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import islice
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fastlstm.files import is_full
-from fastlstm.mnist import augment
-from fastlstm.mnist.data import CLASSES, Dataset, Split, shuffled_batches
+from fastlstm.mnist.data import CLASSES, Dataset, Split, draw_maps, moved, shuffled_batches
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.processes import ALONE, Processes
 from fastlstm.mnist.recipe import Recipe, iterations
 from fastlstm.mnist.state import Checkpoint, History, State
-
-Draw: TypeAlias = tuple[Tensor, Tensor | None, list[int]]  # see `_draws`
 
 
 class Scores(NamedTuple):
@@ -101,8 +98,8 @@ def train(
     """Train `state.model` by its recipe on batches of `split`, which lies on the model's device.
 
     Ctrl-C ends the run early, and so does a checkpoint or a line that cannot be written: the history says it. The
-    accuracy on `validation` is taken after each epoch, outside the clock. `name` stands before the progress bar and in
-    the `checkpoint`. `wrapped` runs in the place of the model: itself, compiled or made parallel.
+    accuracy on `validation` is taken after each epoch, outside the clock. `name` is the model's, and `wrapped` runs in
+    its place: itself, compiled or made parallel.
     """
     recipe, history, is_first = state.recipe, state.history, processes.rank == 0
     model = (state.model if wrapped is None else wrapped).train()
@@ -114,7 +111,9 @@ def train(
             start = time.perf_counter()
             for draw in islice(_draws(recipe, split, processes), state.done, recipe.iterations):
                 loss, accuracy = _iterate(state, model, split, draw, processes).tolist()  # waits for a GPU
-                history.add(loss, accuracy, time.perf_counter() - start)
+                history.seconds += time.perf_counter() - start
+                history.loss.append(loss)
+                history.accuracy.append(accuracy)
                 if bar is not None:
                     bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}", refresh=False)
                     bar.update()
@@ -151,25 +150,24 @@ def _warm_up(model: nn.Module, split: Split, recipe: Recipe, processes: Processe
     model.zero_grad()
 
 
-def _draws(recipe: Recipe, split: Split, processes: Processes) -> Iterator[Draw]:
-    """Yield what is random in each iteration. All of it follows from the recipe's seed, on any device.
-
-    These are the indices (B,) of the images, how they move (B, 2, 3) or None, and the seed of each process's dropout.
+def _draws(recipe: Recipe, split: Split, processes: Processes) -> Iterator[tuple[Tensor, Tensor | None, list[int]]]:
+    """Yield for each iteration the indices (B,) of the images, how they move (B, 2, 3) or None, and the seed of each
+    process's dropout. All of it follows from the recipe's seed, on any device.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     chances = torch.Generator().manual_seed(recipe.seed ^ 0x5EED)
     for indices in shuffled_batches(len(split.labels), recipe.batch_size, generator, split.labels.device):
-        maps = augment.draw(recipe.batch_size, chances) if "augmentation" in recipe.parts else None
+        maps = draw_maps(recipe.batch_size, chances) if "augmentation" in recipe.parts else None
         seeds = torch.randint(2**62, (processes.number,), generator=chances).tolist() if recipe.dropout else []
         yield indices, maps, seeds
 
 
-def _iterate(state: State, model: nn.Module, split: Split, draw: Draw, processes: Processes) -> Tensor:
-    """Run one iteration, and return the batch's loss and accuracy before it, (2,)."""
+def _iterate(state: State, model: nn.Module, split: Split, draw: Any, processes: Processes) -> Tensor:
+    """Run one iteration, on one of `_draws`, and return the batch's loss and accuracy before it, (2,)."""
     indices, maps, seeds = draw
     images, labels = (part[processes.share(indices)] for part in split)
     if maps is not None:
-        images = augment.move(images, processes.share(maps))
+        images = moved(images, processes.share(maps))
     if seeds:  # the global generator is nobody's: what it draws here is this iteration's and this process's
         torch.manual_seed(seeds[processes.rank])
     logits = _logits(model, images, state.recipe.precision)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastlstm.train
-from fastlstm.mnist import augment
+from fastlstm.mnist import data
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.recipe import Recipe, iterations
 from fastlstm.mnist.state import AVERAGE_DECAY, State
@@ -65,24 +65,24 @@ def test_a_map_moves_an_image():
     images = torch.rand(4, 28, 28)
     identity = torch.tensor([[1.0, 0, 0], [0, 1, 0]]).expand(4, 2, 3)
     # float32: bilinear weights off by a rounding of the coordinates
-    torch.testing.assert_close(augment.move(images, identity), images, rtol=0, atol=1e-4)
+    torch.testing.assert_close(data.moved(images, identity), images, rtol=0, atol=1e-4)
     right = identity + torch.tensor([[0, 0, 2 * 3 / 28], [0, 0, 0]])
-    moved = augment.move(images, right)
+    moved = data.moved(images, right)
     torch.testing.assert_close(moved[:, :, :-3], images[:, :, 3:], rtol=0, atol=1e-4)
     assert moved[:, :, -3:].abs().max() < 1e-4
 
 
 def test_movements_are_small_and_follow_the_generator():
-    first, same, other = (augment.draw(500, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    first, same, other = (data.draw_maps(500, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
     linear, shift = first[:, :, :2], first[:, :, 2] * 14  # in pixels
-    bound = (1 + augment.SCALE) * math.cos(augment.TURN / 2)
-    assert shift.abs().max() <= augment.SHIFT
-    assert shift.abs().max() > 0.9 * augment.SHIFT
-    assert linear.diagonal(dim1=1, dim2=2).max() <= 1 + augment.SCALE
+    bound = (1 + data.SCALE) * math.cos(data.TURN / 2)
+    assert shift.abs().max() <= data.SHIFT
+    assert shift.abs().max() > 0.9 * data.SHIFT
+    assert linear.diagonal(dim1=1, dim2=2).max() <= 1 + data.SCALE
     assert linear.diagonal(dim1=1, dim2=2).max() > bound - 0.05
-    assert linear[:, 0, 1].abs().max() <= (1 + augment.SCALE) * math.sin(augment.TURN)
+    assert linear[:, 0, 1].abs().max() <= (1 + data.SCALE) * math.sin(data.TURN)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def weights(directory):
 
 
 def iterations_in(path):
-    return torch.load(path, weights_only=True)["states"]["fastlstm.LSTM"]["history"]["curves"].shape[1]
+    return len(torch.load(path, weights_only=True)["states"]["fastlstm.LSTM"]["history"]["loss"])
 
 
 class Stopped(Exception):
