@@ -149,16 +149,22 @@ def input_gradient(a, scratch, s_first, s_last, thread, threads):
         first, last, q_first, q_last = 0, 1, share(q_last, thread, threads), share(q_last, thread + 1, threads)
     while first < last:
         s, b = s_first + first // B, first % B
-        count = min(min(ROW_BLOCK, B - b), last - first)
-        t = T - 1 - s if a.reverse != 0 else s
-        active = rows_to_last_active(a, t, b, count)
+        # The rows of the next step follow those of this one: so register tiles are full even if a batch has few rows.
+        # With lengths a block ends with its step, of which only the rows to the last active one are computed.
+        count = min(ROW_BLOCK if a.lengths == 0 else min(ROW_BLOCK, B - b), last - first)
+        active = rows_to_last_active(a, T - 1 - s if a.reverse != 0 else s, b, count)
         for q in range(q_first, q_last):
             column = first_vector(vectors, q) * L
             width = min((first_vector(vectors, q + 1) - first_vector(vectors, q)) * L, I - column)
             back_product(a, active, b, s, False, a.packed_ih, vectors, q, scratch)
-            target = a.dx + ((t * a.rows + b) * I + column) * size
-            call(a.copy_rows, active, width, width, scratch, 4 * VECTOR, target, I * size)
-            call(a.copy_rows, count - active, 0, width, scratch, 0, target + active * I * size, I * size)
+            call(a.copy_rows, count - active, 0, width, scratch, 0, scratch + active * 4 * VECTOR, 4 * VECTOR)
+            done = 0
+            while done < count:
+                s_done, row = s_first + (first + done) // B, (first + done) % B
+                t, run = T - 1 - s_done if a.reverse != 0 else s_done, min(B - row, count - done)
+                target = a.dx + ((t * a.rows + row) * I + column) * size
+                call(a.copy_rows, run, width, width, scratch + done * 4 * VECTOR, 4 * VECTOR, target, I * size)
+                done += run
         first += count
 
 
