@@ -94,7 +94,7 @@ def anchors(page: str) -> set[str]:
 
 def documented(page: str) -> list[str]:
     """The names whose docstrings a page shows."""
-    return re.findall(r"^::: ([\w.]+)$", text_of(page), re.MULTILINE)
+    return re.findall(r"^(?:#+ )?::: ([\w.]+)$", text_of(page), re.MULTILINE)
 
 
 def relative(page: str, path: str) -> Path:
