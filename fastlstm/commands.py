@@ -17,14 +17,19 @@ N = TypeVar("N", int, float)
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line with `--version`, whose help ends with the examples of `epilog`, unwrapped."""
+    """A command line with `--version`, whose help ends with the examples of `epilog`, unwrapped.
+
+    `source` says in each error where the arguments come from, if that is not the command line.
+    """
+
+    source = ""
 
     def __init__(self, prog: str, description: str, epilog: str, usage: str | None = None):
         super().__init__(prog, usage, description, epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
         self.add_argument("--version", action="version", version=f"fastlstm {__version__}")
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")  # one line, without the usage
+        self.exit(2, f"{self.prog}: error: {self.source}{message}\n")  # one line, without the usage
 
     def run(self, argv: Sequence[str] | None, work: Callable[["Parser", argparse.Namespace], int]) -> int:
         """Do `work`, which is called with this parser and what `argv` says. Return its exit code, or 130 after Ctrl-C.

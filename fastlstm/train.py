@@ -159,10 +159,24 @@ def _take_over(parser: Parser, args: argparse.Namespace, path: Path, content: di
             parser.error(f"argument --{name.replace('_', '-')}: must be left out with --resume, the run keeps its own")
     try:
         about = content["about"]
-        vars(args).update({**about["recipe"], "backend": about["backend"], "compare": about["compare"]})
+        stored = {name: about["recipe"][name] for name in OPTIONS}
+        stored |= {name: about[name] for name in ("backend", "compare")}
         args.data = args.data or (Path(content["data"]) if content["data"] else None)
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: expected a checkpoint of fastlstm.train, found a damaged one") from error
+    words = []  # the command line that says the same, so that its checks name an entry that no run has
+    for name, value in stored.items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words += [option] * value
+        elif isinstance(value, tuple):
+            words += [option, *map(str, value)]
+        elif str(value) != str(getattr(Recipe, name, None)):
+            words.append(f"{option}={value}")
+    parser.source = f"argument --resume: {path}: "
+    given = parser.parse_args(words)
+    parser.source = ""
+    vars(args).update({name: getattr(given, name) for name in stored})
 
 
 def _recipe(parser: Parser, args: argparse.Namespace, data: Dataset) -> Recipe:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ import fastlstm.predict
 import fastlstm.train
 from fastlstm.files import replacing
 from fastlstm.mnist import pictures, saved
-from fastlstm.mnist.recipe import PARTS
+from fastlstm.mnist.recipe import PARTS, Recipe
 from fastlstm.mnist.state import Checkpoint
 from tests.helpers import ROOT
 from tests.helpers.demo import PNG, SMALL, figures
@@ -234,6 +235,25 @@ def test_a_checkpoint_with_other_contents(tmp_path, content):
     saved.write(tmp_path / "checkpoint.pt", content)
     code, error, _ = outcome("train", tmp_path)
     assert (code, error.count("\n"), f"{tmp_path / 'checkpoint.pt'}: " in error) == (2, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "said"),
+    [
+        ("backend", "", "backend: invalid choice: ''"),
+        ("compare", "x", "compare: ignored explicit argument 'x'"),
+        ("parts", 1, "parts: invalid choice: '1'"),
+        ("hidden_size", 0, "hidden-size: must be a whole number from 1 to 2147483647, got '0'"),
+        ("lr", torch.ones(2), "lr: must be a number above 0, got 'tensor([1., 1.])'"),
+    ],
+)
+def test_an_entry_of_a_checkpoint_that_no_run_has_is_named(tmp_path, entry, value, said):
+    about = {"recipe": asdict(Recipe()), "backend": "numba", "images": 0, "compare": False}
+    (about if entry in about else about["recipe"])[entry] = value
+    saved.write(tmp_path / "checkpoint.pt", {"about": about, "data": "", "states": {}})
+    code, error, _ = outcome("train", tmp_path)
+    assert (code, error.count("\n")) == (2, 1)
+    assert f"argument --resume: {tmp_path / 'checkpoint.pt'}: argument --{said}" in error
 
 
 @pytest.mark.parametrize("command", FILES)
