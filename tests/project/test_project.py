@@ -50,6 +50,13 @@ def test_the_actions_of_the_workflows_are_commits():
     assert [action for action in used if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", action)] == []
 
 
+def test_the_release_pins_its_tools():
+    workflow = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
+    tools = " ".join(re.findall(r"pip install (?!dist)(.*)", workflow)).split()
+    assert len(tools) > 4
+    assert [tool for tool in tools if "==" not in tool] == []
+
+
 def test_the_package_shows_its_public_names_alone():
     import fastlstm
 
