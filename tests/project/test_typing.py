@@ -10,6 +10,7 @@ import pytest
 import fastlstm
 from fastlstm import cells, convert
 from tests.helpers import ROOT
+from tests.helpers.pages import documented
 
 PROGRAM = "tests/project/typing/user.py"
 
@@ -26,6 +27,12 @@ def check(*command):
 def test_the_program_uses_every_public_name(module):
     words = set(re.findall(r"\w+", (ROOT / PROGRAM).read_text(encoding="utf-8")))
     assert [name for name in module.__all__ if name not in words] == []
+
+
+def test_the_program_uses_every_integration():
+    words = set(re.findall(r"fastlstm\.integrations\.\w+", (ROOT / PROGRAM).read_text(encoding="utf-8")))
+    shown = {".".join(name.split(".")[:3]) for name in documented("docs/api/integrations.md")}
+    assert shown - words == {"fastlstm.integrations.places"}  # whose class users meet in errors and in the reference
 
 
 @pytest.mark.slow

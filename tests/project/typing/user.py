@@ -13,9 +13,14 @@ from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import assert_type
 
 import fastlstm
+import fastlstm.integrations.benchmarl
 import fastlstm.integrations.keras
 import fastlstm.integrations.ncps
+import fastlstm.integrations.rl_games
+import fastlstm.integrations.rsl_rl
 import fastlstm.integrations.sb3
+import fastlstm.integrations.spiking
+import fastlstm.integrations.torchrecurrent
 import fastlstm.integrations.torchrl
 import fastlstm.integrations.xlstm
 from fastlstm import cells, convert
@@ -185,13 +190,21 @@ def models() -> None:
     assert_type(model_bytes(model.state_dict(), int8=True), bytes)
 
 
-def integrations(model: Any) -> None:
+def integrations(model: Any, x: Tensor) -> None:
     fastlstm.integrations.keras.enable()
     fastlstm.integrations.keras.disable()
-    for library in (fastlstm.integrations.sb3, fastlstm.integrations.torchrl):
-        library.restore(library.accelerate(model))
-    for library in (fastlstm.integrations.xlstm, fastlstm.integrations.ncps):
-        library.restore(library.accelerate(model))
+    assert_type(fastlstm.integrations.benchmarl.restore(fastlstm.integrations.benchmarl.accelerate(Tagger())), Tagger)
+    assert_type(fastlstm.integrations.ncps.restore(fastlstm.integrations.ncps.accelerate(Tagger())), Tagger)
+    assert_type(fastlstm.integrations.rl_games.restore(fastlstm.integrations.rl_games.accelerate(Tagger())), Tagger)
+    assert_type(fastlstm.integrations.rsl_rl.restore(fastlstm.integrations.rsl_rl.accelerate(Tagger())), Tagger)
+    assert_type(fastlstm.integrations.sb3.restore(fastlstm.integrations.sb3.accelerate(model)), Any)
+    assert_type(fastlstm.integrations.spiking.restore(fastlstm.integrations.spiking.accelerate(Tagger())), Tagger)
+    assert_type(fastlstm.integrations.spiking.over_time(model, x, None), State)
+    assert_type(fastlstm.integrations.torchrl.restore(fastlstm.integrations.torchrl.accelerate(Tagger())), Tagger)
+    assert_type(fastlstm.integrations.xlstm.restore(fastlstm.integrations.xlstm.accelerate(Tagger())), Tagger)
+    recurrent = fastlstm.integrations.torchrecurrent
+    assert_type(recurrent.restore(recurrent.accelerate(Tagger())), Tagger)
+    fastlstm.integrations.rsl_rl.accelerate([model])  # type: ignore[type-var]
 
 
 def int8(x: Tensor, state: State) -> None:
