@@ -140,9 +140,9 @@ class Backward(Pass):
             d_sequences.append(d_sequence)
             d_last.append(d_state)
         operands: list[Tensor] = []
-        products = self.product_weights(layer) if self.products else NO_PRODUCTS
+        products = self.product_weights(weights) if self.products else NO_PRODUCTS
         if self.has_operands:
-            field_values, operands = self.operand_fields(layer, 0)
+            field_values, operands = self.operand_fields(layer.inputs, weights, 0)
             inputs = len(layer.inputs)
             # an input has four fields: its address, two strides, and the address of its gradient
             field_values[3 : 4 * inputs : 4] = addresses[len(addresses) - inputs :]

@@ -18,7 +18,8 @@ from fastlstm.backends.numba.host.signature import Signature
 from fastlstm.backends.pool import new_of, pooled
 from fastlstm.cells.spec import Cell
 
-Shared = tuple[Tensor, tuple[Tensor, ...]]  # what the parts of a module write to: (T, B, D H), and (parts, B, H) each
+# What a part of a module reads and writes to: x, the output (T, B, D H) of its layer, and the last states (parts, B, H)
+Shared = tuple[Tensor, Tensor, tuple[Tensor, ...]]
 
 
 def saved_shape(
@@ -89,6 +90,8 @@ class Forward(Pass):
         width_bytes = s.h_width * s.kernel_element_bytes
         self.h_row_bytes, self.h_offset = directions * width_bytes, part % directions * width_bytes
         self.h_step_bytes = R * self.h_row_bytes
+        count = WEIGHTS + counts.params + counts.products
+        self.own_weights = slice(part * count, (part + 1) * count)
         self.h_n_offset, self.state_offset = part * R * self.h_0_row_bytes, part * R * self.state_row_bytes
 
     def run(self, layer: Layer, shared: Shared | None = None) -> Run:
@@ -102,16 +105,16 @@ class Forward(Pass):
         float32.
 
         Args:
-            layer: of a part of a module, it has the initial states of all parts.
-            shared: the output of a module's layer and the last states of all parts, where the layer is such a part. Any
-                other gets new tensors.
+            layer: the whole module, where this runs a part of one.
+            shared: the tensors of such a part, see `Shared`. Without it the results are new tensors.
         """
         x, weights, initial, lengths, reset = layer[:5]
         h_0, saves_states, offset, output = initial[0], self.saves_states, self.state_offset, None
         sequences: tuple[Tensor, ...] = ()
         h: Tensor | None
         if shared is not None:
-            h, last = shared
+            x, h, last = shared
+            weights = weights[self.own_weights]
             h_n_address = last[0].data_ptr() + self.h_n_offset
             h_address = h.data_ptr() + self.h_offset
         else:
@@ -158,9 +161,9 @@ class Forward(Pass):
             fields += initial_address, row_stride, sequence_address, last_address
         operands: list[Tensor] = []
         if self.has_operands:
-            field_values, operands = self.operand_fields(layer)
+            field_values, operands = self.operand_fields(layer.inputs, weights)
             fields += field_values
-        weights = weights[:WEIGHTS] + (self.product_weights(layer) if self.products else NO_PRODUCTS)
+        weights = weights[:WEIGHTS] + (self.product_weights(weights) if self.products else NO_PRODUCTS)
         results = Run(h, last, sequences + gates), layer, shared, (initial, lengths, reset, output, operands)
         frame = self.start(weights, fields, results)
         if self.stack_size > 1:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm.backends.base import WEIGHTS, Layer
+from fastlstm.backends.base import WEIGHTS
 from fastlstm.backends.cpu import rows_contiguous, snapshot_of
 from fastlstm.backends.numba.host import sizes, thread_split
 from fastlstm.backends.numba.host.addresses import address_and_strides, stack_row_strides, stack_strides
@@ -111,21 +111,21 @@ class Pass:
         self.write_call, self.call_offset = arguments.writer(self.kind, False, s.counts)
         self.write_cached_call, self.cached_call_offset = arguments.writer(self.kind, True, s.counts)
 
-    def operand_fields(self, layer: Layer, *more: int) -> tuple[list[int], list[Tensor]]:
+    def operand_fields(self, inputs: Weights, weights: Weights, *more: int) -> tuple[list[int], list[Tensor]]:
         """Return the argument fields of the cell's inputs and params, each followed by `more`, and the tensors that
         they point to. The caller keeps these tensors until the kernel has run.
         """
-        inputs = [*map(rows_contiguous, layer.inputs)]
+        inputs = (*map(rows_contiguous, inputs),)
         last = WEIGHTS + self.signature.counts.params
-        params = [*map(contiguous, self.signature.cast((*(None,) * WEIGHTS, *layer.weights[WEIGHTS:last]))[WEIGHTS:])]
+        params = [*map(contiguous, self.signature.cast((*(None,) * WEIGHTS, *weights[WEIGHTS:last]))[WEIGHTS:])]
         field_values = [n for a in inputs for n in (*address_and_strides(a), *more)]
         field_values += [n for a in params for n in (a.data_ptr(), 0, 0, *more)]
         return field_values, [*inputs, *params]
 
-    def product_weights(self, layer: Layer) -> tuple[Tensor]:
+    def product_weights(self, weights: Weights) -> tuple[Tensor]:
         """Return the weights of all products as one, (products H, H / K), in the order of `Layout.products`."""
-        weights = [layer.weights[k] for k in self.products]
-        return (weights[0].contiguous() if len(weights) == 1 else torch.cat(weights, -2),)
+        own = [weights[k] for k in self.products]
+        return (own[0].contiguous() if len(own) == 1 else torch.cat(own, -2),)
 
     def operand_stack_strides(self, operands: list[Tensor]) -> dict[str, int]:
         """Return the strides of inputs and params from one stacked layer to the next."""

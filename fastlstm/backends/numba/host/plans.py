@@ -205,20 +205,18 @@ class ModulePlan:
         for k, part in enumerate(parts):
             kept, shares = None if caches is None else caches.setdefault(k, {}), 2 if self.runs_side_by_side else 1
             self.plans.append(Plan(part, save, kept, state_axes, components, shares, k, D))
+        self.is_readable = all(plan.is_readable for plan in self.plans)
 
     def forward(self, layer: Layer) -> Run:
         """Run all parts."""
-        x, weights, states, lengths, reset, _, cell = layer[:7]
-        D, count = layer.directions, len(weights) // len(self.plans)
-        states = states if states[0] is None else tuple([a.contiguous() for a in states])
+        layer = layer if self.is_readable else readable_in_plan(layer)
+        x, D = layer.x, layer.directions
         last = tuple([new() for new in self.new_states])
         sequences: list[Tensor] = []
         gates: list[Tensor] = []
         for first in range(0, len(self.plans), D):
-            plans, frames, h = self.plans[first : first + D], [], self.new_output()
-            for k, plan in enumerate(plans, first):
-                part = Layer(x, weights[k * count : (k + 1) * count], states, lengths, reset, k % D == 1, cell)
-                frames.append(plan.kernel.begin(plan.readable(part), (h, last)))
+            plans, h = self.plans[first : first + D], self.new_output()
+            frames = [plan.kernel.begin(layer, (x, h, last)) for plan in plans]
             run_frames(frames, self.runs_side_by_side)
             runs, x = [plan.kernel.end(frame) for plan, frame in zip(plans, frames)], h
             if self.save:

@@ -88,7 +88,7 @@ def steps(layer: Layer, caches: dict[Any, Any]) -> StepRunner:
             # initial and its row stride, sequence, last
             call += state.data_ptr(), row_bytes, state.data_ptr(), state.data_ptr()
         if forward.has_operands:
-            field_values, operands = forward.operand_fields(layer)
+            field_values, operands = forward.operand_fields(layer.inputs, layer.weights)
             call += field_values
             runner.keep_alive = *runner.keep_alive, operands
         no_digests, no_weights = 0, (0, 0, 0, 0, 0)  # packed weights are neither compared nor packed again
