@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 import fastlstm
 from fastlstm import cells, convert
@@ -105,15 +104,6 @@ def test_the_commands_of_a_page_exist(page):
         assert importlib.util.find_spec(name) or name in OF_OTHERS, f"{page}: python -m {name}"
     for extra in re.findall(r"pip install '?(?:\.|fastlstm)\[(\w+)\]", code(page)):
         assert extra in EXTRAS, f"{page}: the extra {extra}"
-
-
-def test_what_the_page_on_cells_says_of_mistakes():
-    mistakes = rows("docs/cells.md", "| written | the message says |")
-    assert len(mistakes) > 4
-    for written, message in mistakes:
-        function = eval(f"lambda a, h: {written.strip('`')}", {"torch": torch, **vars(cells)})
-        with pytest.raises(TypeError, match=re.escape(message.replace("\\`", "`"))):
-            cells.cell(gates={"a": "xh"}, states=("h",))(function)
 
 
 def test_the_reference_has_all_cells_of_the_library():
