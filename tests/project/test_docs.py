@@ -18,7 +18,7 @@ from tests.helpers.pages import PAGES, Block, anchors, blocks, documented, links
 # torch 2.9's gap, which the page on limits names
 BEFORE = "import torch\ntorch._dynamo.config.fake_tensor_cache_enabled = False\n" if TORCH < (2, 10) else ""
 OF_ITS_OWN = {"docs/tutorial.md", "docs/integrations.md"}  # test_tutorial.py, and tests/integrations/test_page.py
-COMPILED = {"docs/cells.md", "docs/export.md", "docs/quantize.md", "docs/transforms.md"}  # with torch's slow compiler
+COMPILED = {"docs/cells.md", "docs/export.md", "docs/quantize.md", "docs/transforms.md"}  # or with many kernels: slow
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
 NEEDED = ("onnxscript", "onnxruntime")
 OF_OTHERS = {"build", "cibuildwheel", "ziglang"}  # commands of packages that the tests do not need
@@ -64,6 +64,16 @@ def test_the_links_of_a_page_lead_somewhere(page):
             there = anchors(to.relative_to(ROOT).as_posix())
             # a member stands below its class, by the rules of mkdocs.yml
             assert {anchor, anchor.rpartition(".")[0]} & there, f"{page} links to {path}#{anchor}"
+
+
+def test_the_tests_that_the_contract_names_exist():
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    there = {path.stem for path in files}
+    for path in files:
+        there |= set(re.findall(r"^def (test_\w+)\(", path.read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"\btest_\w+", text_of("docs/contract.md")))
+    assert len(named) > 20
+    assert named - there == set()
 
 
 def shown(name: str) -> object:
