@@ -2,12 +2,14 @@
 
 import logging
 import re
+import shutil
+import subprocess
 from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import pictures
-from tests.helpers import script
+from tests.helpers import ROOT, script
 from tests.helpers.pages import PAGES, text_of
 
 links, reports = script("docs/hooks/links.py"), script("docs/hooks/reports.py")
@@ -53,6 +55,35 @@ def test_a_link_to_a_file_that_is_missing_is_told(caplog):
     assert [(record.levelno, record.message) for record in caplog.records] == [
         (logging.WARNING, "a.md links to no/such.md, which the repository has not")
     ]
+
+
+FRAME = """
+globalThis.window = globalThis
+window.Worker = "the browser's"
+window.location = { protocol: process.argv[1] }
+const scope = new EventTarget()
+scope.MessageEvent = MessageEvent
+scope.document = { createElement: () => ({}), body: { append: (script) => script.onload(console.log(script.src)) } }
+window.document = { createElement: () => ({ contentWindow: scope }), body: { append() {} } }
+require("vm").runInThisContext(require("fs").readFileSync(process.argv[2], "utf8"))
+if (Worker === "the browser's") console.log(Worker)
+else {
+  const worker = new Worker("worker.js")
+  scope.addEventListener("message", (event) => scope.postMessage("answer to " + event.data))
+  worker.addEventListener("message", (event) => console.log(event.data))
+  worker.postMessage("query")
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="the script runs in node")
+@pytest.mark.parametrize(
+    ("protocol", "said"), [("https:", "the browser's\n"), ("file:", "worker.js\nanswer to query\n")]
+)
+def test_pages_that_were_opened_as_files_have_a_worker_for_the_search(protocol, said):
+    (name,) = re.findall(r"^  polyfills: \[(.+?)\]", text_of("mkdocs.yml"), re.MULTILINE)
+    command = ["node", "-e", FRAME, protocol, str(ROOT / "docs" / name)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == said
 
 
 @pytest.mark.parametrize(
