@@ -1,4 +1,4 @@
-"""A numba that is installed and cannot be used: `auto` goes on without it and says so; by name it is the error."""
+"""A numba that is missing or cannot be used: `auto` goes on without it and says so; by name it is the error."""
 
 import compileall
 import os
@@ -7,10 +7,13 @@ import sys
 
 import pytest
 
+from fastlstm.backends import csrc
 from tests.helpers import ROOT, interpreter
 from tests.helpers.layers import UNAVAILABLE
 
-NEXT = "native instead" if UNAVAILABLE["native"] is None else "aten instead, and reference for what aten lacks"
+ATEN = "aten instead, and reference for what aten lacks"
+NEXT = "native instead" if UNAVAILABLE["native"] is None else ATEN
+UNUSABLE = "the numba backend cannot use the numba that is installed: "
 BROKEN = {  # a numba's source, and what the reason has to hold
     "too old": ("raise ImportError('Numba needs NumPy 2.9 or less')", "ImportError: Numba needs NumPy 2.9 or less"),
     "too new": ("__version__ = '9.0'", "ImportError: cannot import name 'types' from 'numba'"),
@@ -21,25 +24,26 @@ CODE = """
     import torch, fastlstm
 
     assert "numba" not in sys.modules
-    print("fastlstm is imported")
     x = torch.randn(3, 2, 4)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
             lstm = fastlstm.LSTM(4, 5)
-            got = lstm(x)[0]
+            output = lstm(x)[0]
+            output.sum().backward()
             with torch.no_grad():
-                assert torch.equal(lstm(x)[0], got)
+                results = output, lstm(x)[0], lstm(x, lengths=[3, 3])[0]
             with fastlstm.use_backend("reference"):
-                torch.testing.assert_close(got, lstm(x)[0])
-            got.sum().backward()
+                for result in results:
+                    torch.testing.assert_close(result, lstm(x)[0])
     for warning in caught:
-        print("warned", warning.category.__name__, warning.message)
-    for _ in range(2):
+        print(warning.category.__name__, warning.message)
+    print(fastlstm.info()["auto"]["cpu"]["lstm"])
+    for name in sys.argv[1:] * 2:
         try:
-            fastlstm.LSTM(4, 5, backend="numba")(x)
+            fastlstm.LSTM(4, 5, backend=name)(x)
         except RuntimeError as error:
-            print("raised", error)
+            print(error)
 """
 COMPILED = """
     import warnings
@@ -52,32 +56,60 @@ COMPILED = """
     assert torch.equal(got, lstm(x)[0])
     print(sum("cannot use the numba" in str(warning.message) for warning in caught), "warning")
 """
+MISSING = """
+    import importlib.util
+    find = importlib.util.find_spec
+    importlib.util.find_spec = lambda name, *a: None if name == "numba" else find(name, *a)
+"""
 
 
-def run(code, folder, source=None):
+def run(code, folder, *backends, source=None):
+    """The lines that a process prints which finds packages in a folder first."""
     if source is not None:
         (folder / "numba").mkdir()
         (folder / "numba" / "__init__.py").write_text(f"print('numba is imported')\n{source}")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
-    return interpreter.run(code, cwd=folder, environment=environment, check=True).stdout.splitlines()
+    return interpreter.run(code, *backends, cwd=folder, environment=environment, check=True).stdout.splitlines()
 
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_auto_goes_on_with_one_warning(tmp_path, how):
     source, reason = BROKEN[how]
-    imported, tried, warned, *raised = run(CODE, tmp_path, source)
-    assert imported == "fastlstm is imported"
+    tried, warned, taken, *raised = run(CODE, tmp_path, "numba", source=source)
     assert tried == "numba is imported"
-    assert warned.startswith("warned RuntimeWarning the numba backend cannot use the numba that is installed: ")
+    assert warned.startswith(f"RuntimeWarning {UNUSABLE}")
     assert warned.endswith(f"; auto takes {NEXT}")
-    assert reason in warned
+    assert NEXT.startswith(taken)
     assert len(raised) == 2
-    assert all("raised the numba backend cannot use the numba that is installed: " in line for line in raised)
-    assert all(reason in line for line in raised)
+    assert all(line.startswith(UNUSABLE) for line in raised)
+    assert all(reason in line for line in (warned, *raised))
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+@pytest.mark.parametrize("how", ["too old", "missing"])
+def test_one_warning_with_both_reasons(tmp_path, how, is_there):
+    """By a copy of the package whose native library is missing or of no use."""
+    shutil.copytree(ROOT / "fastlstm", tmp_path / "fastlstm")
+    library = tmp_path / "fastlstm" / csrc.LIBRARY.name
+    library.unlink(missing_ok=True)
+    if is_there:
+        library.write_bytes(b"no library")
+    if how == "missing":
+        lines, reason = run(MISSING + CODE, tmp_path, "native"), "the numba backend needs numba, which is not installed"
+    else:
+        _, *lines = run(CODE, tmp_path, "native", source=BROKEN[how][0])
+        reason = f"{UNUSABLE}{BROKEN[how][1]}"
+    warned, taken, *refused = lines
+    assert warned.startswith(f"RuntimeWarning {reason}; the native backend")
+    assert warned.endswith(f"; auto takes {ATEN}")
+    assert taken == "aten"
+    assert len(refused) == 2
+    for message in (warned, *refused):
+        assert ("cannot be loaded" if is_there else "needs _native") in message
 
 
 def test_compiled(tmp_path):
-    assert run(COMPILED, tmp_path, BROKEN["too old"][0]) == ["numba is imported", "1 warning"]
+    assert run(COMPILED, tmp_path, source=BROKEN["too old"][0]) == ["numba is imported", "1 warning"]
 
 
 def test_an_installation_without_sources(tmp_path):
@@ -86,7 +118,7 @@ def test_an_installation_without_sources(tmp_path):
     assert compileall.compile_dir(tmp_path, legacy=True, quiet=1)
     for path in tmp_path.rglob("*.py"):
         path.unlink()
-    _, warned, *raised = run(CODE, tmp_path)
+    warned, _, *raised = run(CODE, tmp_path, "numba")
     reason = (
         "ImportError: kernels are compiled from their sources, and fastlstm.cells.derive is installed without its own"
     )

@@ -8,7 +8,6 @@ import copy
 
 import pytest
 import torch
-from torch.func import functional_call, grad, vmap
 
 import fastlstm
 from tests.helpers.calls import Calls
@@ -164,31 +163,6 @@ def test_sixteen_bits(kind, backend, masked, dtype, poisoned):
             assert same(called(module, inputs[0], inputs[1:], **masks), want[: len(directions)])
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("shared", [False, True])
-@each_kind
-def test_a_stack_of_models(kind, backend, shared, masked):
-    """Each layer of a stack is one that runs alone, also where all read the same x."""
-    models = [kind(7, 33, dtype=F64, backend=backend) for _ in range(3)]
-    stacked = {name: torch.stack([dict(m.named_parameters())[name].detach() for m in models]) for name in
-               dict(models[0].named_parameters())}  # fmt: skip
-    x = torch.randn(5, 4, 7, dtype=F64) if shared else torch.randn(3, 5, 4, 7, dtype=F64)
-    options = {"lengths": torch.tensor([5, 0, 3, 2])} if masked else {}
-
-    def loss(weights, x):
-        output, last = functional_call(models[0], weights, (x,), options)
-        return output.square().sum() + (last[1] if kind is fastlstm.LSTM else last).sum()
-
-    dims = (0, None) if shared else (0, 0)
-    outputs = vmap(lambda weights, x: functional_call(models[0], weights, (x,), options)[0], dims)(stacked, x)
-    gradients = vmap(grad(loss), dims)(stacked, x)
-    for k, model in enumerate(models):
-        of_model = x if shared else x[k]
-        close(outputs[k], model(of_model, **options)[0], "sums")
-        want = grad(loss)({name: a.detach() for name, a in model.named_parameters()}, of_model)
-        close([gradients[name][k] for name in want], list(want.values()), "gradients")
-
-
 @pytest.mark.parametrize("dtype", [F32, F64])
 @each_kind
 def test_a_row_alone_is_what_it_is_in_a_batch(kind, backend, dtype):
@@ -204,18 +178,6 @@ def test_a_row_alone_is_what_it_is_in_a_batch(kind, backend, dtype):
                             lengths=lengths[row], reset=reset[:, row])  # fmt: skip
             of_rows = len(directions) + len(inputs)
             assert same(alone[:of_rows], [a[:, row] for a in whole[:of_rows]])
-
-
-@each_kind
-def test_infinite_inputs_reach_what_they_reach_in_plain_pytorch(kind, backend):
-    """H ends within a vector, whose other lanes take no part."""
-    module, exact = modules_of(kind, backend, 4, 9, F64)
-    inputs = inputs_of(module, 2, 3)
-    inputs[0][0, 1, 2] = torch.inf
-    got, want = (called(m, inputs[0], inputs[1:]) for m in (module, exact))
-    for a, b in zip(got, want, strict=True):
-        assert torch.equal(a.isnan(), b.isnan())
-        close(a.nan_to_num(), b.nan_to_num(), "values")
 
 
 @pytest.mark.parametrize("which", ["bias_ih", "bias_hh"])

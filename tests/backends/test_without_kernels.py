@@ -1,8 +1,5 @@
 """A CPU on which neither numba nor the native library can be used: `auto` takes torch's own LSTM, and says why."""
 
-import os
-import shutil
-import sys
 from functools import partial
 
 import pytest
@@ -13,7 +10,6 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 import fastlstm
 from fastlstm.backends import csrc, dispatch
 from fastlstm.cells import library
-from tests.helpers import ROOT, interpreter
 from tests.helpers.modules import REFERENCE, pair
 from tests.helpers.tolerances import close
 
@@ -39,57 +35,6 @@ def test_the_ladder(without_kernels):
         assert taken(**{lacking: True}) == "reference"
     assert taken(cell=library.lstm_projected, transformed=True) == "reference"
     assert not dispatch.traits(taken()).plans
-
-
-CODE = """
-import warnings
-import torch, fastlstm
-
-lstm, x = fastlstm.LSTM(4, 5), torch.randn(3, 2, 4)
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    for _ in range(2):
-        got = lstm(x)[0]
-        lstm(x, lengths=[3, 1])
-with fastlstm.use_backend("aten"):
-    assert torch.equal(got, lstm(x)[0])
-for warning in caught:
-    print(warning.category.__name__, warning.message)
-try:
-    fastlstm.lstm(x, None, *lstm.parameters(), backend="native")
-except RuntimeError as error:
-    print(error)
-"""
-NUMBA = {
-    "broken": (
-        "raise ImportError('Numba needs NumPy 2.9 or less')",
-        "the numba backend cannot use the numba that is installed: ImportError: Numba needs NumPy 2.9 or less",
-    ),
-    "missing": (None, "the numba backend needs numba, which is not installed"),
-}
-
-
-@pytest.mark.parametrize("library", [False, True])
-@pytest.mark.parametrize("how", NUMBA)
-def test_one_warning_with_both_reasons(tmp_path, how, library):
-    """By a copy of the package whose native library is missing or of no use."""
-    shutil.copytree(ROOT / "fastlstm", tmp_path / "fastlstm")
-    (tmp_path / "fastlstm" / csrc.LIBRARY.name).unlink(missing_ok=True)
-    if library:
-        (tmp_path / "fastlstm" / csrc.LIBRARY.name).write_bytes(b"no library")
-    source, reason = NUMBA[how]
-    hide = "import importlib.util\nfind = importlib.util.find_spec\n"
-    hide += "importlib.util.find_spec = lambda name, *a: None if name == 'numba' else find(name, *a)\n"
-    if source is not None:
-        (tmp_path / "numba").mkdir()
-        (tmp_path / "numba" / "__init__.py").write_text(source)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    done = interpreter.run(CODE if source else hide + CODE, cwd=tmp_path, environment=environment, check=True)
-    warned, refused = done.stdout.splitlines()
-    assert warned.startswith(f"RuntimeWarning {reason}; the native backend")
-    for message in (warned, refused):
-        assert ("cannot be loaded" if library else "needs _native") in message
-    assert warned.endswith("; auto takes aten instead, and reference for what aten lacks")
 
 
 def first(lstm, x):

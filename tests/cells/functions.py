@@ -1,8 +1,10 @@
-"""A layer of any cell as the package runs it, by the pair of Functions, on the backend in plain PyTorch."""
+"""Layers of any cell as the package runs them, by the pair of Functions in plain PyTorch; functions beside torch's."""
 
 import torch
 from torch.func import jvp
+from torch.nn import functional as F
 
+from fastlstm import cells
 from fastlstm.autograd.layer_function import differentiable
 from fastlstm.autograd.rules import define
 from fastlstm.backends import reference
@@ -41,3 +43,34 @@ def check(case):
         for layers in (truth, run, plain)
     )
     assert all(max(map(error, got, want)) < GRADIENTS for got in found)
+
+
+def with_half(function):
+    return lambda x: function(x, torch.full_like(x, 0.5))
+
+
+OF_TORCH = {
+    "sigmoid": (cells.sigmoid, torch.sigmoid),
+    "tanh": (cells.tanh, torch.tanh),
+    "relu": (cells.relu, torch.relu),
+    "exp": (cells.exp, torch.exp),
+    "log": (cells.log, torch.log),
+    "sqrt": (cells.sqrt, torch.sqrt),
+    "rsqrt": (cells.rsqrt, torch.rsqrt),
+    "log_sigmoid": (cells.log_sigmoid, F.logsigmoid),
+    "softplus": (cells.softplus, lambda x: F.softplus(x, threshold=80.0)),
+    "square": (cells.square, torch.square),
+    "cube": (lambda x: x**3, lambda x: torch.pow(x, 3)),
+    "reciprocal": (lambda x: 1 / x, torch.reciprocal),
+    "abs": (abs, torch.abs),
+    "stop_gradient": (lambda x: cells.stop_gradient(x) * x, lambda x: x.detach() * x),
+    "where": (lambda x: cells.where(x > 0.5, x, 2 * x), lambda x: torch.where(x > 0.5, x, 2 * x)),
+    "where_number": (lambda x: cells.where(x <= 0.5, 1.0, x), lambda x: torch.where(x <= 0.5, 1.0, x)),
+    "maximum": (lambda x: cells.maximum(x, 0.5), with_half(torch.maximum)),
+    "minimum": (lambda x: cells.minimum(0.5, x), with_half(torch.minimum)),
+    "clamp": (lambda x: cells.clamp(x, -3.0, 0.5), lambda x: torch.clamp(x, -3.0, 0.5)),
+    "clamp_below": (lambda x: cells.clamp(x, min=3.0), lambda x: torch.clamp(x, min=3.0)),
+    "clamp_above": (lambda x: cells.clamp(x, max=3.0), lambda x: torch.clamp(x, max=3.0)),
+    "clamp_crossed": (lambda x: cells.clamp(x, 3.0, -3.0), lambda x: torch.clamp(x, 3.0, -3.0)),
+    "hard_sigmoid": (cells.hard_sigmoid, F.hardsigmoid),
+}

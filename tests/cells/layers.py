@@ -13,8 +13,8 @@ from fastlstm import cells
 from fastlstm.backends.base import WEIGHTS, Gradients, Layer, Run, hidden_size
 from fastlstm.cells import CELLS, Cell, exp, relu, sigmoid, tanh
 from fastlstm.cells import cell as declare
-from fastlstm.cells.functions import layer_norm, mean, rms_norm, rsqrt
-from tests.helpers.rnn import gru_before, of_products
+from fastlstm.cells.functions import mean
+from tests.helpers.rnn import of_products, without_x
 
 
 @declare(gates={"r": "xh", "z": "xh", "n_x": "x", "n_h": "h"}, states=("h",), params=("w", "b"), inputs=("gap",))
@@ -26,55 +26,6 @@ def gru_decay(r, z, n_x, n_h, h, w, b, gap):
     return n + z * (h - n)
 
 
-def normalized(*values):
-    """Values as `layer_norm` has them, over the units and all of these values."""
-    size = 1.0 / len(values)
-    center = mean(size * sum(values[1:], values[0]))
-    values = [a - center for a in values]
-    squares = [a * a for a in values]
-    factor = rsqrt(mean(size * sum(squares[1:], squares[0])) + 1e-3)
-    return [a * factor for a in values]
-
-
-@declare(gates={"r": "xh", "u": "xh", "n": "xh"}, states=("h",), params=("w_r", "w_u", "w_n", "b_r", "b_u", "b_n"))
-def normalized_gru(r, u, n, h, w_r, w_u, w_n, b_r, b_u, b_n):
-    """A cell whose units see each other, by one mean and one variance of all its sums. Hafner et al., 2020."""
-    r, u, n = normalized(r, u, n)
-    r, u = sigmoid(r * w_r + b_r), sigmoid(u * w_u + b_u - 1.0)
-    n = tanh(r * (n * w_n + b_n))
-    return u * n + (1.0 - u) * h
-
-
-@declare(
-    gates={gate + operand: operand for gate in "ifgo" for operand in "xh"},
-    states=("h", "c"),
-    params=(*(f"{kind}_{gate}" for kind in "xhb" for gate in "ifgo"), "scale", "shift"),
-)
-def normalized_lstm(
-    ix, fx, gx, ox, ih, fh, gh, oh, c, x_i, x_f, x_g, x_o, h_i, h_f, h_g, h_o, b_i, b_f, b_g, b_o, scale, shift
-):  # fmt: skip
-    """Another, with means of means and more params than registers can hold. Ba, Kiros and Hinton, 2016."""
-    (ix, fx, gx, ox), (ih, fh, gh, oh) = normalized(ix, fx, gx, ox), normalized(ih, fh, gh, oh)
-    i, f, o = sigmoid(ix * x_i + ih * h_i + b_i), sigmoid(fx * x_f + fh * h_f + b_f), sigmoid(ox * x_o + oh * h_o + b_o)
-    c = f * c + i * tanh(gx * x_g + gh * h_g + b_g)
-    (state,) = normalized(c)
-    return o * tanh(state * scale + shift), c
-
-
-@declare(gates={"a": "h"}, states=("h", "c"), inputs=("u", "v"))
-def without_x(a, c, u, v):
-    """A cell that multiplies no x, and whose second state is not the first to be declared in a product."""
-    c = tanh(a) * u + v * c
-    return sigmoid(c), c
-
-
-@declare(gates={"g": "xh", "n": "xh"}, states=("h",), params=("gain",))
-def of_heads(g, n, h, gain):
-    """Norms of each head by itself: of the candidate, and of the state."""
-    g, n = sigmoid(g), tanh(layer_norm(n, weight=gain, eps=0.1, of="head"))
-    return rms_norm(n + g * (h - n), eps=0.1, of="head")
-
-
 @declare(gates={"n": "xh"}, states=("h",))
 def of_both(n, h):
     """Means of a row and of its heads."""
@@ -83,7 +34,7 @@ def of_both(n, h):
 
 OUTPUTS, GRADIENTS = 1e-12, 1e-11  # of sums of a few dozen terms in float64
 ONE = (torch.ones((), dtype=torch.double),)
-EVERY = (*CELLS, gru_decay, without_x, gru_before, of_products)
+EVERY = (*CELLS, gru_decay, without_x, of_products)
 every_cell = pytest.mark.parametrize("cell", EVERY, ids=lambda cell: cell.name)
 directions = pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
 masks = pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from fastlstm import cells
 from fastlstm.backends import reference
 from tests.cells.functions import run
 from tests.cells.layers import (
@@ -17,7 +16,6 @@ from tests.cells.layers import (
     error,
     every_cell,
     flat,
-    gru_decay,
     truth,
 )
 from tests.helpers.tolerances import equal
@@ -80,35 +78,6 @@ def test_nan_travels(cell):
     found = reference.backward(case.grads, case.layer, made, case.needs).flat
     for a, b in zip((a for a in found if a is not None), expected, strict=True):
         assert a.isnan()[b.isnan()].all()
-
-
-def test_wanted_gradients_alone():
-    case = Case(gru_decay)
-    made = reference.forward(case.layer, True)
-    full = reference.backward(case.grads, case.layer, made, case.needs).flat
-    for k in range(len(full)):
-        needs = type(case.needs).of(gru_decay, [j == k for j in range(len(full))])
-        found = reference.backward(case.grads, case.layer, made, needs).flat
-        assert [a is not None for a in found] == [j == k for j in range(len(full))]
-        assert torch.equal(found[k], full[k])
-
-
-def test_incoming_gradients_may_be_missing():
-    case = Case(cells.slstm)
-    operands, wanted = case.with_gradients()
-    made = run(case.on(operands))
-    want = truth(case.on(operands))
-    for k in range(len(want)):
-        got = differentiated((made[k],), wanted, (flat(case.grads)[k],), retain_graph=True)
-        expected = differentiated((want[k],), wanted, (flat(case.grads)[k],), retain_graph=True)
-        assert max(map(error, got, expected)) < GRADIENTS
-
-
-def test_gradients_share_no_memory():
-    case = Case(cells.lstm)
-    made = reference.forward(case.layer, True)
-    found = [a for a in reference.backward(case.grads, case.layer, made, case.needs).flat if a is not None]
-    assert len({a.untyped_storage().data_ptr() for a in found}) == len(found)
 
 
 @pytest.mark.parametrize(("B", "I"), [(0, 4), (2, 0)], ids=["no rows", "no inputs"])

@@ -98,17 +98,6 @@ def test_the_papers_formula(cell, backend, H, masked, bias):
     close(*(results(call, module, x, states, **masks) for call in calls), "gradients")
 
 
-@every_norm
-def test_float32(cell):
-    """Beside float64, at sizes that take rows together, parts of a vector, and many rows."""
-    for T, B, I, H in [(9, 4, 5, 33), (4, 70, 20, 64)]:
-        exact, module = made(cell, I, H, "reference"), made(cell, I, H, "numba", torch.float32)
-        exact.load_state_dict(module.state_dict())
-        x, states = operands(exact, T, B)
-        singles = x.float(), tuple(a.float() for a in states)
-        close(*(results(each, each, *singles) for each in (module, exact)), "layer")
-
-
 def test_onnx_has_no_operator():
     module = fastlstm.RNN(cells.dreamer_gru, 3, 4).eval()
     with pytest.raises(Exception, match=r"the aten backend runs the cells .*, got dreamer_gru"):

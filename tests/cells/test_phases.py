@@ -10,7 +10,8 @@ from fastlstm.cells.graph import HEADS
 from fastlstm.cells.on_tensors import mean_of_head
 from fastlstm.cells.phases import in_phases
 from tests.cells.drawn import QUIET, declared, sources
-from tests.cells.layers import MEANS, error, of_both, of_heads, one
+from tests.cells.layers import MEANS, error, of_both, one
+from tests.helpers.rnn import of_heads
 
 B, H, K = 3, 6, 2
 

@@ -1,50 +1,19 @@
-"""Each function that a cell may call is torch's at NaN, at infinities and at its ends, in every backend's kernels."""
+"""Each function that a cell may call is torch's at NaN, infinities and its ends, in all kernels and on tensors."""
 
 import inspect
 import math
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 import fastlstm
 from fastlstm import cells
 from fastlstm.cells.functions import FUNCTIONS
+from tests.cells.functions import OF_TORCH
 from tests.helpers.transforms import backends
 
 BEFORE, AFTER = math.nextafter(3.0, 0.0), 3.0 + 2**-21  # neighbours of a limit, the second in float32 too
 VALUES = [math.nan, math.inf, -math.inf, 0.0, 0.5, -0.5, 3.0, -3.0, BEFORE, -BEFORE, AFTER, -AFTER, 90.0, -90.0, 800.0]
-
-
-def with_half(function):
-    return lambda x: function(x, torch.full_like(x, 0.5))
-
-
-OF_TORCH = {
-    "sigmoid": (cells.sigmoid, torch.sigmoid),
-    "tanh": (cells.tanh, torch.tanh),
-    "relu": (cells.relu, torch.relu),
-    "exp": (cells.exp, torch.exp),
-    "log": (cells.log, torch.log),
-    "sqrt": (cells.sqrt, torch.sqrt),
-    "rsqrt": (cells.rsqrt, torch.rsqrt),
-    "log_sigmoid": (cells.log_sigmoid, F.logsigmoid),
-    "softplus": (cells.softplus, lambda x: F.softplus(x, threshold=80.0)),
-    "square": (cells.square, torch.square),
-    "cube": (lambda x: x**3, lambda x: torch.pow(x, 3)),
-    "reciprocal": (lambda x: 1 / x, torch.reciprocal),
-    "abs": (abs, torch.abs),
-    "stop_gradient": (lambda x: cells.stop_gradient(x) * x, lambda x: x.detach() * x),
-    "where": (lambda x: cells.where(x > 0.5, x, 2 * x), lambda x: torch.where(x > 0.5, x, 2 * x)),
-    "where_number": (lambda x: cells.where(x <= 0.5, 1.0, x), lambda x: torch.where(x <= 0.5, 1.0, x)),
-    "maximum": (lambda x: cells.maximum(x, 0.5), with_half(torch.maximum)),
-    "minimum": (lambda x: cells.minimum(0.5, x), with_half(torch.minimum)),
-    "clamp": (lambda x: cells.clamp(x, -3.0, 0.5), lambda x: torch.clamp(x, -3.0, 0.5)),
-    "clamp_below": (lambda x: cells.clamp(x, min=3.0), lambda x: torch.clamp(x, min=3.0)),
-    "clamp_above": (lambda x: cells.clamp(x, max=3.0), lambda x: torch.clamp(x, max=3.0)),
-    "clamp_crossed": (lambda x: cells.clamp(x, 3.0, -3.0), lambda x: torch.clamp(x, 3.0, -3.0)),
-    "hard_sigmoid": (cells.hard_sigmoid, F.hardsigmoid),
-}
 
 
 def cell_of(names):
@@ -86,3 +55,15 @@ def test_special_values(backend, names):
         (dwant,) = torch.autograd.grad(want, x, torch.full_like(x, 2.0))
         for what, a, b in (("value", found.flatten(), want), ("gradient", gradient, dwant)):
             torch.testing.assert_close(a, b, **bound, msg=lambda text, name=name, what=what: f"{name}, {what}: {text}")
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-7), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("name", OF_TORCH)
+def test_tensors(name, dtype, bound):
+    """Where a cell is called as a function."""
+    found = []
+    for function in OF_TORCH[name]:
+        x = torch.tensor(VALUES, dtype=dtype, requires_grad=True)
+        y = function(x)
+        found.append((y, *torch.autograd.grad(y.sum(), x)))
+    torch.testing.assert_close(*found, rtol=bound, atol=1e-30, equal_nan=True)

@@ -5,7 +5,7 @@ import torch
 import fastlstm
 from fastlstm import cells
 from tests.helpers.modules import flat
-from tests.helpers.rnn import gadget, gru_before, of_heads, of_heads_and_rows, of_products
+from tests.helpers.rnn import gadget, of_heads, of_heads_and_rows, of_products
 
 
 def rnn(cell, **options):
@@ -30,7 +30,7 @@ KINDS = {
     "norms": rnn(cells.layer_norm_lstm),
     "heads": rnn(of_heads, heads=3),
     "means": rnn(of_heads_and_rows, heads=3),
-    "products": rnn(gru_before),
+    "products": rnn(cells.gru_reset_before),
     "many products": rnn(of_products, heads=3),
 }
 OF_NATIVE = "LSTM", "GRU"  # the others run on `numba` alone

@@ -45,14 +45,6 @@ def of_heads_and_rows(a, b, c, p, u):
     return cells.tanh(c * m - cells.mean(m * c)), c
 
 
-@cells.cell(gates={"z": "xh", "r": "xh", "n": "x"}, states=("h",), products=("n_h",))
-def gru_before(z, r, n, h, n_h):
-    """The GRU whose reset gate comes before the product. Cho et al., 2014."""
-    z, r = cells.sigmoid(z), cells.sigmoid(r)
-    n = cells.tanh(n + n_h(r * h))
-    return n + z * (h - n)
-
-
 @cells.cell(
     gates={"a": "x", "b": "h", "d": "xh"},
     states=("y", "z"),

@@ -11,7 +11,8 @@ import torch
 
 from fastlstm import cells
 from fastlstm.backends.triton.cells import means_of
-from tests.cells.layers import gru_decay, normalized_gru, normalized_lstm, of_heads, without_x
+from tests.cells.layers import gru_decay
+from tests.helpers.rnn import of_heads, without_x
 from tests.ptx.layers import BOUNDS, Case, run
 
 MASKS = ("", "lengths", "reset", "lengths+reset")
@@ -37,7 +38,7 @@ def matrix():
             reverse=number % 7 in (1, 3, 4), bias=number % 5 != 3, inner=number // 2 % 2 == 0,
         )  # fmt: skip
     others = [(cell, None, 1) for cell in (*cells.CELLS[1:], gru_decay, without_x) if not cell.products]
-    others += [(normalized_lstm, 40, 1), (normalized_gru, 64, 2), (cells.lstm, 160, 4), (cells.gru, 320, 2)]
+    others += [(cells.dreamer_gru, 64, 2), (cells.lstm, 160, 4), (cells.gru, 320, 2)]
     others += [(of_heads, 66, 2), *((cell, None, 1) for cell in cells.CELLS if cell.products)]
     for number, ((cell, H, heads), chip) in enumerate(itertools.product(others, (80, 90))):
         kind, mask = list(BOUNDS)[(number + number // 8) % 4], MASKS[3 if number % 3 == 1 else 0]

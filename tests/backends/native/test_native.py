@@ -214,23 +214,3 @@ def test_a_failing_call_raises(monkeypatch):
         module(torch.ones(2, 1, 1))
     with pytest.raises(RuntimeError, match="fastlstm_forward: the structure is of another version"):
         module(torch.ones(2, 1, 1))
-
-
-@needs_native
-def test_auto_takes_native_where_numba_cannot_be_imported(monkeypatch):
-    planned = []
-    for name in ("numba", "native"):
-        module = dispatch.module(name)
-        monkeypatch.setattr(module, "plan", lambda *given, n=name, plan=module.plan: planned.append(n) or plan(*given))
-
-    def chosen():
-        planned.clear()
-        fastlstm.LSTM(1, 1, backend="auto")(torch.ones(2, 1, 1))
-        options = {"cell": cells.lstm, "masked": False, "inner_states": False}
-        return [dispatch.choose("auto", torch.device("cpu"), torch.float32, **options), *planned]
-
-    assert chosen() == ["numba", "numba"]
-    monkeypatch.setattr(dispatch.module("numba"), "_INSTALLED", False)
-    assert chosen() == ["native", "native"]
-    with pytest.raises(RuntimeError, match="numba, which is not installed"):
-        lstm(torch.ones(1, 1, 1), None, torch.ones(4, 1), torch.ones(4, 1), backend="numba")

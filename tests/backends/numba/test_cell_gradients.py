@@ -16,13 +16,6 @@ def leaky(a, h, c, u, v, gap):
     return cells.sigmoid(c) * gap, c
 
 
-@fastlstm.cell(gates={"a": "xh"}, states=("h", "c", "n"))
-def three(a, c, n):
-    c = 0.5 * c + cells.tanh(a)
-    n = 0.5 * n + cells.sigmoid(a)
-    return c + n, c, n
-
-
 @pytest.mark.parametrize("size", [(24, 24), (48, 24), (24, 48), (7, 24)], ids=str)
 @pytest.mark.parametrize("cell", [cells.peephole_lstm, cells.ind_rnn, leaky], ids=lambda cell: cell.name)
 def test_params_beside_sizes_of_whole_strips(cell, size):
@@ -33,16 +26,6 @@ def test_params_beside_sizes_of_whole_strips(cell, size):
         output = rnn(x, inputs=inputs or None)[0]
         found.append(torch.autograd.grad(output.square().sum(), list(rnn.parameters())))
     close(*found, "sums")
-
-
-def test_a_single_step_of_three_states():
-    rnn, found = fastlstm.RNN(three, 3, 4, bias=False).double(), []
-    states, x = tuple(torch.randn(3, 1, 2, 4, dtype=torch.double)), torch.randn(2, 3, dtype=torch.double)
-    for rnn.backend in ("numba", "reference"):
-        weights, (_, last) = list(rnn.parameters()), rnn.step(x, states)
-        first = torch.autograd.grad(sum((a * a).sum() for a in last), weights, create_graph=True)
-        found.append([*first, *torch.autograd.grad(sum(a.square().sum() for a in first), weights)])
-    close(*found, "derivatives")
 
 
 @pytest.mark.parametrize("names", [["bias_hh"], ["bias_ih"], ["bias_ih", "bias_hh"]], ids=str)

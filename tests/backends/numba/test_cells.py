@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlstm.backends.numba as numba
 from fastlstm import cells
 from fastlstm.backends import reference
 from fastlstm.backends.base import Gradients, Layer, Run
-from tests.cells.drawn import declared, sources
+from tests.cells.drawn import QUIET, declared, sources
+from tests.cells.functions import OF_TORCH
 from tests.cells.layers import (
     EVERY,
     GRADIENTS,
@@ -24,14 +25,12 @@ from tests.cells.layers import (
     every_cell,
     flat,
     masks,
-    normalized,
     stacked,
 )
 from tests.helpers.threads import on_any_split, split, splits
 from tests.helpers.tolerances import BF16, F32, F64, KINDS, close
 
 LIMIT = {F64: (OUTPUTS, GRADIENTS), F32: (KINDS["layer"].bounds[F32],) * 2}
-QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "database": None}
 # T, B, I, H: a lone row, few and many rows, chunks; x narrow and wide; last panels that are full, cut off, or alone
 SIZES = [
     (4, 1, 3, 16), (3, 1, 40, 7), (5, 2, 1, 1), (3, 33, 20, 7), (2, 65, 5, 20), (9, 3, 50, 33), (3, 2, 4, 100),
@@ -45,15 +44,6 @@ def of_seven_sums(g0, g1, g2, g3, g4, g5, g6, c):
     c = cells.tanh(g0 + g2 * g1) + cells.sigmoid(g3) * c
     h = cells.tanh(c * cells.sigmoid(g4) + g5)
     return cells.exp(-cells.relu(h)) + cells.sigmoid(g6) * h, c
-
-
-@cells.cell(gates={"i": "xh", "f": "xh", "g": "xh"}, states=("h", "c"), params=("gain",))
-def of_means_of_means(i, f, g, c, gain):
-    """A step in several phases, over rows that go together."""
-    i, f, g = normalized(i, f, g)
-    c = cells.sigmoid(f + 1.0) * c + cells.sigmoid(i) * cells.tanh(g)
-    (scaled,) = normalized(c)
-    return cells.tanh(scaled * gain), c
 
 
 @cells.cell(gates={"a": "x"}, states=("h",))
@@ -75,7 +65,7 @@ def of_detached_products(a, b, h, c, w, p, q, r, of_w):
     return cells.tanh(b + q(v) * detached), cells.where(r(v) > 0.1, b, c) + of_w(w)
 
 
-CELLS = (*EVERY, of_seven_sums, of_means_of_means, that_saves_means_alone, of_a_detached_mean, of_detached_products)
+CELLS = (*EVERY, of_seven_sums, that_saves_means_alone, of_a_detached_mean, of_detached_products)
 
 
 def to(record: Run, dtype: torch.dtype) -> Run:
@@ -128,17 +118,6 @@ def test_layers(cell, size, reverse, masked, dtype, poisoned):
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
 def test_large_layers(cell):
     check(Case(cell, 3, 5, 650, 650), F32)
-
-
-@masks
-def test_gradients_of_params_on_any_number_of_threads(masked):
-    """They are sums over groups of rows, whose bounds do not depend on the number of threads."""
-    case = Case(cells.layer_norm_lstm, 3, 70, 5, 20, masked=masked)
-    threads = (1, 1), (2, 1), (1, 3), (5, 1)
-    alone, *others = (on_threads(*each, case.layer, case.grads, case.needs) for each in threads)
-    for other in others:
-        for wanted, found in zip(alone, other, strict=True):
-            assert wanted is found is None or torch.equal(wanted, found)
 
 
 @every_cell
@@ -267,26 +246,15 @@ def test_nan_stays_in_its_row(cell):
     assert all(torch.equal(a.isnan(), b.isnan()) for a, b in zip(found, wanted) if b is not None)
 
 
-ALONE = ("exp", "log_sigmoid", "relu", "sigmoid", "tanh", "log", "sqrt", "rsqrt", "softplus", "hard_sigmoid", "square")
-FUNCTIONS = {  # of one number
-    **{name: getattr(cells, name) for name in ALONE},
-    "abs": abs,
-    "minimum": lambda a: cells.minimum(a, 0.25), "clamp": lambda a: cells.clamp(a, -1.0, 2.0),
-    "maximum": lambda a: cells.maximum(a, 0.25) - cells.maximum(-a, a),
-    "where": lambda a: cells.where(a > 1.0, 1.0, cells.where(a <= -1.0, a, 2.0)),
-    "reciprocal": lambda a: 3.0 / a - (-a),
-}  # fmt: skip
-
-
 # The bounds of the fits, in float32 1.9e-7 and 1.3e-7
 TIGHT = {("sigmoid", F32): 2e-7, ("tanh", F32): 1.5e-7, ("sigmoid", F64): 4e-16, ("tanh", F64): 4e-16}
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", OF_TORCH)
 @pytest.mark.parametrize(("dtype", "bound"), [(F32, 4e-7), (F64, 1e-15)])
 def test_functions(name, dtype, bound):
     """Of all numbers that there are, to a few roundings of each: sigmoid's and tanh's are relative to one."""
-    function = FUNCTIONS[name]
+    function, _ = OF_TORCH[name]
 
     @cells.cell(gates={"a": "x"}, states=("h",))
     def applied(a):
@@ -332,7 +300,7 @@ def test_cells_of_one_name():
 
 @cells.cell(gates={"a": "xh"}, states=("h",), params=("row0", "sum0", "kept0"), inputs=("_head0",))
 def of_names_of_phases(a, h, row0, sum0, kept0, _head0):
-    (a,) = normalized(a * row0)
+    a = cells.layer_norm(a * row0)
     return cells.tanh(a * sum0 * kept0 + cells.mean(h * _head0, of="head"))
 
 

@@ -330,20 +330,3 @@ def test_a_sequence_in_two_pieces(backend, size):
     second, state = lstm(x[3:], state, *weights, backend=backend)
     assert torch.equal(torch.cat([first, second]), whole)
     assert torch.equal(torch.stack(state), torch.stack((h_n, c_n)))
-
-
-@needs_unit
-def test_bfloat16_is_closer_than_nn_lstm():
-    torch.manual_seed(0)
-    exact = torch.nn.LSTM(28, 128).bfloat16()
-    x, errors = torch.randn(28, 32, 28).bfloat16(), []
-    for module in (torch.nn.LSTM(28, 128), fastlstm.LSTM(28, 128)):
-        module.bfloat16().load_state_dict(exact.state_dict())
-        errors.append((module(x)[0].double() - copy_of(exact)(x.double())[0]).abs().mean())
-    assert errors[1] < errors[0]
-
-
-def copy_of(module):
-    double = torch.nn.LSTM(module.input_size, module.hidden_size).double()
-    double.load_state_dict(module.state_dict())
-    return double

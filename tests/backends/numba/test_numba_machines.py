@@ -19,7 +19,7 @@ from fastlstm.backends.numba.llvm.simd import machine_features
 from fastlstm.backends.numba.llvm.sources import fingerprint
 from tests.helpers import ROOT
 from tests.helpers.layers import Layer, error
-from tests.helpers.numba import needs_unit, run
+from tests.helpers.numba import run
 from tests.helpers.threads import forget
 
 MACHINE = platform.machine().lower()
@@ -83,28 +83,6 @@ def test_tiles_follow_the_host(triple, features, expected):
     assert run(HOST, arguments=(triple, *features)).strip() == expected
 
 
-@pytest.mark.skipif(MACHINE not in ("arm64", "aarch64"), reason="the processor has no NEON")
-def test_this_hosts_tiles_fill_the_registers_of_neon():
-    code = "from fastlstm.backends.numba.llvm import simd; print(simd.VECTOR_BYTES, simd.TILE_ROWS)"
-    assert run(code).split() == ["16", "6"]
-
-
-@pytest.mark.slow
-def test_an_installation_that_cannot_hold_a_cache():
-    code = """
-        from numba.core import caching
-        (getattr(caching, "CacheImpl", None) or caching._CacheImpl)._locator_classes = []
-        import torch
-        from tests.helpers.layers import Layer, error
-        layer = Layer(3, 7, 5, 9, masked=True)
-        with torch.no_grad():  # the backward pass would be compiled for as long again
-            got = layer.run(layer.to(torch.float32), "numba")
-            want = layer.truth(layer.to(torch.float64))
-        assert all(error(a, b) < 6e-6 for a, b in zip(got, want))
-    """
-    run(code)
-
-
 @pytest.fixture
 def copy(tmp_path):
     """A copy of the package, which interpreters with this directory in their path import."""
@@ -117,22 +95,6 @@ def add_to_output(copy):
     text = source.read_text().replace("return o * tanh(c), c\n", "return o + tanh(c), c\n")
     assert text != source.read_text()
     source.write_text(text)
-
-
-@pytest.mark.slow  # the test below looks at what takes less time to compile
-def test_the_cache_follows_the_sources(copy, tmp_path):
-    """A kernel cached for other sources is not served: numba's own check looks at one file only."""
-    code = """
-        import torch
-        from fastlstm import lstm
-        weights = torch.ones(4, 1), torch.zeros(4, 1)
-        print(lstm(torch.ones(1, 1, 1), None, *weights, backend="numba")[0].item())
-    """
-    environment = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    before = [run(code, tmp_path, **environment) for _ in range(2)]
-    add_to_output(copy)
-    after = run(code, tmp_path, **environment)
-    assert before[0] == before[1] != after
 
 
 def test_sources_in_an_archive(tmp_path):
@@ -172,24 +134,6 @@ def test_another_process_finds_what_was_compiled(copy, tmp_path):
     assert (first, second) == ("False", "True")
     assert (others, again) == (["False", *small], ["True", *small])
     assert {"matrix3", "primitives4", "region", "stack", "backward_matrix", "forward_mixed"} <= set(names)
-
-
-@pytest.mark.slow
-@needs_unit
-def test_kernels_from_different_processes_are_not_taken_for_each_other(tmp_path):
-    code = """
-        import sys, torch, fastlstm
-        outputs = []
-        for backend in {backends}:
-            torch.manual_seed(0)
-            module, x = fastlstm.LSTM(5, 17, backend=backend), torch.randn(4, 3, 5)
-            outputs.append(module(x)[0])
-            outputs[-1].sum().backward()
-        for output in outputs:
-            torch.testing.assert_close(output, outputs[0], rtol=0, atol=2e-2)
-    """
-    for backends in (["numba"], ["numba-bf16"], ["numba", "numba-bf16"]):
-        run(code.format(backends=backends), NUMBA_CACHE_DIR=str(tmp_path))
 
 
 @pytest.mark.parametrize(

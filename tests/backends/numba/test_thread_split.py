@@ -59,11 +59,22 @@ def test_no_team_and_no_member_is_without_work(s, available, backward):
         (64, (28, 1, 28, 128), 4, 1),  # more members would only make the barrier longer
         (16, (28, 128, 28, 128), 16, 8),  # 14 teams of enough rows would leave two threads without work
         (16, (28, 128, 256, 512), 16, 2),  # two teams of a row block each, since all of them read 6 MB of weights
+        (2, (28, 128, 28, 128), 2, 2),  # rows, to each thread those that fill a pass
+        (2, (28, 64, 128, 512), 2, 1),  # many weights: units
+        (2, (512, 16, 64, 64), 2, 2),  # few weights: rows, however few
+        (2, (28, 1, 28, 128), 2, 1),  # one row has only units to split
+        (8, (100, 1, 2000, 16), 1, 1),  # no more threads than have something to do
     ],
 )
-def test_splits_among_many_threads(available, sizes_of_layer, threads, teams):
+def test_splits(available, sizes_of_layer, threads, teams):
     s = signature(*sizes_of_layer)
     assert split_threads(available, s, sizes.panels_of(s.H, 16)) == (threads, teams)
+
+
+def test_a_pass_back_reads_fewer_weights():
+    """It splits rows where the pass forward, which reads weight_ih too, splits units."""
+    s = signature(28, 16, 28, 128)
+    assert [split_threads(2, s, 8, backward) for backward in (False, True)] == [(2, 1), (2, 2)]
 
 
 @pytest.mark.parametrize("cell", [cells.gru, cells.gru_reset_before])

@@ -10,6 +10,7 @@ from fastlstm import cells
 from fastlstm.backends import dispatch
 from fastlstm.backends.base import Gradients, Layer, held_steps
 from fastlstm.backends.triton import device as gpu
+from fastlstm.cells import gru_reset_before
 from fastlstm.layers.functional import run_cell
 from fastlstm.plan_cache import Plans
 from tests.backends.triton.shared import BOUNDS, DEVICE, STEPWISE, backend, check, converted, on_device, results, tiles
@@ -19,19 +20,16 @@ from tests.cells.layers import (
     error,
     every_cell,
     flat,
-    gru_before,
     gru_decay,
     masks,
-    normalized_gru,
-    normalized_lstm,
     of_both,
-    of_heads,
     of_products,
     stacked,
 )
+from tests.helpers.rnn import of_heads
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-WITH_MEANS = (normalized_gru, normalized_lstm)
+WITH_MEANS = (cells.dreamer_gru, cells.layer_norm_lstm)
 
 
 @pytest.mark.sampled(17)
@@ -52,7 +50,7 @@ def test_outputs_and_gradients(cell, kind, masked, reverse, kernels):
     ("cell", "H", "heads"),
     [
         *((cell, *size) for cell in WITH_MEANS for size in ((20, 1), (64, 1), (64, 2))),
-        *((cell, *size) for cell in (of_heads, gru_before, of_products) for size in ((20, 1), (60, 3), (64, 2))),
+        *((cell, *size) for cell in (of_heads, gru_reset_before, of_products) for size in ((20, 1), (60, 3), (64, 2))),
         *((cell, *size) for cell in (cells.lstm, gru_decay) for size in ((32, 2), (60, 3), (128, 4))),
     ],
     ids=lambda value: getattr(value, "name", None),
@@ -73,7 +71,7 @@ def test_a_stack_of_layers(cell, kernels):
     check_stack(cell, 1)
 
 
-@pytest.mark.parametrize("cell", [gru_decay, normalized_gru], ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", [gru_decay, cells.dreamer_gru], ids=lambda cell: cell.name)
 def test_a_stack_of_layers_with_heads(cell):
     check_stack(cell, 2)
 
@@ -127,9 +125,12 @@ def test_layers_that_no_kernel_runs(monkeypatch):
     """By name they raise, and auto takes plain PyTorch, with a warning."""
     monkeypatch.setattr(gpu, "capability", lambda device: (9, 0))
     for layer, reason in (
-        (Case(normalized_gru, H=140).layer, "no means over 140 units, since one program cannot hold their weights"),
+        (Case(cells.dreamer_gru, H=140).layer, "no means over 140 units, since one program cannot hold their weights"),
         (Case(of_heads, H=280, heads=2).layer, "no means over 140 units"),
-        (Case(gru_before, H=70).layer, "products of values of a step up to 64 units, .*got gru_before .* 70 units"),
+        (
+            Case(gru_reset_before, H=70).layer,
+            "products of values of a step up to 64 units, .*got gru_reset_before .* 70 units",
+        ),
         (Case(of_both, H=20, heads=2).layer, "no means over a row beside means over its heads"),
         (Case(cells.lstm, H=300, heads=2).layer, "needs large heads of a multiple of 32 units, got 150"),
     ):

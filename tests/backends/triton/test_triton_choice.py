@@ -14,7 +14,7 @@ from fastlstm.backends import dispatch
 from fastlstm.backends.base import Layer
 from fastlstm.backends.triton import device as gpu
 from fastlstm.backends.triton import tiles
-from tests.cells.layers import Case, normalized_gru
+from tests.cells.layers import Case
 from tests.helpers import ROOT, interpreter
 from tests.helpers import layers as helpers
 
@@ -178,7 +178,7 @@ LAYERS = {  # what a row of docs/gpu.md's table is about: the cell, its type and
     "GRU, 16 bits": (cells.gru, torch.bfloat16, {}),
     "another cell, 16 bits": (cells.mgu, torch.bfloat16, {}),
     "another cell, `ieee`": (cells.mgu, "ieee", {}),
-    "with means, 16 bits": (normalized_gru, torch.bfloat16, {}),
+    "with means, 16 bits": (cells.dreamer_gru, torch.bfloat16, {}),
 }
 SIZES = (64, 128, 129, 1024)
 

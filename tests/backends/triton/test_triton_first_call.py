@@ -9,7 +9,6 @@ import torch
 import fastlstm
 from fastlstm import cells
 from fastlstm.backends import dispatch
-from tests.cells.layers import gru_before, normalized_gru
 
 pytest.importorskip("triton", reason="triton is made for Linux on x86-64")
 
@@ -61,12 +60,12 @@ def test_kernels_that_are_right_pass(batches, H, example, masks, options):
 
 def test_kernels_with_means_products_and_heads_pass(batches):
     """Layers of other heads are other variants, and what has no kernels has no check."""
-    for cell, heads in ((normalized_gru, 1), (normalized_gru, 2), (gru_before, 2)):
+    for cell, heads in ((cells.dreamer_gru, 1), (cells.dreamer_gru, 2), (cells.gru_reset_before, 2)):
         rnn = fastlstm.RNN(cell, 3, 20, heads=heads, backend="triton-ieee", device=DEVICE)
         rnn(x_of())[0].sum().backward()
     assert batches == [EXAMPLE, 2] * 3
     with pytest.raises(RuntimeError, match="no means over 70 units"):
-        fastlstm.RNN(normalized_gru, 3, 70, backend="triton-ieee", device=DEVICE)(x_of())
+        fastlstm.RNN(cells.dreamer_gru, 3, 70, backend="triton-ieee", device=DEVICE)(x_of())
     assert len(batches) == 6
 
 
