@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 from tests.helpers.contract import LAYERS, WRONG_DTYPE, assert_same, assert_same_outcome, calls, outcome, wrong
-from tests.helpers.modules import OURS, assert_same_gradients, flat, pair, randn
+from tests.helpers.modules import OURS, flat, pair, randn
 from tests.helpers.threads import on_any_split, splits
 from tests.helpers.tolerances import close
 
@@ -61,16 +61,6 @@ def test_forward_and_gradients(call):
             gradients.append([torch.zeros_like(w) if g is None else g for g, w in zip(grads, weights, strict=True)])
     assert_same(*results)
     close(*gradients[::-1], "gradients")
-
-
-@each
-@pytest.mark.parametrize("size", [(1, 1, 1, 1), (7, 1, 7, 100), (1, 7, 100, 7), (7, 7, 1, 7), (100, 1, 7, 1)])
-def test_odd_sizes(torch_s, options, size):
-    T, B, I, H = size
-    theirs, ours = pair(I, H, like=torch_s, **options)
-    x, hx = randn(T, B, I), random_states(torch_s, 1, B, H)
-    inputs = [x, *(hx if torch_s is nn.LSTM else [hx])]
-    assert_same_gradients(ours, theirs, flat(ours(x, hx)), flat(theirs(x, hx)), inputs)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -11,7 +11,6 @@ from torch.nn.utils import parametrizations
 import fastlstm
 from fastlstm.backends import dispatch
 from tests.helpers.modules import flat
-from tests.helpers.rnn import gru_before
 from tests.helpers.tolerances import close, equal
 
 M, T, B, I, H = 3, 7, 4, 5, 6
@@ -20,7 +19,7 @@ MODULES = {
     "GRU": lambda **k: fastlstm.GRU(I, H, 2, bidirectional=True, batch_first=True, **k),
     "Elman": lambda **k: fastlstm.Elman(I, H, bias=False, **k),
     "heads": lambda **k: fastlstm.RNN(fastlstm.cells.slstm, I, H, heads=2, **k),
-    "products": lambda **k: fastlstm.RNN(gru_before, I, H, heads=2, **k),
+    "products": lambda **k: fastlstm.RNN(fastlstm.cells.gru_reset_before, I, H, heads=2, **k),
     "one step": lambda **k: fastlstm.LSTM(I, H, **k),
 }
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm.cells import cell, layer_norm, mean, rms_norm, sigmoid, tanh
+from fastlstm.cells import cell, mean, tanh
 from tests.helpers.rnn import of_heads, of_heads_and_rows, results
 from tests.helpers.tolerances import F64, close
 
@@ -46,21 +46,6 @@ def test_a_step_of_both_by_hand(backend):
     c = (a - a.mean(-1, keepdim=True)).sigmoid() * c + (b - of_head(b)).tanh() + u[0]
     m = of_head((-c * c).exp() + of_head(rnn.p_l0 * c))
     close([h_1[0], c_1[0]], [(c * m - (m * c).mean(-1, keepdim=True)).tanh(), c], "sums")
-
-
-@backends
-def test_one_head_is_a_row(backend):
-    @cell(gates={"g": "xh", "n": "xh"}, states=("h",), params={"gain": 1.0, "shift": 0.0})
-    def of_rows(g, n, h, gain, shift):
-        g, n = sigmoid(g), tanh(layer_norm(n, weight=gain, bias=shift))
-        return rms_norm(n + g * (h - n), eps=0.5)
-
-    x, found = torch.randn(4, 3, 5), []
-    for each in (of_heads, of_rows):
-        torch.manual_seed(0)
-        rnn = fastlstm.RNN(each, 5, 33, backend=backend)
-        found.append(results(rnn, rnn, x, (torch.zeros(1, 3, 33),)))
-    close(*found, "layer")
 
 
 def test_a_mean_of_what_is_said():

@@ -13,10 +13,9 @@ import fastlstm
 from fastlstm.cells import lstm as LSTM
 from tests.helpers.contract import LAYERS
 from tests.helpers.layers import needs_native
-from tests.helpers.modules import REFERENCE, assert_same_gradients, both_backends, pair, randn
+from tests.helpers.modules import assert_same_gradients, both_backends, pair, randn
 from tests.helpers.threads import on_any_split, splits
 from tests.helpers.tolerances import close, equal
-from tests.helpers.transforms import dtype_of, needs_triton
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -77,37 +76,6 @@ def test_reset_equals_pieces(kind, backend, T, B, layers, batch_first, rate, see
     got, last = with_tuples(ours)(masked, states, reset=reset)
     got = got.transpose(0, 1) if batch_first else got
     assert_same_gradients(ours, theirs, [got, *last], [expected, *ends], [x, *states])
-
-
-@needs_triton
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("backend", ["triton-ieee"], indirect=True)
-def test_masks_of_a_module_in_float32(backend, bidirectional):
-    """Layers of one or two directions with `lengths`, of one with `reset` too, against the reference in float64."""
-    theirs, ours = pair(3, 5, 2, bidirectional=bidirectional, like=REFERENCE, dtype=dtype_of(backend), backend=backend)
-    directions = 2 if bidirectional else 1
-    x, h_0, c_0 = torch.randn(6, 9, 3), torch.randn(2 * directions, 9, 5), torch.randn(2 * directions, 9, 5)
-    output = torch.randn(6, 9, 5 * directions)
-    masks = {"lengths": torch.tensor([6, 0, 1, 5, 3, 6, 2, 4, 6])}
-    if not bidirectional:
-        masks["reset"] = torch.rand(6, 9) < 0.3
-    results = []
-    for module in (ours, theirs):
-        inputs = [a.to(module.weight_ih_l0.dtype).requires_grad_() for a in (x, h_0, c_0)]
-        got, states = module(inputs[0], tuple(inputs[1:]), **masks)
-        gradients = torch.autograd.grad(got, [*inputs, *module.parameters()], output.to(got.dtype))
-        results.append([got, *states, *gradients])
-    close(*results, "derivatives")
-    assert not results[0][0][1:, 2].any()
-
-
-def test_reset_with_projection():
-    theirs, ours = pair(3, 5, 2, proj_size=2)
-    x, h_0, c_0 = randn(6, 2, 3), randn(2, 2, 2), randn(2, 2, 5)
-    reset = torch.tensor([[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 1]], dtype=torch.bool).T
-    expected, states = run_in_pieces(theirs, x, reset, (h_0, c_0))
-    got, got_states = ours(x, (h_0, c_0), reset=reset)
-    assert_same_gradients(ours, theirs, [got, *got_states], [expected, *states], [x, h_0, c_0])
 
 
 def test_padding_of_a_projected_layer_may_be_nan():
@@ -177,21 +145,6 @@ def test_lengths_equal_packed(kind, backend, lengths, layers, bidirectional, bat
     assert_same_gradients(ours, theirs, [got, *last], [expected, *ends], [x, *states] if with_states else [x])
 
 
-@both_backends
-def test_lengths_win_over_reset(backend):
-    _, ours = pair(3, 5, 2, backend=backend)
-    x, reset = randn(6, 3, 3), torch.rand(6, 3) < 0.5
-    reset[4:, 0] = True  # past row 0's end
-    lengths = torch.tensor([4, 6, 1])
-    got, states = ours(x, reset=reset, lengths=lengths)
-    for b, n in enumerate(lengths.tolist()):
-        expected, ends = ours(x[:n, b : b + 1], reset=reset[:n, b : b + 1])
-        close(got[:n, b : b + 1], expected, "sums")
-        assert not got[n:, b].any()
-        for a, e in zip(states, ends, strict=True):
-            close(a[:, b : b + 1], e, "sums")
-
-
 def test_unbatched_reset_and_lengths():
     _, ours = pair(3, 5, batch_first=True)
     x, reset = randn(6, 3), torch.tensor([0, 1, 0, 0, 1, 0], dtype=torch.bool)
@@ -200,25 +153,6 @@ def test_unbatched_reset_and_lengths():
     )
     got = ours(x, reset=reset, lengths=torch.tensor(5), return_cells=True)
     close([got[0], *got[1], got[2]], [expected[0], h_n[:, 0], c_n[:, 0], cells[0]], "sums")
-
-
-def test_outputs_large_enough_for_memory_that_is_used_again():
-    """Two steps' outputs and gradients at once, and second derivatives: nobody's memory is another's."""
-    theirs, ours = pair(3, 220)  # outputs of a megabyte
-    x, lengths = randn(10, 60, 3), torch.randint(1, 11, (60,))
-    results = []
-    for module in (theirs, ours):
-        results.append([])
-        for scale in (1, 2):
-            if module is theirs:
-                packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
-                output, _ = pad_packed_sequence(module(packed)[0], total_length=10)
-            else:
-                output, _ = module(x, lengths=lengths)
-            inputs = [x, module.weight_hh_l0]
-            gradients = torch.autograd.grad(output.pow(2).sum() * scale, inputs, create_graph=True)
-            results[-1] += [output, *gradients, *torch.autograd.grad(gradients[0].pow(2).sum(), inputs)]
-    close(*results[::-1], "derivatives")
 
 
 def test_masks_wait_for_no_device():

@@ -152,35 +152,12 @@ def test_pruned(torch_s):
     close(ours(x)[0], theirs(x)[0], "sums")
 
 
-@each_layer
-def test_truncated_backpropagation(torch_s):
-    theirs, ours = pair(3, 5, 2, like=torch_s)
-    x, gradients = randn(12, 2, 3), []
-    for module in (ours, theirs):
-        state = None
-        for chunk in x.split(4):
-            output, state = module(chunk, state)
-            output.cos().sum().backward()
-            state = tuple(a.detach() for a in state) if torch_s is nn.LSTM else state.detach()
-        gradients.append([p.grad for p in module.parameters()])
-    close(*gradients, "gradients")
-
-
 @pytest.mark.parametrize("size", [(70_001, 1, 2), (2, 70_001, 2)])
 def test_more_steps_or_rows_than_16_bits_count(size):
     theirs, ours = pair(2, 3)
     x = randn(*size)
     (output, states), (expected, ends) = ours(x), theirs(x)
     close([output, *states], [expected, *ends], "sums")
-
-
-@each_layer
-@pytest.mark.parametrize("training", [True, False])
-def test_frozen_weights_with_an_input_gradient(torch_s, training):
-    modules, x = pair(3, 5, 2, like=torch_s)[::-1], randn(4, 2, 3)
-    for module in modules:
-        module.requires_grad_(False).train(training)
-    close(*(torch.autograd.grad(module(x)[0].cos().sum(), x)[0] for module in modules), "sums")
 
 
 @each_layer
@@ -213,16 +190,6 @@ def test_16_bits_and_autocast(torch_s, dtype):
     output.float().sum().backward()
     assert {a.grad.dtype for a in (x, *ours.parameters())} == {torch.float32}
     close(ours.to(dtype)(x.to(dtype))[0], expected.double(), "cast")
-
-
-def test_autocast_of_regularizers():
-    gru, x, results = fastlstm.GRU(3, 5, recurrent_dropout=0.5, zoneout=0.3), torch.randn(4, 2, 3), []
-    for enabled in (True, False):
-        torch.manual_seed(1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            results.append(gru(x, torch.ones(1, 2, 5))[0])
-    assert results[0].dtype == torch.bfloat16
-    close(results[0], results[1].double(), "cast")
 
 
 RESET = {"reset": torch.tensor([[0, 1], [1, 0], [0, 0], [0, 1]]) > 0}

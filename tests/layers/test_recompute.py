@@ -58,26 +58,6 @@ def test_layers_and_directions():
     close(got, want, "sums")
 
 
-def test_all_states_and_inputs():
-    """A cell with an input, whose gradient has a part of the steps each."""
-
-    @fastlstm.cell(gates={"a": "xh"}, states=("h", "c"), params=("w",), inputs=("gap",))
-    def leaky(a, c, w, gap):
-        c = c * fastlstm.cells.exp(-gap * gap) + w * fastlstm.cells.tanh(a)
-        return fastlstm.cells.tanh(c), c
-
-    module = fastlstm.RNN(leaky, 3, 5, recompute=True).double()
-    twin = fastlstm.RNN(leaky, 3, 5).double()
-    twin.load_state_dict(module.state_dict())
-    x, gap = (torch.randn(LONG, 2, size, dtype=torch.double, requires_grad=True) for size in (3, 5))
-    found = []
-    for m in (module, twin):
-        output, last, *states = m(x, inputs={"gap": gap}, return_states=True)
-        loss = output.sum() + sum(a.square().sum() for a in (*last, *states[0]))
-        found.append(torch.autograd.grad(loss, [x, gap, *m.parameters()]))
-    close(*found, "long")
-
-
 def test_transforms_and_autocast():
     module, twin = both(fastlstm.GRU, 2, 3)
     x = torch.randn(PART + 3, 2, 2, dtype=torch.double)

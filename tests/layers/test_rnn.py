@@ -124,16 +124,18 @@ def test_repr_device_and_dtype():
 
 @pytest.mark.parametrize("cell", [gadget, cells.peephole_lstm, cells.rhn(3), of_products], ids=lambda cell: cell.name)
 def test_copies(cell):
-    rnn = RNN(cell, 3, 5, 2)
+    rnn = RNN(cell, 3, 6, 2, heads=3)
     x, states, inputs = given(rnn)
     expected = rnn(x, states, inputs)
     for copy in copies_of(rnn):
         assert type(copy) is fastlstm.RNN
-        assert copy.cell is cell
+        assert (copy.cell, copy.heads, repr(copy)) == (cell, 3, repr(rnn))
         assert all(a is not b for a, b in zip(copy.parameters(), rnn.parameters(), strict=True))
         close(copy(x, states, inputs), expected, "sums")
     name = f"{cell.__module__}\n".encode() + cell.name.encode()
     assert name in pickle.dumps(rnn, protocol=0)
-    other = RNN(cell, 3, 5, 2)
+    other = RNN(cell, 3, 6, 2, heads=3)
     other.load_state_dict(rnn.state_dict())
     close(other(x, states, inputs), expected, "sums")
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        RNN(cell, 3, 6, 2).load_state_dict(rnn.state_dict())

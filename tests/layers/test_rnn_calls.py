@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from fastlstm import cells
 from tests.helpers.modules import randn
-from tests.helpers.rnn import RNN, gadget, gru_before, of_heads, of_heads_and_rows, of_products, without_x
+from tests.helpers.rnn import RNN, gadget, of_heads, of_heads_and_rows, of_products, without_x
 from tests.helpers.tolerances import close
 from tests.helpers.transforms import exporting
 
@@ -24,7 +24,7 @@ KINDS = {
     "without-x": partial(RNN, without_x, 0, 12, heads=2),
     "means-of-heads": partial(RNN, of_heads, 3, 64, heads=4),
     "means-of-both": partial(RNN, of_heads_and_rows, 3, 12, heads=3),
-    "gru-before": partial(RNN, gru_before, 3, 9, 2),
+    "gru-before": partial(RNN, cells.gru_reset_before, 3, 9, 2),
     "products": partial(RNN, of_products, 3, 12, heads=3),
     **{cell.name: partial(RNN, cell, 3, 9) for cell in NORMS},
 }
@@ -93,9 +93,9 @@ def test_recompute(kind, backend):
     state = tuple([a.detach().requires_grad_() for a in called(rnn, sequences)[1]])
     for recompute in (False, True):
         rnn.recompute = recompute
-        output, last = called(rnn, sequences, state)
+        output, last, every = called(rnn, sequences, state, return_states=True)
         wanted = [*sequences.values(), *state, *rnn.parameters()]
-        gradients = torch.autograd.grad(output.sum() + last[0].sum(), wanted)
+        gradients = torch.autograd.grad(sum(a.sum() for a in (last[0], *every)), wanted)
         results.append([output, *gradients])
     close(results[1], results[0], "gradients")
 

@@ -7,44 +7,12 @@ import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from fastlstm import cells
 from tests.helpers.modules import assert_same_gradients, randn
 from tests.helpers.rnn import RNN, gadget, given, no_product
 from tests.helpers.tolerances import close
-
-
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_packed_input_and_lengths(batch_first):
-    rnn, n = RNN(gadget, 3, 5, 2, bidirectional=True), torch.tensor([2, 6, 1, 4])
-    x, states, inputs = given(rnn)
-    rows = [rnn(x[: n[b], b], tuple(a[:, b] for a in states), {k: a[: n[b], b] for k, a in inputs.items()},
-                return_states=True) for b in range(4)]  # fmt: skip
-    rnn.batch_first = batch_first
-    if batch_first:
-        x, inputs = x.transpose(0, 1), {k: a.transpose(0, 1) for k, a in inputs.items()}
-    packed = pack_padded_sequence(x, n, enforce_sorted=False, batch_first=batch_first)
-    output, last, sequences = rnn(packed, states, inputs, return_states=True)
-    unpacked = [pad_packed_sequence(a)[0] for a in (output, *sequences)]
-    masked, ends, (_, v) = rnn(x, states, inputs, lengths=n, return_states=True)
-    masked, v = (a.transpose(0, 1) if batch_first else a for a in (masked, v))
-    for b, (expected, end, all_states) in enumerate(rows):
-        close([a[: n[b], b] for a in unpacked], [expected, *all_states], "sums")
-        close([a[:, b] for a in last], end, "sums")
-        close([a[:, b] for a in ends], end, "sums")
-        close([masked[: n[b], b], v[: n[b], b]], all_states, "sums")
-        assert not masked[n[b] :, b].any()
-
-
-def test_reset():
-    rnn, reset = RNN(gadget, 3, 5), torch.zeros(6, 4, dtype=torch.bool)
-    x, states, inputs = given(rnn)
-    reset[3] = True
-    first = rnn(x[:3], states, {k: a[:3] for k, a in inputs.items()})[0]
-    second, ends = rnn(x[3:], None, {k: a[3:] for k, a in inputs.items()})
-    output, last = rnn(x, states, inputs, reset=reset)
-    assert_same_gradients(rnn, rnn, [output, *last], [torch.cat([first, second]), *ends], [x, *inputs.values()])
 
 
 @pytest.mark.parametrize("cell", [cells.mgu, no_product], ids=lambda cell: cell.name)
@@ -109,13 +77,9 @@ def test_packed_sequences_take_inputs_of_size_1():
 def test_a_mask_of_booleans_is_an_input():
     rnn = RNN(gadget, 3, 5)
     x, states, inputs = given(rnn)
-    mask = torch.rand(6, 4, 1) < 0.5
-    expected = (
-        rnn(x, states, {**inputs, "m": mask.to(x.dtype)}),
-        rnn.step(x[0], None, {"m": mask[0].to(x.dtype), "d": inputs["d"][0]}),
-    )
-    close(
-        (rnn(x, states, {**inputs, "m": mask}), rnn.step(x[0], None, {"m": mask[0], "d": inputs["d"][0]})),
-        expected,
-        "values",
-    )
+    mask, found = torch.rand(6, 4, 1) < 0.5, []
+    for m in (mask, mask.to(x.dtype)):
+        of_step = {"m": m[0], "d": inputs["d"][0].detach()}
+        stream = rnn.stream(4)(x[0].detach(), of_step)
+        found.append((rnn(x, states, {**inputs, "m": m}), rnn.step(x[0], None, of_step), stream))
+    close(*found, "values")

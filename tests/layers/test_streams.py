@@ -11,10 +11,10 @@ import fastlstm
 from fastlstm.cells import library
 from tests.helpers.layers import needs_native
 from tests.helpers.memory import resident
-from tests.helpers.modules import flat, pair
-from tests.helpers.rnn import gru_before, of_heads
+from tests.helpers.modules import flat
+from tests.helpers.rnn import of_heads
 from tests.helpers.streams import check_bits
-from tests.helpers.tolerances import close, equal
+from tests.helpers.tolerances import equal
 
 LAYERS = [fastlstm.LSTM, fastlstm.GRU, fastlstm.Elman]
 CELLS = [fastlstm.LSTMCell, fastlstm.GRUCell, fastlstm.ElmanCell]
@@ -50,7 +50,7 @@ def test_int8(kind, activations, backend):
 
 @pytest.mark.parametrize(
     ("cell", "H", "heads"),
-    [*((cell, 9, 1) for cell in (*library.CELLS, gru_before)), (of_heads, 64, 4), (gru_before, 64, 4)],
+    [*((cell, 9, 1) for cell in library.CELLS), (of_heads, 64, 4), (library.gru_reset_before, 64, 4)],
     ids=str,
 )
 def test_any_cell(cell, H, heads):
@@ -69,31 +69,6 @@ def test_projections_zoneout_and_dropout_run_as_in_eval_mode():
         stream = module.stream(2)  # made in training mode
         check_bits(copy.deepcopy(module).eval(), 2, stream)
         assert module.training
-
-
-def test_cells_with_inputs_take_them_at_each_step():
-    @fastlstm.cell(gates={"a": "xh"}, states=("h",), inputs=("drop",))
-    def dropped(a, h, drop):
-        return fastlstm.cells.tanh(a) * drop
-
-    module, x, drop = fastlstm.RNN(dropped, 3, 4), torch.randn(2, 3), torch.rand(2, 4)
-    stream = module.stream(2)
-    expected, state = module.step(x, None, {"drop": drop})
-    torch.testing.assert_close(stream(x, {"drop": drop}), expected.detach(), rtol=0, atol=0)
-    torch.testing.assert_close(stream.state[0], state[0].detach(), rtol=0, atol=0)
-    mask = drop < 0.5
-    expected, _ = module.step(x, None, {"drop": mask})
-    torch.testing.assert_close(module.stream(2)(x, {"drop": mask}), expected.detach(), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_a_step_beside_torch(kind):
-    theirs, ours = pair(7, 20, 3, like=kind)
-    stream, expected, found = ours.stream(), None, None
-    for x in torch.randn(5, 3, 7, dtype=torch.float64):
-        output, expected = theirs(x[None], expected)
-        h, found = stream.step(x, found)
-        close([h, *flat(found)], [output[0], *flat(expected)], "sums")
 
 
 def test_states_of_every_layout_and_of_inference_mode():

@@ -8,8 +8,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
+from fastlstm import cells
 from tests.helpers.modules import pair, randn
-from tests.helpers.rnn import gru_before
 from tests.helpers.tolerances import close
 
 
@@ -56,7 +56,10 @@ def test_weight_drop_of_cells_and_layers():
         no_product = nn.GRUCell(3, 5)
         no_product.load_state_dict(dict(cell.state_dict(), weight_hh=torch.zeros(15, 5)), strict=False)
     close(cell(x, h), no_product(x, h), "sums")
-    for declared, weight in ((fastlstm.cells.peephole_lstm, "weight_hh"), (gru_before, "weight_n_h")):
+    for declared, weight in (
+        (cells.peephole_lstm, "weight_hh"),
+        (cells.gru_reset_before, "weight_n_h"),
+    ):
         rnn = fastlstm.RNN(declared, 3, 5, 2)
         for k in range(2):
             parametrize.register_parametrization(rnn, f"{weight}_l{k}", fastlstm.WeightDrop(0.5))
