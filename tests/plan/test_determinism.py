@@ -9,42 +9,15 @@ import fastlstm
 from fastlstm import lstm
 from tests.helpers.layers import needs_native
 from tests.helpers.tolerances import equal
-from tests.helpers.transforms import BACKENDS, needs_triton, slow_in_the_interpreter
+from tests.helpers.transforms import BACKENDS, needs_triton
 
 SHAPES = [(7, 70, 28, 128), (5, 3, 7, 65)]  # the first large enough for two threads
 SMALL = (3, 9, 5, 20)  # for Triton's interpreter; two programs of batch rows
 
 
-@pytest.fixture
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def gradients(lstm, x, direction):
     output, (h_n, c_n) = lstm(x)
     return output, h_n, c_n, *torch.autograd.grad(output, [x, *lstm.parameters()], direction)
-
-
-@pytest.mark.parametrize(
-    ("backend", "size"),
-    [
-        ("numba", SHAPES[0]),
-        ("numba", SHAPES[1]),
-        ("reference", SHAPES[1]),
-        pytest.param("triton-ieee", SMALL, marks=slow_in_the_interpreter),
-    ],
-    indirect=["backend"],
-)
-def test_a_hundred_runs(deterministic, backend, size):
-    """Ten of the interpreter: it runs one program after the other, and can only show what was left unwritten."""
-    T, B, I, H = size
-    lstm, x = fastlstm.LSTM(I, H, backend=backend), torch.randn(T, B, I, requires_grad=True)
-    direction = torch.randn(T, B, H)
-    first = gradients(lstm, x, direction)
-    for _ in range(9 if backend == "triton-ieee" and not torch.cuda.is_available() else 99):
-        assert all(torch.equal(a, b) for a, b in zip(gradients(lstm, x, direction), first))
 
 
 @needs_triton

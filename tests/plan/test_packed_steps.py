@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 
 import fastlstm
@@ -174,27 +173,6 @@ def test_transposed_weights_belong_to_the_packed_ones():
     ours.weight_ih.data.copy_(kept)
     results = [torch.autograd.grad(module(x, state)[0].sum(), x)[0] for module in (theirs, ours)]
     assert (results[0] - results[1]).abs().max() < 1e-14
-
-
-def test_what_a_backward_pass_may_meet(backend):
-    """Dual numbers and batches of gradients, which the forward pass of the step knew nothing of; autocast."""
-    results = []
-    x, state = torch.randn(2, 4, dtype=torch.float64), tuple(torch.randn(2, 2, 3, dtype=torch.float64))
-    directions = torch.randn(5, 2, 3, dtype=torch.float64)
-    for module in cells(4, 3):
-        module(x, state)
-        leaf = x.clone().requires_grad_()
-        inputs = [leaf, *module.parameters()]
-        h, _ = module(leaf, state)
-        keep = {"retain_graph": True}
-        batches = torch.autograd.grad(h, inputs, directions, is_grads_batched=True, **keep)
-        with forward_ad.dual_level():
-            dual = forward_ad.make_dual(directions[0], directions[1])
-            duals = [forward_ad.unpack_dual(a) for a in torch.autograd.grad(h, inputs, dual, **keep)]
-        with torch.autocast("cpu", torch.bfloat16):
-            twice = torch.autograd.grad(torch.autograd.grad(h.sum(), leaf, create_graph=True)[0].sum(), inputs[1:3])
-        results.append([*batches, *(a for pair in duals for a in pair), *twice])
-    assert max((a - b).abs().max() for a, b in zip(*results, strict=True)) < 1e-13
 
 
 @pytest.mark.parametrize("masked", [False, True])
