@@ -7,6 +7,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 import fastlstm
+from tests.helpers.layers import needs_native
 from tests.helpers.transforms import backends, backends_but_slow, dtype_of, needs_triton
 
 pytestmark = pytest.mark.filterwarnings("error:.*lru_cache")  # dynamo warns of a cache on its way
@@ -50,6 +51,7 @@ STACKED = {"num_layers": 2, "bidirectional": True, "batch_first": True}
     ("backend", "options"),
     [
         ("numba", STACKED),
+        pytest.param("native", {}, marks=needs_native),
         pytest.param("numba", {}, marks=pytest.mark.slow),
         pytest.param("reference", {}, marks=pytest.mark.slow),
         pytest.param("triton-ieee", {}, marks=[needs_triton, pytest.mark.slow]),

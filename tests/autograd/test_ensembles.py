@@ -19,27 +19,6 @@ def models(backend):
 
 
 @backends
-def test_stacked_models_equal_a_loop(models):
-    dtype = models[0].weight_ih_l0.dtype
-    x = torch.randn(5, 2, 4, dtype=dtype)
-    parameters, _ = stack_module_state(models)
-    run = lambda p, x: functional_call(models[0], p, (x,))[0]  # noqa: E731
-    want = torch.stack([m(x)[0] for m in models])
-    with torch.no_grad():
-        close(vmap(run, (0, None))(parameters, x), want, "sums")
-    together = vmap(run, (0, None))(parameters, x)
-    close(together, want, "sums")
-    direction = torch.randn_like(want)
-    got = torch.autograd.grad(together, list(parameters.values()), direction)
-    wanted = torch.autograd.grad(want, [p for m in models for p in m.parameters()], direction)
-    for k, stacked in enumerate(got):
-        close(stacked, torch.stack(wanted[k::4]), "gradients")
-    many_x = torch.randn(3, 5, 2, 4, dtype=dtype)
-    each = torch.stack([m(x)[0] for m, x in zip(models, many_x)])
-    close(vmap(run)(parameters, many_x), each, "sums")
-
-
-@backends
 def test_tangents_of_stacked_models_equal_a_loop(models):
     x, tangent = torch.randn(2, 5, 2, 4, dtype=models[0].weight_ih_l0.dtype)
     parameters = {k: v.detach() for k, v in stack_module_state(models)[0].items()}

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import grad, vmap
 
 import fastlstm
 from fastlstm import lstm, torch_private
 from tests.helpers import interpreter
-from tests.helpers.layers import BACKENDS, CPU_BACKENDS, Layer, needs_native
+from tests.helpers.layers import BACKENDS, CPU_BACKENDS, Layer
 
 
 @pytest.fixture(params=[(False, False), (True, False), (False, True)], ids=["plain", "reverse", "masked"])
@@ -111,37 +110,6 @@ def test_meta_and_fake_tensors():
         output = lstm(x, None, *weights)[0]
         output.sum().backward()
         assert x.grad.shape == x.shape
-
-
-@pytest.mark.parametrize(
-    ("backend", "dynamic"),
-    [
-        ("numba", None),
-        pytest.param("native", True, marks=needs_native),
-        pytest.param("numba", True, marks=pytest.mark.slow),
-        pytest.param("native", None, marks=[needs_native, pytest.mark.slow]),
-        pytest.param("reference", True, marks=pytest.mark.slow),
-        pytest.param("reference", None, marks=pytest.mark.slow),
-    ],
-)
-def test_compile_fullgraph(backend, dynamic):
-    counter = CompileCounterWithBackend("aot_eager")
-
-    def run(x, *weights):
-        return lstm(x, None, *weights, backend=backend)[0]
-
-    compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, backend=counter)
-    for T, B in ((4, 3), (9, 3), (17, 5), (33, 7)):
-        layer = Layer(T, B, 11, 13)  # no two sizes alike, or tracing takes them for one
-        inputs = [layer.to(torch.double)[k] for k in (0, 3, 4, 5, 6)]
-        got, want = compiled(*inputs), run(*inputs)
-        assert torch.equal(got, want)
-        gradient = torch.randn_like(got)
-        got, want = torch.autograd.grad(got, inputs, gradient), torch.autograd.grad(want, inputs, gradient)
-        assert all(torch.equal(a, b) for a, b in zip(got, want))
-    assert counter.frame_count <= (1 if dynamic else 3)  # without `dynamic`: as given, then T free, then B
-    with torch.no_grad():
-        assert torch.equal(compiled(*inputs), run(*inputs))
 
 
 def test_an_autocast_for_another_device_casts_nothing():

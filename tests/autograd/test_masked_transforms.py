@@ -52,29 +52,6 @@ def test_each_sample_its_own_mask(modules, name):
         torch.testing.assert_close(got, torch.stack([function(*each) for each in zip(x, given)]))
 
 
-@pytest.mark.parametrize(
-    ("backend", "name", "dynamic"),
-    [
-        ("numba", "reset", False),
-        ("numba", "lengths", True),
-        ("reference", "reset", True),
-        pytest.param("triton-ieee", "lengths", True, marks=[needs_triton, pytest.mark.slow]),
-        pytest.param("numba", "reset", True, marks=pytest.mark.slow),
-        pytest.param("numba", "lengths", False, marks=pytest.mark.slow),
-        pytest.param("reference", "lengths", False, marks=pytest.mark.slow),
-        pytest.param("triton-ieee", "reset", False, marks=[needs_triton, pytest.mark.slow]),
-    ],
-    indirect=["backend"],
-)
-def test_compiled(modules, name, dynamic):
-    lstm, mask = modules[1], MASKS[name]
-    x = torch.randn(T, B, 3, dtype=lstm.weight_ih_l0.dtype, requires_grad=True)
-    compiled = torch.compile(lstm, backend="aot_eager", fullgraph=True, dynamic=dynamic)
-    results = [(f(x, **mask)[0], *f(x, **mask)[1]) for f in (compiled, lstm)]
-    gradients = [torch.autograd.grad(r[0].pow(2).sum() + r[2].sum(), [x, *lstm.parameters()]) for r in results]
-    assert all(torch.equal(a, b) for pair in (results, gradients) for a, b in zip(*pair))
-
-
 @cases
 def test_exported(modules, name):
     lstm, mask = modules[1], MASKS[name]

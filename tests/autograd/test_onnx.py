@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import fastlstm
-from tests.helpers.layers import TORCH
 from tests.helpers.tolerances import close
 
 MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -77,19 +76,6 @@ def test_sequences_of_any_size(options, states):
     file = exported(lstm, arguments(6, 4, states=states, options=stacked), open_axes)
     for T, B in ((6, 4), (9, 2), (1, 1)):
         assert_runs_as(lstm, file, arguments(T, B, states=states, options=stacked))
-
-
-@pytest.mark.skipif(TORCH < (2, 13), reason="torch 2.9 fails to export its own LSTM with a name that is not defined")
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, STACKED], ids=str)
-def test_the_same_as_torch_s_own(options):
-    """Of as many steps as were exported."""
-    lstm, args = fastlstm.LSTM(3, 5, **options), arguments(6, 4, states=False, options=options)
-    batch = ((0,),) if options else ((1,),)
-    ours, theirs = (exported(m, args, batch) for m in (lstm, lstm.to_torch()))
-    for B in (4, 2):
-        args = arguments(6, B, states=False, options=options)
-        close(run(ours, args), run(theirs, args), "sums")
 
 
 @pytest.mark.parametrize("states", [pytest.param(False, marks=pytest.mark.slow), True])

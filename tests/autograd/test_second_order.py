@@ -166,6 +166,20 @@ def test_vectorized_functional(backend, which):
         close([got], [want], "derivatives")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+def test_sixteen_bits(dtype, options):
+    """Near those of float64. First derivatives have tests in `tests/backends/`."""
+    exact, module = pair(4, 5, like=REFERENCE, dtype=dtype, **options)
+    exact.load_state_dict(module.state_dict())
+    x, found = torch.randn(6, 3, 4).to(dtype), []
+    for each in (module, exact):
+        inputs = [x.to(each.weight_ih_l0.dtype).requires_grad_(), *each.parameters()]
+        first = torch.autograd.grad(each(inputs[0])[0].pow(2).sum(), inputs, create_graph=True)
+        found.append([*first, *torch.autograd.grad(sum(g.double().pow(2).sum() for g in first), inputs)])
+    close(*found, "long")
+
+
 @backends_but_slow
 def test_padding_that_is_nan_leaves_no_trace(backend):
     layer = Layer(4, 3, 5, 6, masked=True)

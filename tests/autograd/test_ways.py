@@ -65,19 +65,3 @@ def test_a_traced_call():
     traced = torch.jit.trace(lstm, (x,))
     assert any(node.kind().startswith("fastlstm::") for node in traced.inlined_graph.nodes())
     close([traced(2 * x)[0]], [lstm(2 * x)[0]], "values")
-
-
-def test_two_levels_of_forward_mode():
-    """The tangent of a tangent: a Function's own would be zero without a word."""
-    lstm, x = fastlstm.LSTM(I, H).double(), torch.randn(T, B, I, dtype=torch.double)
-
-    def second(module):
-        def along(x, direction):
-            return torch.func.jvp(lambda x: module(x)[0], (x,), (direction,))[1]
-
-        return torch.func.jvp(lambda x: along(x, x), (x,), (x,))[1]
-
-    reference = fastlstm.LSTM(I, H, backend="reference").double()
-    reference.load_state_dict(lstm.state_dict())
-    assert second(lstm).abs().max() > 1e-3
-    close(second(lstm), second(reference), "derivatives")
