@@ -125,7 +125,7 @@ class _Kernel:
         modules, caches_tensors = self.modules_of(params[0])
         options = has_biases, layers, dropout, train, bidirectional
         module = modules.get(options)
-        is_transposed = batch_first == [True] and x.dim() == 3
+        is_transposed = batch_first == [True]  # which packed sequences lack
         given = x.transpose(0, 1) if is_transposed else x  # (T,B,I), or packed (N,I)
         results = (
             None if module is None or self.is_packed else module._planned(given, tuple(hx) if is_lstm else hx, weights)
