@@ -125,12 +125,6 @@ def test_a_compiled_model_trains_alike(tiny, tmp_path):
     assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-4)  # float32, six steps of Adam
 
 
-def test_pixels_are_read_one_by_one_in_order():
-    images, model = torch.rand(5, 4, 3), RowLSTM(1, 7)
-    _, (h_n, _) = model.lstm(images.flatten(1).T.unsqueeze(2))
-    assert torch.equal(model(images), model.linear(h_n[0]))
-
-
 def test_both_ends_of_a_bidirectional_reading_give_the_class():
     images = torch.rand(5, 4, 3)
     model = RowLSTM(3, 7, bidirectional=True)

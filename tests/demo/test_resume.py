@@ -3,9 +3,6 @@
 import copy
 import io
 import os
-import subprocess
-import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 
@@ -18,11 +15,9 @@ from torch.utils._pytree import tree_leaves
 import fastlstm.export
 import fastlstm.predict
 import fastlstm.train
-from fastlstm.files import replacing
 from fastlstm.mnist import pictures, saved
 from fastlstm.mnist.recipe import PARTS, Recipe
 from fastlstm.mnist.state import Checkpoint
-from tests.helpers import ROOT
 from tests.helpers.demo import PNG, SMALL, figures
 from tests.helpers.idx import TEST_IMAGES, tiny_arrays, write_set
 
@@ -85,29 +80,6 @@ def test_ctrl_c_leaves_a_run_that_can_be_continued(tiny, tmp_path, train, interr
     assert figures(cut) == figures(whole)
 
 
-@pytest.mark.slow  # the writings of a process that ends are tested above
-def test_kill_9_loses_at_most_the_interval(tiny, tmp_path, train):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    command = [sys.executable, "-m", "fastlstm.train", "--data", str(tiny), "--iterations", "150", *OPTIONS]
-    command += ["--checkpoint-every", "20"]
-    running = subprocess.Popen([*command, "--out", str(cut)], cwd=ROOT, stderr=subprocess.DEVNULL)
-    path = cut / "checkpoint.pt"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and running.poll() is None:
-        if path.exists() and iterations_in(path) >= 40:
-            break
-        time.sleep(0.01)
-    running.kill()
-    running.wait()
-    assert not (cut / "metrics.json").exists()
-    done = iterations_in(path)
-    assert done >= 40
-    assert done % 20 == 0
-    train("--resume", cut, "--threads", 1)
-    train(*command[3:], "--out", whole)
-    assert figures(cut) == figures(whole)
-
-
 def test_a_new_run_does_not_take_up_an_old_one(tiny, tmp_path, train):
     arguments = ["--data", tiny, *OPTIONS, "--out", tmp_path]
     train(*arguments, "--iterations", "3")
@@ -128,24 +100,6 @@ def test_other_images_are_refused(tiny, tmp_path, train, refused):
 def test_a_resumed_run_keeps_its_recipe(tiny, tmp_path, train, refused, given):
     train("--data", tiny, "--iterations", "1", *OPTIONS, "--out", tmp_path)
     assert f"argument {given[0]}: " in refused(fastlstm.train.main, "--resume", tmp_path, *given)
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def half():
-        with replacing(path) as file:
-            file.write(b"half of the n")
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        half()
-    assert path.read_bytes() == b"old"
-    with replacing(path) as file:
-        file.write(b"new")
-    assert path.read_bytes() == b"new"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 FILES = {"train": "checkpoint.pt", "predict": "model.pt", "export": "model.pt"}
