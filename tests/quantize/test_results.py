@@ -26,7 +26,7 @@ ONE_STEP = {"int8": 1e-2, "int16": 1e-4}
 @torch.no_grad()
 @both_kinds
 @both_activations
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", [*KERNELS, pytest.param("reference", marks=[pytest.mark.slow] * len(KERNELS))])
 def test_the_error_over_a_thousand_steps(kind, activations, backend):
     torch.manual_seed(0)
     module, x = kind(128, 128), torch.randn(1000, 1, 128)
@@ -104,21 +104,6 @@ def test_a_row_alone_and_among_others(size, kind, activations, scale, states, ma
 @torch.no_grad()
 @kernels
 @both_kinds
-@both_activations
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_not_finite_stays_in_its_row(kind, activations, value, backend):
-    torch.manual_seed(0)
-    made, x = quantized(kind(20, 24), activations, backend), torch.randn(8, 3, 20)
-    clean = made(x)[0]
-    x[3, 1, 4] = value
-    output = made(x)[0]
-    assert same_bits([output[:, [0, 2]], output[:3]], [clean[:, [0, 2]], clean[:3]])
-    assert output[3:, 1].isnan().all()
-
-
-@torch.no_grad()
-@kernels
-@both_kinds
 def test_a_reset_ends_what_is_not_finite(kind, backend):
     torch.manual_seed(0)
     made, x, reset = (
@@ -146,27 +131,6 @@ def test_a_gru_that_starts_beyond_one(activations, backend):
         assert (a[:, [0, 2]] - b[:, [0, 2]]).abs().max() <= ONE_STEP[activations]
         # numbers to 3000, rounded in steps of 3000 / 127: one step differs by a few weights
         assert (a - b).abs().max() <= 3000 * ONE_STEP[activations]
-
-
-@torch.no_grad()
-@kernels
-@both_activations
-def test_sums_of_many_columns_are_exact(activations, backend):
-    """Sums of 16 bits, or of float32 in order, would lose this."""
-    K, H = 2000, 5
-    module = fastlstm.LSTM(K, H)
-    module.weight_ih_l0.fill_(1)
-    module.weight_ih_l0[0, ::2] = -1
-    module.weight_hh_l0.zero_()
-    for bias in (module.bias_ih_l0, module.bias_hh_l0):
-        bias.zero_()
-    x = torch.ones(1, 1, K)
-    x[0, 0, 0] = 0.5
-    _, (_, c) = quantized(module, activations, backend)(x)
-    rounded = 64 / 127 if activations == "int8" else 0.5  # 63.5 goes to the even number
-    i_pre, others = torch.tensor(-rounded + 1.0), torch.tensor(K - 1 + rounded)
-    assert (c[0, 0, 0] - i_pre.sigmoid() * others.tanh()).abs() < 1e-6
-    assert (c[0, 0, 1:] - 1).abs().max() < 1e-6
 
 
 @torch.no_grad()
