@@ -90,9 +90,10 @@ def cell_fields(cell: Cell, kind: str) -> dict[str, int]:
     """Return those argument fields of a pass that depend on the cell alone."""
     from fastlstm.backends.numba.llvm.cells import backward_table, forward_table, functions_of
 
-    of_cell, functions, layout = counts(cell), functions_of(cell), cell.layout
+    of_cell, functions, layout, derived = counts(cell), functions_of(cell), cell.layout, cell.derived()
     backward, names = kind == "Backward", forward_table(layout)
-    read = {*functions.takes[backward], *(f"{state}_prev" for state in layout.states[1:])}  # held rows copy these
+    taken = (derived.backward if backward else derived.forward).arguments
+    read = {*taken, *(f"{state}_prev" for state in layout.states[1:])}  # held rows copy these
     host_only = "fits_bf16_unit", "reads_new", "means", "has_phases"
     fields = {name: int(value) for name, value in of_cell._asdict().items() if name not in host_only}
     # two pointer tables lie before the rows of scratch: each in cache lines of its own

@@ -44,7 +44,7 @@ SUM_BYTES, MATRIX_SUM_BYTES = 9 << 18, 1 << 22
 # rows that are in its cache. With few batch rows but many steps the limit is half of that. Only the shape decides, so
 # that the results do not depend on the number of threads.
 SPLIT_K_BYTES = 1 << 19
-FEW_PAIRS = 128  # (step, row) pairs whose weight gradients `few_pairs` sums, fewer where columns are padded
+FEW_PAIRS = 128  # (step, row) pairs summed without accumulators, fewer where columns are padded
 
 UNIT_COMPONENTS = 3  # components of a float32 where only some products are on the bf16 unit: three hold it exactly
 # Multiply-adds of a step, from which the bf16 unit computes the weight gradients. Below, bringing dpreact into its

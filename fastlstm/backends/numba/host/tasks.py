@@ -120,12 +120,9 @@ def prepare(names: Sequence[str]) -> None:
         missing = [name for name in names if name not in compiled_functions]
         with Progress(missing) as progress:
             for name in missing:
-                compiled_functions[name] = kernel_files.load(name) or _compiled_and_stored(name)
+                loaded = kernel_files.load(name)
+                compiled_functions[name] = loaded or kernel_files.store(name, compiled(*_to_compile(name)))
                 progress.done(name)
-
-
-def _compiled_and_stored(name: str) -> kernel_files.Kernel:
-    return kernel_files.store(name, compiled(*_to_compile(name)))
 
 
 def prepare_kernel(task: str, cell: Cell, size: int, components: int, rare: Sequence[str]) -> dict[str, int]:

@@ -5,6 +5,6 @@ describes, and is compiled into each kernel that calls it.
 
 `products` says what a product has to offer. `forward` and `backward` are the loops of a layer. They take the products
 of `vector_*`, `matrix_*` or `mixed_*`. `layout`, `states`, `row_masks`, `digests` and `threads` serve both passes.
-`values` has the products of values that a step computes. `backward_step`, `heads`, `in_place`, `few_pairs` and
+`values` has the products of values that a step computes. `backward_step`, `heads`, `in_place` and
 `weight_gradients` are parts of one pass.
 """

@@ -5,11 +5,11 @@ see `host.sizes.input_components`. Neither lets a row's own gradients depend on 
 """
 
 from fastlstm.backends.numba.kernels import matrix_backward, vector_backward
-from fastlstm.backends.numba.kernels.few_pairs import write_weight_gradients
 from fastlstm.backends.numba.kernels.matrix_backward import add_accumulators, store_dpreact_columns, store_dpreact_rows
 from fastlstm.backends.numba.kernels.products import BackwardProducts
 from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.kernels.vector_backward import back_product, dpreact_target, pack_transposed
+from fastlstm.backends.numba.kernels.weight_gradients import write_weight_gradients
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 pack_vectors, pack_columns = vector_backward.pack_transposed, matrix_backward.pack_transposed

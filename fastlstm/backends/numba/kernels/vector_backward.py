@@ -3,7 +3,6 @@ the input; and summed over all (step, row) pairs, for the weight gradients.
 """
 
 from fastlstm.backends.numba.constants import ONE_OFFSET, ROW_BLOCK, STRIP
-from fastlstm.backends.numba.kernels.few_pairs import write_weight_gradients
 from fastlstm.backends.numba.kernels.heads import back_product_of_heads
 from fastlstm.backends.numba.kernels.in_place import back_product_in_place
 from fastlstm.backends.numba.kernels.layout import (
@@ -39,7 +38,11 @@ from fastlstm.backends.numba.kernels.values import (
     record_count,
     record_first,
 )
-from fastlstm.backends.numba.kernels.weight_gradients import accumulator_address, accumulator_row_bytes
+from fastlstm.backends.numba.kernels.weight_gradients import (
+    accumulator_address,
+    accumulator_row_bytes,
+    write_weight_gradients,
+)
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 BLOCK_ROWS = 128  # rows of dpreact and of a strip that stay in the L1 cache together: 16 + 12 KB at 8 lanes

@@ -28,7 +28,6 @@ class Functions:
     Attributes:
         source: everything that the primitives are built from.
         forward, saving, backward: the derived functions in phases: one each, unless the cell takes means.
-        takes: the names of the arguments of the forward pass and of the backward pass.
     """
 
     layout: Layout
@@ -36,7 +35,6 @@ class Functions:
     forward: Phases
     saving: Phases
     backward: Phases
-    takes: tuple[tuple[str, ...], tuple[str, ...]]
 
     @property
     def phases(self) -> tuple[int, int]:
@@ -56,8 +54,7 @@ def functions_of(cell: Cell) -> Functions:
         in_phases(backward, backward.results, layout.saved_rows, early=terms_of(layout), unread=params, groups=groups),
     )
     source = "\n".join([python(forward), python(backward), repr(vars(cell.layout))])
-    takes = tuple(forward.arguments), tuple(backward.arguments)
-    return Functions(layout, source, *passes, takes)
+    return Functions(layout, source, *passes)
 
 
 def terms_of(layout: Layout) -> list[str]:
