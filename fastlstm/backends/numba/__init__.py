@@ -81,9 +81,7 @@ def failure() -> str | None:
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why the backend cannot take such tensors, or None. 16-bit tensors are computed in float32, except for
-    products of bfloat16 on a processor with a unit for them.
-    """
+    """Return why the backend cannot take such tensors, or None. It computes 16 bits in float32, or on the bf16 unit."""
     if device.type not in ("cpu", "meta"):
         return f"the numba backend needs CPU tensors, got {device.type}"
     if dtype not in _DTYPES:
@@ -101,10 +99,7 @@ def cache_folder() -> str | None:
 
 
 def compile_ahead(runs: Sequence[Callable[[], object]]) -> None:
-    """Compile the kernels that calls need, in as many processes as a call may have threads, but at most 8, since there
-    are too few kernels for more. Without a folder for the kernels, do nothing. See
-    `fastlstm.backends.numba.host.ahead`.
-    """
+    """Compile the kernels that calls need, in at most 8 processes. Without a folder for them, do nothing."""
     workers = min(threads_now(), 8)
     if runs and workers > 1 and cache_folder() is not None:
         importlib.import_module("fastlstm.backends.numba.host.ahead").compile_ahead(runs, workers)

@@ -20,7 +20,5 @@ FEW_TRANSPOSED, FEW_IN_PLACE = 8, 32
 
 
 def operand_k_blocks(I, H):
-    """Return the number of K blocks of 32 columns in a row operand of the bf16 unit that holds x, padded to a multiple
-    of 16 columns, then h, padded likewise.
-    """
+    """Return the K blocks of 32 columns in a row operand of x and h, each padded to a multiple of 16 columns."""
     return ((I + 15) // 16 + (H + 15) // 16 + 1) // 2

@@ -12,10 +12,8 @@ if TYPE_CHECKING:
 
 
 class AccumulatorLayout(NamedTuple):
-    """Which accumulator rows have the weight gradients of h, the bias gradients, and the weight gradients of values
-    that products multiply, and how many rows there are.
-
-    Those of x begin at row 0. With several heads, the first two count all columns of h, and `rows` those seen alone.
+    """Where a panel's accumulators begin: those of weight_hh, of the biases, and of the values that products multiply;
+    and how many rows there are. With several heads, the first two count all columns of h, and `rows` those seen alone.
     """
 
     first_h_row: int
@@ -25,20 +23,16 @@ class AccumulatorLayout(NamedTuple):
 
 
 def accumulator_layout(s: Signature, sum_components: int) -> AccumulatorLayout:
-    """Return the order of a panel's accumulators of the weight gradients.
+    """Return the order of a panel's accumulators of the weight gradients, a row for each column of [x, h, 1] that it
+    sees.
 
-    There is one row for each column of [x, h, 1], which is multiplied with dpreact, without those columns of h that a
-    panel's heads do not see. The order is one of these, where | begins a new row and || a new strip of columns:
+    Where | begins a new row and || a new strip of columns, it is one of these, then the values that products multiply,
+    each in strips of STRIP. `sum_components`: the bfloat16 components of a number, 0 without the bf16 unit.
 
     * ``x | ones || h`` in strips of 16 rows, if the bf16 unit sums.
     * ``x | h | ones`` if every pre-activation has a product of x and one of h.
     * ``x || h || ones`` otherwise, in strips of STRIP. A row has room for the pre-activations of x or those of h,
       whichever are more, so the ones, which all pre-activations have, may take several rows.
-
-    After them come the values that products multiply, each in strips of STRIP.
-
-    Args:
-        sum_components: the bfloat16 components of a number in the weight gradients, 0 without the bf16 unit.
     """
     counts, I, H = s.counts, s.I, s.h_width if s.counts.h_preacts else 0
     if sum_components:

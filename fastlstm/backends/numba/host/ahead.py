@@ -21,10 +21,7 @@ _nothing = ctypes.CFUNCTYPE(None)(lambda: None)
 
 
 class _Idle(dict[str, Any]):
-    """Replaces the compiled functions by a function that does nothing, under every name.
-
-    Asking for a name adds it, so the keys list every kernel asked for.
-    """
+    """Gives a function that does nothing for every name. Asking adds it, so the keys are all kernels asked for."""
 
     def __contains__(self, name: Any) -> bool:
         return self[name] is not None
@@ -38,12 +35,10 @@ def compile_ahead(runs: Sequence[Run], workers: int) -> None:
     """Compile all kernels that calls need, into their files.
 
     Args:
-        runs: functions that make the calls and can be pickled. Other processes run them with kernels that do nothing,
-            which shows what kernels the calls need.
+        runs: functions that make the calls and can be pickled. Other processes run them with kernels that do nothing.
         workers: the number of processes.
 
-    Raises:
-        Exception: what the compilation of a kernel raises.
+    Raises what the compilation of a kernel raises.
     """
     # Forked processes need not import torch. They would lack threads of OpenMP, of which this one has started none.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")

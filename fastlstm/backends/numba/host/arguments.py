@@ -1,7 +1,7 @@
-"""The argument structs: each kernel reads one C struct of 64-bit integers, which the host fills. See `fields`.
+"""The argument structs: each kernel reads one C struct of 64-bit integers, which the host fills, see `fields`.
 
-A struct has first the fields that all calls of one signature share, then buffers, then packed weights, then the fields
-of a call. It ends with a record for each inner state, then for each input and param, which kernels find by address.
+First come the fields that all calls of one signature share, then buffers, packed weights and the fields of a call, and
+at the end a record for each inner state, input and param, which kernels find by address.
 """
 
 import ctypes
@@ -59,9 +59,7 @@ def _record_fields(kind: str, counts: Counts) -> list[list[str]]:
 
 @cache
 def struct_of(kind: str, counts: Counts) -> tuple[Any, dict[str, int]]:
-    """Return the argument struct of a pass of a cell, and for each of `TAILS` the offset at which these records
-    begin.
-    """
+    """Return the argument struct of a pass of a cell, and the offset at which the records of each of `TAILS` begin."""
     records, head = _record_fields(kind, counts), _HEADS[kind]
     all_fields = [(field, ctypes.c_int64) for part in records for field in part]
     offsets, offset = {}, ctypes.sizeof(head)
@@ -73,9 +71,7 @@ def struct_of(kind: str, counts: Counts) -> tuple[Any, dict[str, int]]:
 
 @cache
 def writer(kind: str, cached: bool, counts: Counts) -> tuple[Callable[..., None], int]:
-    """Return a function that writes the fields of a call into a struct, and the offset of the first of them. If
-    `cached`, the fields of the cached packed weights come before the others.
-    """
+    """Return what writes a call's fields into a struct, with packed weights if `cached`, and the first offset."""
     own = [field for table in _CALLS[kind][not cached :] for field in fields.names(table)]
     count = len(own) + sum(map(len, _record_fields(kind, counts)))
     # the format of pointers, which packs in half the time of other integers

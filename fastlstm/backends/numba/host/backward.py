@@ -24,18 +24,14 @@ from fastlstm.backends.pool import new_of
 
 
 class Backward(Pass):
-    """Runs the backward kernel for calls of one signature and one set of wanted gradients. It caches transposed
-    weights, if a product needs them.
-    """
+    """Runs the backward kernel for calls of one signature and one set of wanted gradients."""
 
     kind = "Backward"
 
     def __init__(
         self, signature: Signature, needs: Gradients, stacked_gates: bool, caches: dict[Any, Any] | None = None
     ) -> None:
-        """`stacked_gates`: whether the gates were saved by a forward pass over a stack (groups, T, ...), rather than by
-        one layer (T, ...).
-        """
+        """`stacked_gates`: whether the saved gates are those of a stack (groups, T, ...), not of one layer (T, ...)."""
         super().__init__(signature, caches)
         self.needs, self.stacked_gates, s = needs, stacked_gates, signature
         self.options = {"needs": needs, "stacked_gates": stacked_gates}
@@ -91,9 +87,7 @@ class Backward(Pass):
         return self.end(frame)
 
     def begin(self, grads: Run, layer: Layer, run: Run) -> Frame:
-        """Return a frame for the backward pass of a layer. If x is bfloat16, so are dh, dx and the gradients of the
-        weights.
-        """
+        """Return a frame for the backward pass of a layer. dh, dx and weight gradients are bfloat16 if x is."""
         x, weights, initial, lengths, reset, *_ = layer
         initial = (*map(contiguous, initial),)
         h, h_0, zeros, dh, (*sequences, gates) = (

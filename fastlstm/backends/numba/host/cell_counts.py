@@ -64,9 +64,7 @@ def counts(cell: Cell) -> Counts:
 
 @cache
 def gate_blocks(cell: Cell) -> Any:
-    """Return an array of the gate blocks of weight_ih, then of weight_hh, and of the weights of products, as the
-    kernels read them.
-    """
+    """Return the gate blocks of weight_ih, of weight_hh, and of products' weights, as the kernels read them."""
     blocks = *cell.layout.blocks_ih, *cell.layout.blocks_hh, *range(len(cell.products))
     return (ctypes.c_int64 * len(blocks))(*blocks)
 

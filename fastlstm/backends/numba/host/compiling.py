@@ -5,6 +5,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 from numba import cfunc
@@ -12,14 +13,11 @@ from numba import cfunc
 from fastlstm.backends.numba.host.kernel_files import QUIET, folder
 
 PATIENCE = 1.0  # seconds: loading a kernel from the cache takes less
-_announced = False
 turns = threading.RLock()  # numba has one of its own, but the garbage collector is the whole process's
 
 
 def compiled(signature: Any, function: Callable[..., None]) -> Any:
-    """Return numba's C function of `function`. Threads take turns. The garbage collector is off meanwhile: it would
-    search a compilation's many objects for a sixth of the time.
-    """
+    """Return numba's C function, in turns, and without the garbage collector, which would take a sixth of the time."""
     with turns:
         is_enabled = gc.isenabled()
         gc.disable()
@@ -31,10 +29,8 @@ def compiled(signature: Any, function: Callable[..., None]) -> Any:
 
 
 class Progress:
-    """Says on standard error why the caller waits, if a compilation takes longer than `PATIENCE`.
-
-    A first line says once in a process that kernels are compiled. On a terminal a second line names the kernels that
-    are compiled now, and those left. It is rewritten as kernels are done, and erased at the end.
+    """Says on standard error why the caller waits, if a compilation takes longer than `PATIENCE`: a line once in a
+    process, and on a terminal one with the kernels that are compiled now and those left, which is erased at the end.
     """
 
     def __init__(self, names: Iterable[str], at_once: int = 1) -> None:
@@ -69,9 +65,15 @@ class Progress:
     def _begin(self) -> None:
         with self.turns:
             if self.left and not (self.shown or QUIET):
-                _announce()
+                self._announce()
                 self.shown = True
                 self._show()
+
+    @staticmethod
+    @cache
+    def _announce() -> None:
+        kept = f"later processes load them from {folder()}" if folder() else "no folder can be written to keep them in"
+        print(f"fastlstm compiles its kernels for this processor, which takes seconds; {kept}", file=sys.stderr)
 
     def _show(self) -> None:
         plain = [name.partition(".")[0].rstrip("0123456789").replace("_", " ") for name in self.left]
@@ -82,11 +84,3 @@ class Progress:
         if self.shown and sys.stderr is not None and sys.stderr.isatty():
             width = shutil.get_terminal_size().columns - 1
             print(f"\r{line[:width]:{width}}\r", end="", file=sys.stderr, flush=True)
-
-
-def _announce() -> None:
-    global _announced
-    if not _announced:
-        _announced = True
-        cache = f"later processes load them from {folder()}" if folder() else "no folder can be written to keep them in"
-        print(f"fastlstm compiles its kernels for this processor, which takes seconds; {cache}", file=sys.stderr)

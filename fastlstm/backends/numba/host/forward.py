@@ -25,10 +25,8 @@ Shared = tuple[Tensor, Tensor, tuple[Tensor, ...]]
 def saved_shape(
     cell: Cell, T: int, B: int, H: int, dtype: torch.dtype, stack_size: int | None = None
 ) -> tuple[int, ...]:
-    """Return the shape of the saved gates, which are all saved values but states: (T, panels, B, G lanes).
-
-    Each step has for each panel of units its rows side by side, as both passes read them. Values that all units of a
-    row share fill one further panel, the last. The layers of a stack follow each other.
+    """Return the shape of the saved gates, all saved values but states: (T, panels, B, G lanes), for each layer of a
+    stack. A panel's rows lie side by side in a step. Values that all units of a row share fill a last panel.
     """
     lanes = sizes.lanes_of(dtype)
     panels, width = sizes.saved_panels(cell, H, lanes), cell.layout.saved_vectors(lanes) * lanes
@@ -37,10 +35,8 @@ def saved_shape(
 
 
 class Forward(Pass):
-    """Runs the forward kernel for calls of one signature.
-
-    With `save`, a run returns what the backward pass reads: the saved gates, and the inner states of all steps. A
-    single step returns its states only if the backward pass reads states after the step, and then h too. With
+    """Runs the forward kernel for calls of one signature. With `save`, a run returns the saved gates and the inner
+    states of all steps; a single step returns states, and then h, only if the backward pass reads those after it. With
     `always_caches`, packed weights are cached even for a single step of large weights.
     """
 
@@ -101,7 +97,7 @@ class Forward(Pass):
         return self.end(frame)
 
     def begin(self, layer: Layer, shared: Shared | None = None) -> Frame:
-        """Return a frame for a layer of this signature. If x is bfloat16, h is too, and states and saved values are
+        """Return a frame for a layer of this signature. If x is bfloat16, h is too; states and saved values are
         float32.
 
         Args:

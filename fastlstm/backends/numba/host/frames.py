@@ -1,6 +1,4 @@
-"""Kernels prepared once, so that a call has only its own fields to write. A short call would otherwise spend longer on
-the preparation than on its arithmetic.
-"""
+"""Kernels prepared once, so that a call has only its own fields to write."""
 
 from __future__ import annotations
 
@@ -38,11 +36,9 @@ class Kernel:
     """A task, the argument fields that all its calls share, its buffers' sizes, and the frames that calls run in.
 
     Attributes:
-        buffer_bytes: the bytes of each buffer. Threads, or stacked layers, that have a buffer of their own have it at
-            this distance.
+        buffer_bytes: of each buffer, the distance between those of threads or stacked layers.
         barrier_bytes: the bytes of the barriers, 0 for one thread.
-        small_offsets: the offsets of the small buffers, which lie in one piece of memory of `small_bytes`, after the
-            barriers.
+        small_offsets: of the small buffers, after the barriers in one piece of memory of `small_bytes`.
         pool_buffers: names and bytes of the buffers that come from the pool.
         free_frames: the frames not in use.
     """
@@ -57,8 +53,7 @@ class Kernel:
             kind: Forward or Backward.
             components: of a number on the bf16 unit, 0 without it.
             fields: argument fields.
-            sizes: of the buffers, in elements. Each thread has a ``scratch`` of its own, and each of the `buffer_sets`
-                one of every other buffer.
+            sizes: elements of the buffers: a ``scratch`` for each thread, and `buffer_sets` of every other.
             rare: the kinds of `primitives.RARE` that the kernel needs.
         """
         from fastlstm.backends.numba.host import arguments, tasks
@@ -143,11 +138,11 @@ class Kernel:
 
 
 class Frame:
-    """The arguments and buffers of one call at a time. It has no reference to its kernel: such a cycle would keep the
-    memory until the garbage collector runs, after the layer is gone.
+    """The arguments and buffers of one call at a time. It does not refer to its kernel: such a cycle would keep memory
+    longer.
 
     Attributes:
-        flags: an overflow flag, and the count of blocks of weights whose digests differ. The kernel writes both.
+        flags: an overflow flag, and the count of blocks of weights whose digests differ, which the kernel writes.
         mismatches: the address of the second.
         small_address: where the barriers and the small buffers begin, or -1.
         task, threads: what it runs, and on how many threads.

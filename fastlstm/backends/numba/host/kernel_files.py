@@ -1,9 +1,8 @@
-"""Files in which compiled kernels stay for later processes: one file for each kernel and kind of processor.
+"""Files in which compiled kernels stay for later processes: one for each kernel and kind of processor.
 
-Numba has a cache of its own, but trusts what it finds there: a damaged index stops every call, and a damaged data file
-runs. Its index and its data are two files, so that processes which write at once can leave an index that leads to
-another processor's code. Here a kernel is one file, written whole, whose first bytes are a checksum of the others. Next
-comes a digest of all that the code depends on. A file with another digest, as an upgrade leaves it, is replaced.
+Numba's own cache trusts what it finds: a damaged file stops every call, or runs, and processes that write at once can
+leave an index to another processor's code. Here a file is written whole and begins with a checksum, then a digest of
+all that the code depends on. A file with another digest, as an upgrade leaves it, is replaced.
 """
 
 import hashlib
@@ -38,9 +37,8 @@ class Kernel(NamedTuple):
 
 @cache
 def folder() -> Path | None:
-    """Return the folder of the kernels' files, which is numba's for this package, or None if none can be written.
-
-    None are read then either, so that a filled folder is of no use without the right to write to it.
+    """Return the folder of the kernels' files, numba's for this package, or None, also for reading, if none can be
+    written.
     """
 
     def beside_the_kernels() -> None:  # numba chooses the folder by the file that a function stands in
@@ -76,9 +74,7 @@ def _identity(name: str) -> bytes:
 
 
 def load(name: str) -> Kernel | None:
-    """Return the kernel of this name from its file, or None if it has to be compiled. A file that cannot be read, or is
-    damaged, is named on standard error.
-    """
+    """Return the kernel of this name from its file, or None. A file that cannot be read is named on standard error."""
     path = _path_of(name)
     if path is None:
         return None
@@ -105,9 +101,7 @@ def load(name: str) -> Kernel | None:
 
 
 def store(name: str, compiled: Any) -> Kernel:
-    """Write a kernel that numba has compiled to its file, and return it. If the file cannot be written, a line on
-    standard error says so.
-    """
+    """Write a kernel to its file, and return it. A line on standard error says if that is impossible."""
     path = _path_of(name)
     if path is not None:
         _, _, (code, _) = compiled._library.serialize_using_object_code()  # a private name, as old as numba's cache

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastlstm.backends.cpu import address
 from fastlstm.backends.numba.constants import LINE
 from fastlstm.backends.pool import PAGE, Pages
 
@@ -21,9 +20,8 @@ class PackedWeights(NamedTuple):
 
 
 class PackedCache:
-    """Caches the packed weights of one layer and format. `packed` is None until they are first packed.
-
-    Any thread may replace `packed`, so a caller keeps its own reference while its kernel reads the weights.
+    """Caches the packed weights of one layer and format, at first None. Any thread may replace `packed`, so a caller
+    keeps its own reference while its kernel reads the weights.
     """
 
     def __init__(self, *sizes: int) -> None:
@@ -51,8 +49,3 @@ def digest_bytes(counts: tuple[int, ...], dtype: torch.dtype) -> int:
     from fastlstm.backends.numba.llvm.digest import DIGEST_BYTES
 
     return sum(-(-count * dtype.itemsize // (4 * DIGEST)) for count in counts) * DIGEST_BYTES
-
-
-def addresses(weights: Any) -> tuple[int, ...]:
-    """Return the address of each weight, 0 for None."""
-    return (*map(address, weights),)

@@ -27,9 +27,7 @@ def saved_panels(cell: Cell, H: int, lanes: int) -> int:
 
 
 def span_of(H: int, heads: int, lanes: int, columns: int) -> int:
-    """Return the most of all `columns` of h, or of a value, that a panel multiplies: those of all heads that it has
-    units of.
-    """
+    """Return the most `columns` of h, or of a value, that a panel multiplies: those of its units' heads."""
     if heads == 1:
         return columns
     D = H // heads
@@ -37,9 +35,7 @@ def span_of(H: int, heads: int, lanes: int, columns: int) -> int:
 
 
 def reach_of(H: int, heads: int, lanes: int) -> int:
-    """Return the most panels whose dpreact a vector group of columns of h multiplies: those of all heads that it has
-    columns of. Vector groups are those of `kernels.layout.first_vector`.
-    """
+    """Return the most panels whose dpreact a vector group of columns of h multiplies: those of its columns' heads."""
     D, panels = H // heads, panels_of(H, lanes)
     groups = panels_of(panels, 4)
     ends = [panels_of(panels * q, groups) * lanes for q in range(groups)] + [H]

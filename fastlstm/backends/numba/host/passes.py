@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.base import WEIGHTS
-from fastlstm.backends.cpu import rows_contiguous, snapshot_of
+from fastlstm.backends.cpu import address, rows_contiguous, snapshot_of
 from fastlstm.backends.numba.host import sizes, thread_split
 from fastlstm.backends.numba.host.addresses import address_and_strides, stack_row_strides, stack_strides
 from fastlstm.backends.numba.host.frames import Frame, Kernel, zeros
-from fastlstm.backends.numba.host.packed_weights import PackedCache, addresses, digest_bytes
+from fastlstm.backends.numba.host.packed_weights import PackedCache, digest_bytes
 from fastlstm.backends.numba.host.signature import Signature, Weights, contiguous
 
 NO_PRODUCTS = (None,)  # the weights of the products of a cell without any
@@ -38,9 +38,7 @@ def run_frames(frames: Sequence[Frame], side_by_side: bool) -> None:
 
 
 class Pass:
-    """Runs one kernel for calls of one signature.
-
-    With a cache it reads packed weights from there. The kernel then compares the digests of all weights that it
+    """Runs one kernel for calls of one signature. With a cache, the kernel compares the digests of all weights that it
     uses with those of the packed ones. If they differ, the weights are packed again, and the kernel runs once more.
     """
 
@@ -48,9 +46,7 @@ class Pass:
     options: dict[str, Any]  # what a subclass was made with beside `signature` and `caches`
 
     def __init__(self, signature: Signature, caches: dict[Any, Any] | None, saves: bool = False) -> None:
-        """`caches`: maps layouts of packed weights to a `PackedCache` each; None if packed weights may not be kept.
-        `saves`: whether a forward pass saves what the backward pass reads.
-        """
+        """`caches`: a `PackedCache` for each layout, or None to keep none. `saves`: for the backward pass."""
         s, size = signature, signature.dtype.itemsize
         self.signature, self.caches, self.stack_size = s, caches, s.stack_size or 1
         self.lanes = sizes.lanes_of(s.dtype)
@@ -76,12 +72,11 @@ class Pass:
         """Prepare the kernel, and the cache of its packed weights.
 
         Args:
-            components: how many bfloat16 numbers make up one number where a product runs on the bf16 unit, 0 if none
-                does. All products run there if `signature.components` is not 0, and otherwise some.
+            components: how many bfloat16 numbers make up one where a product runs on the bf16 unit, 0 if none does. All
+                products run there if `signature.components` is not 0, and otherwise some.
             x_components: the same for the products with weight_ih, whose packed layout depends on it.
             fields: the fields of the argument struct that all calls of the signature share, by name. More are added.
-            buffers: elements of each buffer, by name.
-            packed: elements of each part of the packed weights, by name. Without a cache they are buffers too.
+            buffers, packed: elements of each buffer, and of each part of the packed weights, by name.
             caches_weights: whether packed weights are kept from call to call, if there are `caches`.
             digested: elements of each weight that is compared.
             in_place: whether the original weights are read.
@@ -112,9 +107,7 @@ class Pass:
         self.write_cached_call, self.cached_call_offset = arguments.writer(self.kind, True, s.counts)
 
     def operand_fields(self, inputs: Weights, weights: Weights, *more: int) -> tuple[list[int], list[Tensor]]:
-        """Return the argument fields of the cell's inputs and params, each followed by `more`, and the tensors that
-        they point to. The caller keeps these tensors until the kernel has run.
-        """
+        """Return the fields of the cell's inputs and params, each followed by `more`, and tensors to keep for them."""
         inputs = (*map(rows_contiguous, inputs),)
         last = WEIGHTS + self.signature.counts.params
         params = [*map(contiguous, self.signature.cast((*(None,) * WEIGHTS, *weights[WEIGHTS:last]))[WEIGHTS:])]
@@ -136,16 +129,14 @@ class Pass:
     def start(self, weights: Weights, fields: Sequence[int], results: Any) -> Frame:
         """Return a frame with the arguments of a call on (weight_ih, weight_hh, bias_ih, bias_hh, product weights).
 
-        Args:
-            fields: the values of the call's fields after the weights.
-            results: what the frame is to hold until `finish`: results, and the memory of arguments.
+        `fields`: the values of the call's fields after the weights. `results`: what the frame holds until `finish`.
         """
         cache, frame, packed = self.cache, self.kernel.borrow(), None
         if cache is None:
             if self.needs_cast:
                 weights = self.signature.cast(weights)
             # the five zeros: no digests are computed, so no originals are read
-            self.write_call(frame.arguments, self.call_offset, *addresses(weights), 0, 0, 0, 0, 0, *fields)
+            self.write_call(frame.arguments, self.call_offset, *map(address, weights), 0, 0, 0, 0, 0, *fields)
         elif (packed := cache.packed) is not None:
             ih, hh, b_ih, b_hh, products = weights  # the originals; the five zeros below: no weights are packed
             self.write_cached_call(
@@ -161,9 +152,8 @@ class Pass:
         return frame
 
     def finish(self, frame: Frame) -> int:
-        """Give back a frame that has run. If it has no packed weights, or old ones, pack them and run it first.
-
-        Return 1 if the kernel met a number that the bf16 unit cannot take, and 0 otherwise.
+        """Give back a frame that has run, after packing new weights and running it again if need be. Return whether the
+        kernel met a number that the bf16 unit cannot take.
         """
         overflow, mismatches = frame.take_flags()
         if self.cache is not None and (mismatches or not frame.is_written):
@@ -186,7 +176,7 @@ class Pass:
         """Run on newly packed weights. The cache gets them, unless the bf16 unit cannot take a number in them."""
         packed, originals = cache.allocate(), (*snapshot_of(weights),)  # whatever is written to the weights meanwhile
         copies = self.signature.cast(originals)
-        weight_addresses = *addresses(copies), *addresses(originals)
+        weight_addresses = (*map(address, (*copies, *originals)),)
         self.write_cached_call(frame.arguments, self.cached_call_offset, *packed.addresses, 0, *weight_addresses, *call)
         frame.reset_barriers()
         frame.run()

@@ -70,9 +70,7 @@ class Plan:
         self, layer: Layer, save: bool, caches: dict[Any, Any] | None, state_axes: tuple[int, ...], components: int,
         shares: int = 1, part: int = 0, directions: int = 1,
     ) -> None:  # fmt: skip
-        """Prepare the kernels: the arguments are those of `plan`, then `shares`: how many calls share the threads, and
-        those of `Forward`.
-        """
+        """Prepare the kernels. `shares`: how many calls share the threads. See `plan`, and `Forward` for `options`."""
         components = components_for(layer, components)
         self.is_bfloat16 = components == 1 and layer.x.dtype is torch.bfloat16
         self.saves_sequences = layer.x.dim() == 3 and layer.x.dtype in WIDE
@@ -110,9 +108,7 @@ class Plan:
 
     def backward_kernel(self, layer: Layer, needs: Gradients) -> tuple[Backward, Layer]:
         """Return the kernel for the backward pass of a layer that this plan has run, and the layer as it reads it.
-
-        The layer's tensors need not lie as they did in the forward pass: hooks of saved tensors may have moved them.
-        The number of threads may have changed too, and is one in a forked child.
+        Hooks of saved tensors may have moved the tensors, and the number of threads may have changed.
         """
         now = strides(layer)
         if not self.is_readable or now != self.signature.strides:
@@ -179,10 +175,8 @@ class SixteenBits(Plan):
 
 
 class ModulePlan:
-    """Runs all layers and directions of a module, see `fastlstm.backends.base.Plan`. Each has a `Plan`.
-
-    The two directions of a layer run side by side where both together are worth a second thread: so they wait for each
-    other once, and not after each step.
+    """Runs all layers and directions of a module, each with a `Plan`. The two directions of a layer run side by side,
+    and so wait once and not after each step, where both together are worth a second thread.
     """
 
     backend: str

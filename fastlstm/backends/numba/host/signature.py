@@ -74,9 +74,7 @@ class Signature(NamedTuple):
 
     @property
     def splits_rows(self) -> bool:
-        """Whether the members of a team split the rows for the cell, since means are over all units of a row. They do
-        so in a projected layer too, as its products have fewer units than its cell.
-        """
+        """Whether the members of a team split the rows for the cell, because of means over units or of a projection."""
         return self.counts.means or self.h_width != self.H
 
     @property

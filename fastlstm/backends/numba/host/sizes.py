@@ -1,7 +1,5 @@
-"""How a call is cut into blocks, and how much memory its buffers take.
-
-Sizes of buffers are in elements of the type that a layer computes in. `fields` says what each field of the argument
-structs holds. The bf16 unit is AMX or an instruction on vectors, see `llvm.matrix`, which also describes its operands.
+"""How a call is cut into blocks, and how much memory its buffers take, in elements of the type that a layer computes
+in. The bf16 unit is AMX or an instruction on vectors, see `llvm.matrix`, which also describes its operands.
 """
 
 from __future__ import annotations
@@ -61,11 +59,8 @@ ROWS_TOGETHER = 48  # rows of a cell of several phases, whose products for all u
 
 
 def transposed_sizes(s: Signature, panels: int, lanes: int, x_components: int) -> dict[str, int]:
-    """Return the elements of the transposed weights, in groups of four vectors of columns.
-
-    Args:
-        x_components: the bfloat16 components of an element of weight_ih, or 0 if it stays as it is. Those of weight_hh
-            are `s.components`.
+    """Return the elements of the transposed weights, in groups of four vectors of columns. `x_components`: of an
+    element of weight_ih, 0 if it stays as it is. Those of weight_hh are `s.components`.
     """
     # on the unit, a component of the 64 by 64 weights of a panel's four gates and a group takes 2 * 1024 float32
     I, H, gates, components = s.I, s.H, (s.counts.x_preacts, s.counts.h_preacts), (x_components, s.components)
@@ -78,12 +73,8 @@ def transposed_sizes(s: Signature, panels: int, lanes: int, x_components: int) -
 
 
 def k_block_lengths(I: int, H: int, joint: bool) -> tuple[int, int]:
-    """Return the columns of x in a K block, and those of h. The first is 0 if a narrow x shares the K blocks of h.
-
-    They do not depend on the number of batch rows, since a row's bits would then depend on it.
-
-    Args:
-        joint: whether every pre-activation has a product of x and one of h.
+    """Return the columns of x in a K block, 0 if a narrow x shares the K blocks of h, and those of h. `joint`: whether
+    all pre-activations have both products. Rows do not decide, since a row's bits would depend on their number.
     """
     most = WEIGHT_BLOCK_BYTES // (16 * lanes_of(torch.float32))  # a column of 4 vectors of float32
 
@@ -94,10 +85,8 @@ def k_block_lengths(I: int, H: int, joint: bool) -> tuple[int, int]:
 
 
 def has_compact_panel(s: Signature) -> bool:
-    """Return whether a last panel that is not full is compact: its gates lie side by side, without padding.
-
-    It is if its gates then take fewer vectors. But all its pre-activations, four at most, must have both products, the
-    bf16 unit must have no part, the cell must have one phase, and the layer must have one head.
+    """Return whether a last panel that is not full has its gates side by side, without padding: if they then take fewer
+    vectors, without the bf16 unit, several phases or heads, or pre-activations that lack a product or exceed four.
     """
     lanes, preacts, rest = lanes_of(s.dtype), s.counts.preacts, s.H % lanes_of(s.dtype)
     may_use_unit = s.counts.fits_bf16_unit and s.dtype == torch.float32 and max_components() >= UNIT_COMPONENTS
@@ -109,9 +98,8 @@ def has_compact_panel(s: Signature) -> bool:
 def input_components(s: Signature) -> int:
     """Return the bf16 components of a number in the products with the input, of both passes, 0 without the bf16 unit.
 
-    Where the other products are not on the bf16 unit, those of the input still are if I is at least 2 H and weight_ih
-    has at least MIN_UNIT_INPUTS elements. The numbers of rows and steps do not decide: a row's bits would depend on the
-    rows beside it, a step's on the steps around it.
+    With the others off the unit, they are on it if I is at least 2 H and weight_ih has MIN_UNIT_INPUTS elements. Rows
+    and steps do not decide: a row's bits would depend on those beside it.
     """
     many = s.dtype == torch.float32 and s.I >= 2 * s.H and 4 * s.H * s.I >= MIN_UNIT_INPUTS
     if s.components or not (s.allows_bf16_unit and many):
@@ -121,9 +109,7 @@ def input_components(s: Signature) -> int:
 
 def forward_sizes(s: Signature, x_components: int, team_count: int) -> tuple[dict[str, int], dict[str, int]]:
     """Return fields of the forward kernel's arguments, and elements of its buffers without the packed weights.
-
-    Args:
-        x_components: the bfloat16 components of a number in the products of x, 0 without the bf16 unit.
+    `x_components`: of a number in the products of x, 0 without the bf16 unit.
     """
     T, B, I, H, dtype, components, preacts = s.T, s.B, s.I, s.H, s.dtype, s.components, s.counts.preacts
     lanes = lanes_of(dtype)
@@ -156,9 +142,7 @@ def forward_sizes(s: Signature, x_components: int, team_count: int) -> tuple[dic
 
 
 def packed_size(s: Signature, lanes: int, x_components: int, packed_panels: int) -> int:
-    """Return the elements of the packed weights of `packed_panels` panels. On the bf16 unit a component of a K block of
-    32 by 64 weights takes 1024 float32.
-    """
+    """Return the elements of `packed_panels` packed panels. The bf16 unit's K blocks take 1024 float32 a component."""
     if s.components:
         return packed_panels * operand_k_blocks(s.I, s.H) * s.components * 1024
     ih = panels_of(s.I, 32) * x_components * 1024 if x_components else s.I * s.counts.x_preacts * lanes
@@ -167,16 +151,13 @@ def packed_size(s: Signature, lanes: int, x_components: int, packed_panels: int)
 
 
 def row_group(s: Signature) -> int:
-    """Return how many batch rows share the sums of the gradients of params: more where there are enough groups for many
-    threads. The number of threads does not decide, since it must not change the sums.
-    """
+    """Return how many batch rows share the sums of params' gradients, whatever the threads: bits must not change."""
     return max(k for k in (1, 2, 4, 8) if k == 1 or 8 * k <= s.B) if s.counts.params else 1
 
 
 def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dict[str, int], int]:
-    """Return fields of both kernels' arguments, and the elements of a thread's scratch.
-
-    A scratch row holds the products of one panel or vector group, or those of all if the cell has several phases.
+    """Return fields of both kernels' arguments, and the elements of a thread's scratch, whose rows hold the products of
+    one panel or vector group, or of all if the cell has several phases.
 
     Args:
         kind: "Forward" or "Backward".
@@ -204,9 +185,7 @@ def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dic
 
 
 class BackwardSizes(NamedTuple):
-    """Fields of the backward kernel's arguments, elements of its buffers without the transposed weights, and the
-    bfloat16 components of a number in the products for dx and in the weight gradients, 0 without the bf16 unit.
-    """
+    """What the backward kernel needs. Components are 0 without the bf16 unit, and buffers lack transposed weights."""
 
     fields: dict[str, int]
     buffers: dict[str, int]
@@ -215,11 +194,8 @@ class BackwardSizes(NamedTuple):
 
 
 def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> BackwardSizes:
-    """Return what the backward kernel of a signature needs.
-
-    Args:
-        wants_weights: whether any gradient of weights, biases or params is wanted.
-        wants_dx: whether the gradient of x is wanted.
+    """Return what the backward kernel of a signature needs, if any gradient of weights, biases or params is wanted
+    (`wants_weights`), and that of x (`wants_dx`).
     """
     T, B, I, H, dtype, components = s.T, s.B, s.I, s.H, s.dtype, s.components
     lanes, size, counts = lanes_of(dtype), dtype.itemsize, s.counts

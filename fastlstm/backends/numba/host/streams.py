@@ -1,7 +1,5 @@
-"""Single steps of one layer whose weights stay packed, and whose states are updated in place.
-
-A step writes two addresses into arguments that are ready, and runs the kernel. The new states replace those that the
-step started from: the kernel reads a state for the last time before it writes the first number of the new one.
+"""Single steps of one layer whose weights stay packed, and whose states are updated in place: the kernel reads a state
+for the last time before it writes the first number of the new one.
 """
 
 from __future__ import annotations
@@ -12,17 +10,15 @@ from typing import Any
 import torch
 
 from fastlstm.backends.base import WEIGHTS, Layer
+from fastlstm.backends.cpu import address
 from fastlstm.backends.numba.host.forward import Forward
 from fastlstm.backends.numba.host.frames import Kernel
-from fastlstm.backends.numba.host.packed_weights import addresses
 from fastlstm.backends.numba.host.signature import contiguous, readable, signature_of
 
 
 class StepRunner:
-    """Runs prepared single steps.
-
-    It is called with two addresses. It reads x (B, I) at the first, and writes the step's output h (B, H) to the
-    second. The states that it keeps are updated too, h among them.
+    """Runs prepared single steps: called with two addresses, it reads x (B, I) at the first and writes the output h (B,
+    H) to the second. The states that it keeps are updated too, h among them.
     """
 
     packs_weights = False  # all that run on the same weights share their packed copy
@@ -64,8 +60,7 @@ def steps(layer: Layer, caches: dict[Any, Any]) -> StepRunner:
 
     Args:
         layer: x (B, I) and states (B, H), contiguous. The steps read and write these very states.
-        caches: the layer's packed weights. The caller keeps it, so that preparing the same layer's steps again finds
-            them.
+        caches: the layer's packed weights, kept by the caller for the next time.
     """
     first, *inner = layer.states
     # tensors made here live on, and those made in inference mode could not be written to outside it
@@ -94,6 +89,6 @@ def steps(layer: Layer, caches: dict[Any, Any]) -> StepRunner:
         no_digests, no_weights = 0, (0, 0, 0, 0, 0)  # packed weights are neither compared nor packed again
         forward.write_cached_call(
             runner.frame.arguments, forward.cached_call_offset, *packed_addresses, no_digests,
-            runner.frame.mismatches, *no_weights, *addresses((*layer.weights[:WEIGHTS], None)), *call,
+            runner.frame.mismatches, *no_weights, *map(address, (*layer.weights[:WEIGHTS], None)), *call,
         )  # fmt: skip
     return runner

@@ -37,10 +37,8 @@ _TASK = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 
 def stack(a, thread, threads):
-    """Run this thread's layers of a stack: those that use its sets of buffers.
-
-    The layers of one set are neighbours, and so are their outputs at each step: between the outputs of two threads the
-    caches of their cores, which fetch ahead, would exchange lines at every step.
+    """Run this thread's layers of a stack, which are neighbours: between the outputs of two threads the caches of their
+    cores, which fetch ahead, would exchange lines at every step.
     """
     for buffers in range(thread, a.buffer_sets, threads):
         for k in range(share(a.count, buffers, a.buffer_sets), share(a.count, buffers + 1, a.buffer_sets)):
@@ -126,9 +124,7 @@ def prepare(names: Sequence[str]) -> None:
 
 
 def prepare_kernel(task: str, cell: Cell, size: int, components: int, rare: Sequence[str]) -> dict[str, int]:
-    """Compile all that a kernel needs at once, so that `Progress` knows what is left. Return the fields of its
-    primitives. See `frames.Kernel` for the arguments.
-    """
+    """Compile all that a kernel needs, see `frames.Kernel`, at once. Return the fields of its primitives."""
     matrix, rare_tables = [f"matrix{components}"] * (components > 0), [f"{kind}.{size}" for kind in rare]
     names = [f"primitives{size}", *matrix, table_of(cell, size), *rare_tables]
     prepare([*names, task])
@@ -149,9 +145,7 @@ def primitives(name: str) -> dict[str, int]:
 
 
 def table_of(cell: Cell, size: int) -> str:
-    """Return the name of the table of a cell's own primitives for elements of `size` bytes. It contains a digest of
-    their source: so cells of one name are not taken for each other, and those of one source share their code.
-    """
+    """Return the name of a cell's table of primitives, with a digest of their source, for elements of `size` bytes."""
     functions = cell_functions.functions_of(cell)
     digest = hashlib.sha256(functions.source.encode()).hexdigest()[:14]
     name = f"cell{size}.{digest}"
@@ -198,9 +192,7 @@ def bind(name: str, arguments: ctypes.Structure, threads: int) -> Callable[[], o
 
 
 def bind_both(frame: Any, other: Any) -> tuple[Callable[[], object], ctypes.Structure]:
-    """Return a function that runs two frames of one kernel side by side, and its arguments. These and the frames have
-    to live as long as the function.
-    """
+    """Return a function that runs two frames side by side, and its arguments. Both and the frames have to live on."""
     first, second = ctypes.addressof(frame.arguments), ctypes.addressof(other.arguments)
     arguments = BothArguments(_compiled(frame.task).address, first, second - first)
     return bind("both", arguments, 2 * frame.threads), arguments
@@ -218,10 +210,8 @@ def run_stack(
     name: str, arguments: ctypes.Structure, stack_size: int, layer_strides: dict[str, int],
     buffer_strides: dict[str, int], buffer_sets: int,
 ) -> None:  # fmt: skip
-    """Run a task for each layer of a stack, each on one thread, `buffer_sets` at a time.
-
-    `arguments` are those of layer 0. In layer k each address is larger by k times its entry in `layer_strides`, and by
-    its entry in `buffer_strides` times the number of its set of buffers, see `stack`. An address of 0 stays 0.
+    """Run a task for each layer of a stack, each on one thread, `buffer_sets` at a time. `arguments` are those of layer
+    0; in layer k addresses but 0 are larger by k times their `layer_strides`, and by `buffer_strides` for its set.
     """
     first = np.frombuffer(bytes(arguments), np.int64)
     strides = np.zeros((2, len(first)), np.int64)

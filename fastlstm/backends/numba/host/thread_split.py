@@ -1,10 +1,8 @@
-"""How threads share a call: the teams, and the members of each team, for which the call is predicted to be shortest.
+"""How threads share a call: the teams, and the members of each, for which the call is predicted to be shortest.
 
-Teams split the batch rows. They do not wait for each other between steps, but each team reads all weights. The members
-of a team split the hidden units. Each of them reads a share of the weights, but they meet at a barrier after each step.
-
-Times are in multiply-adds, of which a thread does about 40 in a nanosecond where rows are few. `Split` in csrc/call.h
-predicts the same.
+Teams split the batch rows, and each reads all weights. The members of a team split the hidden units and read a share of
+the weights, but they meet at a barrier after each step. Times are in multiply-adds, of which a thread does about 40 in
+a nanosecond where rows are few. `Split` in csrc/call.h predicts the same.
 """
 
 from __future__ import annotations
@@ -33,10 +31,8 @@ ONE_TEAM = 8  # how many times as fast weights are read if no other team reads t
 def split_threads(
     available: int, s: Signature, panels: int, backward: bool = False, saves: bool = False
 ) -> tuple[int, int]:
-    """Return how many of the `available` threads work, and how many teams of equal size they form.
-
-    Threads that work on a stack split its layers, and are one team. `saves`: whether a forward pass saves what the
-    backward pass reads.
+    """Return how many of the `available` threads work, and how many teams of equal size they form: one for a stack,
+    whose layers they split. `saves`: whether a forward pass saves what the backward pass reads.
     """
     time = predicted_time(s, panels, backward, saves)
     alone, layers = time(1, 1), s.stack_size or 1
@@ -56,9 +52,7 @@ def split_threads(
 
 
 def runs_side_by_side(available: int, s: Signature, panels: int) -> bool:
-    """Return whether two layers of one signature are predicted to take less time side by side, each on half of the
-    threads, than one after the other on all of them.
-    """
+    """Return whether two such layers take less time side by side, each on half of the threads."""
     time, half = predicted_time(s, panels, False), available // 2
 
     def shortest(threads: int) -> tuple[float, int]:
@@ -83,9 +77,7 @@ def unsplit_rows(s: Signature) -> int:
 
 
 def rows_of_largest_team(s: Signature) -> Callable[[int], int]:
-    """Return a function of the number of teams, which returns the rows of the team that has most. See `team_rows` in
-    `kernels.threads`: the last row group, which may have fewer rows, belongs to a team of most row groups.
-    """
+    """Return a function of the number of teams: the rows of the largest, as in `kernels.threads.team_rows`."""
     B, unit = s.B, unsplit_rows(s)
     row_groups = panels_of(B, unit)
 
@@ -103,10 +95,8 @@ def wake_time(threads: int) -> int:
 
 
 def predicted_time(s: Signature, panels: int, backward: bool, saves: bool = False) -> Callable[[int, int], float]:
-    """Return a function of the number of teams and of each team's members. It returns the time of the slowest thread.
-
-    Each step of the `backward` pass reads weight_hh alone, in groups of four panels. The other products are sums over
-    rows, whose panels are split among all threads.
+    """Return a function of the number of teams and of each team's members, which returns the time of the slowest
+    thread. Of the `backward` pass, only the product with weight_hh is part of each step.
     """
     counts, lanes, B, H, products = s.counts, lanes_of(s.dtype), s.B, s.H, s.multiply_adds_per_unit
     read = counts.h_preacts * s.h_width // s.heads if backward else products  # weights a step, for each unit

@@ -1,10 +1,7 @@
 """The loops of both passes, which `llvm.emit` translates.
 
-Python itself runs `forward_with` and `backward_with` alone. Every other function is in the language that `llvm.emit`
-describes, and is compiled into each kernel that calls it.
-
-`products` says what a product has to offer. `forward` and `backward` are the loops of a layer. They take the products
-of `vector_*`, `matrix_*` or `mixed_*`. `layout`, `states`, `row_masks`, `digests` and `threads` serve both passes.
-`values` has the products of values that a step computes. `backward_step`, `heads`, `in_place` and
-`weight_gradients` are parts of one pass.
+Python itself runs `forward_with` and `backward_with` alone. Every other function is compiled into each kernel that
+calls it. `forward` and `backward`, the loops of a layer, take the `products` of `vector_*`, `matrix_*` or `mixed_*`.
+`layout`, `states`, `row_masks`, `digests` and `threads` serve both passes; `values` has the products of values that a
+step computes. `backward_step`, `heads`, `in_place` and `weight_gradients` are parts of one pass.
 """

@@ -1,8 +1,7 @@
-"""The backward pass of a layer: dpreact step by step, and after each time chunk its share of the gradients that sum
-over rows.
+"""The backward pass of a layer: dpreact step by step, and after each time chunk its share of the sums over rows.
 
-A chunk's dpreact is used while it is in the cache, and never written out: there is room for four chunks. A thread turns
-a chunk into gradients once it has the dpreact of the next one, and so waits only for threads a whole chunk behind.
+A chunk's dpreact is used while it is in the cache: there is room for four. A thread turns a chunk into gradients once
+it has the dpreact of the next one, and so waits only for threads a whole chunk behind.
 """
 
 from typing import Any
@@ -56,9 +55,7 @@ def pack_back_products(a, first, last):
 
 
 def barrier_address(a, number):
-    """Return the address of the counter of barrier `number`. Two counters take turns, because a thread may arrive at
-    one barrier while others still wait at the one before.
-    """
+    """Return the address of the counter of a barrier: two take turns, since threads may still wait at the last."""
     return a.barrier + number % 2 * LINE
 
 
@@ -68,9 +65,7 @@ def backward_with(products: BackwardProducts) -> Any:
     *_, store_dpreact, back_product, pack_activations, add_gradients = products
 
     def receive_gradients(a, s, t_next, b, rows, q, dh_group):
-        """Store the gradients that step s gets from the step after, in vector group q, for `rows` rows from `b` on:
-        that of h at `dh_group` (rows, 4, lanes), those of the inner states where they are carried.
-        """
+        """Store what step s gets from the step after in vector group q: dh (rows, 4, lanes), and the carried."""
         L, size, H, T, panels = a.lanes, a.size, a.H, a.T, a.panels
         p_first, p_last = first_vector(panels, q), first_vector(panels, q + 1)
         column = p_first * L

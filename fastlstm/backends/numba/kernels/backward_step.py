@@ -28,9 +28,7 @@ D_OPERAND = names(BACKWARD_OPERAND).index("d_operand")
 
 
 def carried_address(a, k, p, b):
-    """Return the address of the carried gradient of inner state k; after those of the inner states come that of h, if
-    it is carried beside its product, and dh of held rows, which passes unchanged.
-    """
+    """Return the address of the carried gradient of inner state k, then of h if carried, then of dh of held rows."""
     return a.carried + ((k * a.panels + p) * a.B + b) * VECTOR
 
 
@@ -41,8 +39,8 @@ def inner_field(a, k, n):
 
 @inlined
 def run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase, transposed):
-    """Run one phase of the cell's backward pass for panel p and `rows` rows from `b` on. `dh`: the gradient of h from
-    the step after; `dpre`: where dpreact is stored; `transposed`: the transposed products of the first group.
+    """Run a phase of the cell's backward pass. `dh`: the gradient of h from the step after; `dpre`: where dpreact is
+    stored; `transposed`: the transposed products of the first group.
     """
     L, H, panel_offset, pointers, panels = a.lanes, a.H, p * VECTOR, table, a.panels
     valid, is_last, corrects = min(L, H - p * L), phase == a.phases - 1, a.reverse != 0 and a.lengths != 0

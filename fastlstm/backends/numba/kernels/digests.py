@@ -35,9 +35,7 @@ def digest_weights(a, thread, threads, recurs):
 
 
 def digest_words(a, source, words, n, thread, threads):
-    """Store the digests of this thread's blocks of `words` 32-bit words in `digests`, or compare them with those there.
-    Threads take turns with the blocks. `n` is the number of the first block. Return the number after the last.
-    """
+    """Store the digests of this thread's blocks of words, or compare them; return the number after the last block."""
     for k in range(0, words, DIGEST):
         if n % threads == thread:
             call(a.digest, min(DIGEST, words - k), source + k * 4, a.digests + n * DIGEST_BYTES, a.mismatches)

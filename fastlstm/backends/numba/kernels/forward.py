@@ -52,9 +52,7 @@ from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 @inlined
 def run_cell(a, t, p, b, rows, preacts, scratch, table, phase, team_scratch, team_row):
-    """Run one phase of the cell for panel p and `rows` rows from `b` on, from the pre-activations at `preacts`. In the
-    operands and results of products, in the scratch of the team, these rows begin at `team_row`.
-    """
+    """Run a phase of the cell on the pre-activations at `preacts`. `team_row`: where the rows begin for products."""
     L, panel_offset, states = a.lanes, p * VECTOR, 2 * a.inner_states + 2
     valid, pointers, is_last = lanes_inside(a, p, a.H), table, phase == a.phases - 1
     has_reset, has_held = any_reset(a, t, b, rows), any_held(a, t, b, rows)
@@ -107,10 +105,8 @@ def forward_with(products: ForwardProducts) -> Any:
     may_have_one_row = preact_of_only_row is not None
 
     def forward(a, thread, threads):
-        """Run this thread's share of the forward pass.
-
-        `team_count` teams split the batch rows and do not wait for each other. The threads of a team split the units,
-        and wait at a barrier after each step.
+        """Run this thread's share. Teams split the batch rows. The threads of a team split the units, and wait for each
+        other after each step.
         """
         L, size, H, B, T, panels, h_0_row = a.lanes, a.size, a.H, a.B, a.T, a.panels, a.h_width * a.size
         team_count = min(threads, a.team_count)

@@ -1,7 +1,7 @@
-"""Products for vectors with units of several heads: each head's columns are multiplied for its own units alone.
+"""Products for vectors that the border of two heads crosses: each head's columns are multiplied for its own units
+alone.
 
-Weights of zero for the other units would give the same sums of finite numbers. But infinity or NaN in one head would
-then reach the others. Only vectors that the border of two heads crosses take these products.
+With weights of zero for the other units, infinity or NaN in one head would reach the others.
 """
 
 from fastlstm.backends.numba.kernels.layout import (
@@ -22,10 +22,8 @@ from fastlstm.backends.numba.llvm.intrinsics import call
 def add_product_of_heads(a, p, rows, out, out_row, gates, packed, h, h_row):
     """Add the product of h, or of a value of the step, to vectors of panel p, which has units of several heads.
 
-    Args:
-        out: the address of the vectors (rows, gates, L), in rows of `out_row` bytes.
-        packed: the panel's packed weights.
-        h: the address of the units of h that the panel sees, and `h_row` the bytes from a row to the next.
+    `out`: the vectors (rows, gates, L), `out_row` bytes a row. `packed`: the panel's weights. `h`: the units that the
+    panel sees, `h_row` bytes a row.
     """
     L, D, columns = a.lanes, a.head, seen_count(a, p)
     unit, last = p * L, min((p + 1) * L, a.H)
@@ -51,8 +49,7 @@ def add_dh_of_head(a, rows, b, s, first_gate, gates, unit, last, w, w_stride, q,
     Args:
         b, s: the first batch row, and the step.
         first_gate, gates: which terms of dpreact are multiplied.
-        q: the vector group of columns of h.
-        w: the address of the group's packed weights for these vectors, whose rows are `w_stride` apart.
+        q, w: the vector group of columns of h, and its packed weights for these vectors, in rows of `w_stride` bytes.
         kernel: `masked`, which adds to the lanes `lane` to `lane_last` of one vector, or a product for whole vectors.
         out: dh (rows, 4 L) from a vector of vector group q on.
     """
@@ -85,9 +82,7 @@ def add_dh_of_head(a, rows, b, s, first_gate, gates, unit, last, w, w_stride, q,
 
 
 def back_product_of_heads(a, rows, b, s, first_gate, gates, packed, vectors, q, scratch):
-    """Store the product of some terms of dpreact with the weights of several heads: see
-    `vector_backward.back_product`.
-    """
+    """Do what `vector_backward.back_product` does, for weights of several heads."""
     L, H, D = a.lanes, a.H, a.head
     first, v, last = first_vector(vectors, q), first_vector(vectors, q), first_vector(vectors, q + 1)
     w_stride = (4 if last - first == 4 else 3) * VECTOR  # `pack_transposed` gives all smaller groups rows of 3 vectors

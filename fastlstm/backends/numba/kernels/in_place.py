@@ -1,9 +1,6 @@
-"""A single step that reads the original weights, in the K blocks and the order of the packed product: the bits are the
-same.
-
-Packed weights pay if they are read more than once, and a single step reads each weight once. The forward pass
-transposes a panel's columns in registers, once for each register tile of rows. The backward pass multiplies rows of
-weights as they are.
+"""A single step that reads the original weights, in the K blocks and the order of the packed product, so with its bits:
+packed weights pay if they are read more than once. The forward pass transposes a panel's columns in registers, once for
+each register tile of rows. The backward pass multiplies rows of weights as they are.
 """
 
 from fastlstm.backends.numba.constants import FEW_IN_PLACE

@@ -164,9 +164,7 @@ def param_sums_address(a, p, b):
 
 
 def saved_address(a, rows, t, p, b):
-    """Return the address of the saved values of panel p, step t and row b, of `rows` rows. The values that a row's
-    units share are saved as those of one more panel.
-    """
+    """Return the address of a panel's saved values. Those that a row's units share are those of one more panel."""
     return a.gates + ((t * a.gate_panels + p) * rows + b) * a.saved * VECTOR
 
 
@@ -190,9 +188,8 @@ def rows_forward_of(a):
 
 
 def cell_forward_of(a):
-    """Return the address of the cell's forward primitive: without saved gates, with ordinary stores of them, or with
-    stores past the caches. Such stores need no fence: before the backward pass reads the gates, threads synchronize
-    with locked instructions, which wait for them.
+    """Return the cell's forward primitive, which saves nothing, saves, or saves past the caches. Such stores need no
+    fence: threads synchronize with locked instructions before the backward pass reads them.
     """
     if a.gates == 0:
         return a.cell_forward

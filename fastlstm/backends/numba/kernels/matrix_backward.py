@@ -1,9 +1,8 @@
-"""The backward pass's products on the bf16 unit.
+"""The backward pass's products on the bf16 unit, for which dpreact is stored in two layouts.
 
-dpreact is stored in two layouts, since it is a factor of two products. The one with the weights gives the gradients of
-the step before. For it dpreact is a row operand, whose K blocks of 32 hold a panel's units of two gates, in turns.
-The other product gives the gradients of the weights. It multiplies dpreact with [x, 1, h], and sums over all steps and
-batch rows. For it dpreact is a column operand, which holds two batch rows side by side.
+The product with the weights gives the gradients of the step before: its row operand's K blocks of 32 hold a panel's
+units of two gates, in turns. The product with [x, 1, h], a sum over all steps and batch rows, gives the gradients of
+the weights: its column operand holds two batch rows side by side.
 """
 
 from fastlstm.backends.numba.constants import CHUNKS_IN_SUBTOTAL, K_BLOCKS_TOGETHER, ONE_OFFSET, ROW_BLOCK
@@ -19,9 +18,7 @@ from fastlstm.backends.numba.llvm.intrinsics import call
 
 
 def even(rows):
-    """Return the next even number of rows: two batch rows stand side by side, and the last of an odd number has zeros
-    beside it.
-    """
+    """Return the next even number: two batch rows stand side by side, the last of an odd number beside zeros."""
     return rows + rows % 2
 
 
@@ -128,8 +125,8 @@ def input_gradient(a, scratch, s_first, s_last, thread, threads):
 
 
 def gather(a, j, s_first, s_last, block, target):
-    """Copy 16 columns of [x, 1, padding, h_in], from 16 j on, of the pairs of one K block to (32, 16), with zeros past
-    the last pair. h_in is zero after a reset. A held row gets zeros, since its padding may be NaN.
+    """Copy 16 columns of [x, 1, padding, h_in], from 16 j on, of the pairs of one K block to (32, 16), and zeros for
+    pairs past the last, for h_in after a reset, and for held rows, whose padding may be NaN.
     """
     L, size, I, H, B, T = a.lanes, a.size, a.I, a.H, a.B, a.T
     pair, last, x_groups, element = block * 32, (s_last - s_first) * even(B), a.first_h_row // L, element_bytes(a)
@@ -187,10 +184,8 @@ def pack_activations(a, chunk, thread, threads, scratch):
 
 
 def add_weight_gradients(a, chunk, k_set, p_first, p_last):
-    """Add a time chunk to panels `p_first` to `p_last` of dweights, in one split-K set.
-
-    The error of one long sum would grow with its length. Many chunks are therefore summed in groups of
-    CHUNKS_IN_SUBTOTAL, each into a subtotal, and the subtotals are added to the total.
+    """Add a time chunk to panels `p_first` to `p_last` of dweights, in one split-K set. Since the error of a long sum
+    grows with its length, CHUNKS_IN_SUBTOTAL chunks are summed to a subtotal, and these to the total.
     """
     blocks, s = count_k_blocks(a, a.chunk), chunk * a.chunk
     used, rows = count_k_blocks(a, min(a.chunk, a.T - s)), a.accumulator_rows

@@ -1,8 +1,6 @@
-"""The forward pass's products on the bf16 unit: every step's x and h are first written to a row operand (see
-`llvm.matrix`).
-
-Columns of the operand: x, padded to 16, then h, each panel 16 wide. Two operands take turns, since a step writes the
-next one's while it reads its own.
+"""The forward pass's products on the bf16 unit: every step's x and h are first written to a row operand, see
+`llvm.matrix`:
+x, padded to 16 columns, then h, each panel 16 wide. Two operands take turns, since a step writes the next one's.
 """
 
 from fastlstm.backends.numba.constants import K_BLOCKS_TOGETHER, ROW_BLOCK, operand_k_blocks
@@ -38,8 +36,8 @@ def copy_square(a, rows, columns, source, source_row, target):
 
 
 def pack_columns(a, p, x_groups, h_groups, target, scratch):
-    """Pack panel p of the weights as a column operand, with 16 columns for each gate. Its K index runs over `x_groups`
-    groups of 16 columns of weight_ih, then over `h_groups` groups of weight_hh.
+    """Pack panel p of the weights as a column operand, 16 columns a gate: K runs over `x_groups` groups of 16 columns
+    of weight_ih, then over `h_groups` of weight_hh.
     """
     L, I, H = a.lanes, a.I, a.H
     units, copy, tile, group_bytes = min(L, H - p * L), scratch, scratch + 16 * VECTOR, L * element_bytes(a)
@@ -111,9 +109,7 @@ def pack_x_operand(a, s, team_index, b_first, b_last, x_first, x_last, scratch):
 
 
 def pack_h_operand(a, s, p, b, rows, h, h_row, scratch):
-    """Write h before step s, of panel p and `rows` rows from `b` on, to the step's row operand: zeros where the step
-    resets, and beyond H, where an infinity in x would leave NaN.
-    """
+    """Write h before step s to its row operand: zeros after a reset, and beyond H, where infinity would give NaN."""
     L, T = a.lanes, a.T
     component_stride = count_k_blocks(a) * a.k_block_stride
     if a.H - p * L < L:

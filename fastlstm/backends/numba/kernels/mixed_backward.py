@@ -1,7 +1,6 @@
-"""The backward pass's products with some of them on the bf16 unit, and the rest on the processor's own vectors.
-
-On the unit are the weight gradients over many pairs, and the gradient of x if the forward pass has x's products there,
-see `host.sizes.input_components`. Neither lets a row's own gradients depend on the other rows.
+"""The backward pass's products with some on the bf16 unit: the weight gradients over many pairs, and the gradient of x
+if the forward pass has x's products there, see `host.sizes.input_components`. No row's own gradients depend on other
+rows.
 """
 
 from fastlstm.backends.numba.kernels import matrix_backward, vector_backward

@@ -1,8 +1,6 @@
 """The forward pass's products of x on the bf16 unit, for several steps at once, and those of h on the processor's own
-vectors. A batch row has its own part of both, so its bits do not depend on the others.
-
-x of an input block is written to a row operand; two of these take turns. The steps' pre-activations start from its
-product.
+vectors. x of an input block is written to one of two row operands, and the steps' pre-activations start from its
+product. A batch row has its own part of both, so its bits do not depend on the others.
 """
 
 from fastlstm.backends.numba.constants import K_BLOCKS_TOGETHER, ROOM, ROW_BLOCK

@@ -1,8 +1,7 @@
 """The products that a kernel is built with: two records of functions, one of which each module of products fills.
 
-Each function takes the argument struct `a` first. p is a panel, q a vector group, s a step in the order of the run, b
-the first of `rows` batch rows, and `scratch` the address of a thread's scratch. A team's rows are `b_first` to
-`b_last`.
+Each takes the argument struct `a` first. p is a panel, q a vector group, s a step in the order of the run, b the first
+of `rows` batch rows, `scratch` a thread's scratch. A team's rows are `b_first` to `b_last`.
 """
 
 from collections.abc import Callable

@@ -37,9 +37,7 @@ def any_reset(a, t, b, rows):
 
 
 def rows_to_last_active(a, t, b, rows):
-    """Return how many of `rows` rows from `b` on are left without the held ones at their end. If the rows are sorted
-    longest first, these are exactly the active ones.
-    """
+    """Return how many of `rows` rows from `b` on are left without the held ones at their end."""
     if a.lengths != 0:
         while rows > 0 and is_held(a, t, b + rows - 1):
             rows -= 1
@@ -63,10 +61,8 @@ def zero_reset(a, t, b, rows, width, target, target_row):
 
 
 def correct_states(a, t, b, rows, first_unit, width, target, target_row):
-    """Turn h after the step before t into h_in of step t, for `width` units from `first_unit` on of each row.
-
-    If the layer is reversed, a row that ends early begins in the middle, from ``h_0``. A row that is reset starts from
-    zeros.
+    """Turn h after the step before t into h_in of step t, for `width` units from `first_unit` on: zeros after a reset,
+    and ``h_0`` where a reversed row that ends early begins.
     """
     if a.reverse != 0 and a.lengths != 0:
         for r in range(rows):
@@ -77,9 +73,8 @@ def correct_states(a, t, b, rows, first_unit, width, target, target_row):
 
 
 def active_range(a, s_first, first, pairs):
-    """Return (steps, count): among the `pairs` pairs from `first` on, all active ones lie in `count` consecutive batch
-    rows of `steps` consecutive steps. With resets alone the sum also goes step by step, in the order that it has with
-    lengths.
+    """Return (steps, count): among `pairs` pairs from `first` on, all active ones lie in `count` consecutive rows of
+    `steps` steps. With resets alone the sum also goes step by step, in the order that it has with lengths.
     """
     if a.lengths == 0 and a.reset == 0:
         return 1, pairs

@@ -1,7 +1,5 @@
-"""Where the cell finds the states, its inputs and its params at a step: see `llvm.cells` for the order.
-
-A pointer table has an address and a row stride for each value. A second table follows it, in which some entries point
-to copies in scratch.
+"""Where the cell finds the states, its inputs and its params at a step, see `llvm.cells` for the order: a table of
+addresses and row strides, and a second one in which some entries point to copies in scratch.
 """
 
 from fastlstm.backends.numba.constants import ROW_BLOCK
@@ -39,8 +37,8 @@ def entry_stride(table, k):
 
 @inlined
 def enter_step(a, table, s, t, h_prev, h_prev_row, h, h_row, count, is_one_row):
-    """Fill the pointer table of step s, whose index in x is t: states before and after it, then inputs and params. A
-    state's record has `count` fields. If there `is_one_row` alone, its vectors of units stand as rows.
+    """Fill the pointer table of step s, t in x: states before and after it, then inputs and params. A state's record
+    has `count` fields. If there `is_one_row` alone, its vectors of units stand as rows.
     """
     t_prev, row_stride = t + 1 if a.reverse != 0 else t - 1, a.H * a.size
     set_entry(table, 0, h_prev, VECTOR if is_one_row else h_prev_row)
@@ -81,16 +79,12 @@ def later_address(a, scratch, p):
 
 
 def shared_address(a, scratch):
-    """Return the address of the values that a row's units share, and of the sums of means: after the slots of all
-    panels' values for later phases.
-    """
+    """Return the address of the values that a row's units share, and of the sums of means, after all panels' values."""
     return later_address(a, scratch, a.panels)
 
 
 def begin_phase(a, kernel, phase, t, b, rows, gate_rows, scratch, is_one_row):
-    """Compute the values that all units of a row or of a head share in a phase, for `rows` rows from `b` on, from the
-    results of the phase before. Without means there are none. `is_one_row`: see `enter_step`.
-    """
+    """Compute what all units of a row or of a head share in a phase, from the phase before; nothing without means."""
     row_stride, panel_bytes = (0, 0) if is_one_row else (a.shared_values * VECTOR, ROW_BLOCK * a.later_values * VECTOR)
     if a.splits_rows != 0:
         call(
@@ -110,9 +104,9 @@ def dpreact_slot(a, scratch):
 
 
 def redirect_to_scratch(a, table, pointers, p, t, b, rows, scratch, writes, corrects):
-    """Fill the second pointer table for `rows` rows from `b` on of panel p: values that the cell reads are copied to
-    whole vectors in scratch, with states of zero where the step resets. If it `writes`, new states of a panel that is
-    not full go there too. `corrects`: the first state may differ from h_in, see `correct_states`.
+    """Fill the second pointer table for panel p: what the cell reads is copied to whole vectors, with states of zero
+    after a reset. If it `writes`, new states of a panel that is not full go there too. `corrects`: see
+    `correct_states`.
     """
     L, panel_offset, states = a.lanes, p * VECTOR, 2 * a.inner_states + 2
     for k in range(states + a.operands):
@@ -132,8 +126,8 @@ def redirect_to_scratch(a, table, pointers, p, t, b, rows, scratch, writes, corr
 
 
 def copy_held(a, t, p, b, rows, table):
-    """Copy one panel's states of `rows` held rows from `b` on to the next step, unchanged. Their saved gates become
-    zero: no kernel reads them, but an operator returns them, and its results must be the same in every run.
+    """Copy one panel's states of held rows to the next step. Their saved gates become zero: an operator returns them,
+    and its results must be the same in every run.
     """
     L, panel_offset = a.lanes, p * VECTOR
     for k in range(0, 2 * a.inner_states + 2, 2):

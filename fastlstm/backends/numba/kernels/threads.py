@@ -15,9 +15,7 @@ def share_rows(count, unit, k, n):
 
 
 def team_begin_by_length(a, total, team_index, team_count):
-    """Return the first batch row of a team, which splits no pair or row group: the rows before it have the share of the
-    `total` steps that belongs to the teams before. Rows without a step belong to the last team.
-    """
+    """Return a team's first batch row: rows before it have the share of the `total` steps of the teams before."""
     if team_index == team_count:
         return a.B
     steps, b, unit = 0, 0, max(2, a.group_rows)
@@ -28,9 +26,7 @@ def team_begin_by_length(a, total, team_index, team_count):
 
 
 def team_rows(a, team_index, team_count):
-    """Return the first batch row of a team and that of the next one. If the rows are sorted longest first, the teams
-    get about equal numbers of active steps, and otherwise equal numbers of rows.
-    """
+    """Return the first rows of a team and of the next: of equal active steps if sorted by length, else equal rows."""
     unit = max(2, a.group_rows)
     first, last = share_rows(a.B, unit, team_index, team_count), share_rows(a.B, unit, team_index + 1, team_count)
     if a.lengths == 0 or team_count == 1:

@@ -1,10 +1,7 @@
 """Products of values that a step computes, between two phases of its cell. A product group has all products of a value.
 
-A phase stores such a value as rows of H units, the operand. The product of all its units with all weights of the value
-is there when the next phase begins. In the backward pass a phase stores the gradients of products beside dpreact, and
-their product with the transposed weights is there when the next phase begins.
-
-The result of a product has as many units as h: H, or fewer in a projected layer, whose h is the result.
+A phase stores a value as rows of H units, the operand; in the backward pass, gradients of products beside dpreact. The
+product with all weights of the value, of H units or fewer in a projected layer, is there when the next phase begins.
 """
 
 from fastlstm.backends.numba.kernels.heads import add_product_of_heads, back_product_of_heads
@@ -95,9 +92,7 @@ def pack_products(a, p):
 
 
 def multiply_values(a, scratch, phase, p_first, p_last, rows, barrier, team_size, barriers_passed):
-    """Store the results of the products before a phase, of panels `p_first` to `p_last` and `rows` rows, as soon as the
-    team has stored the operands. Return how many barriers it has passed.
-    """
+    """Store the products before a phase, once the team has stored the operands. Return how many barriers it passed."""
     if not has_products(a, phase):
         return barriers_passed
     barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
@@ -155,16 +150,12 @@ def back_results_address(a, scratch, group, q):
 
 
 def packed_back_address(a, group):
-    """Return the address of the packed transposed weights (vector groups, reach, N L, 4 L) of the N products of a
-    group.
-    """
+    """Return the packed transposed weights (vector groups, reach, N L, 4 L) of the N products of a group."""
     return a.packed_products + record_first(a, group) * count_vector_groups(a.panels) * a.reach * a.lanes * 4 * VECTOR
 
 
 def multiply_back(a, scratch, phase, s, b, rows, q_first, q_last, barrier, team_size, barriers_passed):
-    """Store the transposed products before a phase, of vector groups `q_first` to `q_last` and `rows` rows from b, as
-    soon as the team has stored the gradients. Return how many barriers it has passed.
-    """
+    """Store the transposed products before a phase, once the team has stored gradients. Return the barriers passed."""
     if not has_products(a, phase):
         return barriers_passed
     barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)

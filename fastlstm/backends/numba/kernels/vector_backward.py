@@ -1,6 +1,4 @@
-"""The backward pass's products on the processor's own vectors: dpreact with the weights, for the step before and for
-the input; and summed over all (step, row) pairs, for the weight gradients.
-"""
+"""The backward pass's products on the processor's own vectors, and the weight gradients' sums over pairs."""
 
 from fastlstm.backends.numba.constants import ONE_OFFSET, ROW_BLOCK, STRIP
 from fastlstm.backends.numba.kernels.heads import back_product_of_heads
@@ -59,12 +57,8 @@ def pack_transposed_gates(
     a, weight, weight_row, rows, N, columns, gates, first_block, has_heads, packed, first, last
 ):  # fmt: skip
     """Pack vector groups `first` to `last` of N columns of (gates rows, columns) weights as [vector group][k][3 or 4
-    vectors], with k in the order of dpreact's panels. Of weights that have heads a group has the panels whose units see
-    any of its columns.
-
-    Args:
-        columns: N, or fewer: what lies beyond them is not written.
-        first_block: as in `vector_forward.pack_panel`.
+    vectors], k in the order of dpreact's panels, with heads of those whose units see a column. `columns`: N, or fewer:
+    what lies beyond is not written. `first_block`: as in `vector_forward.pack_panel`.
     """
     L, size = a.lanes, a.size
     panels, vectors = a.panels, (N + L - 1) // L
@@ -172,10 +166,8 @@ def input_gradient(a, scratch, s_first, s_last, thread, threads):
 
 
 def pack_strips(a, strips, s_first, s_last, b_first, b_last):
-    """Pack [x, h_in, 1] of the steps and batch rows given as [strip][pair][column]. h begins at column `first_h_row`,
-    and the ones at `ones_row`; without `dweights` there are no ones. h_in is zero after a reset.
-
-    The rest of a strip is zero: few pairs multiply it, and old memory may hold denormals, which are slow.
+    """Pack [x, h_in, 1] of the steps and batch rows given as [strip][pair][column], h from `first_h_row` and ones, with
+    `dweights`, from `ones_row` on. h_in is zero after a reset, and so is a strip's rest, which few pairs multiply.
     """
     size, I, B, T, row = a.size, a.I, a.B, a.T, a.strip * a.size
     first_h, last_h = a.first_h_row, a.first_h_row + columns_of_h(a)
@@ -210,11 +202,9 @@ def pack_strips(a, strips, s_first, s_last, b_first, b_last):
 
 
 def add_products(a, strips, s_first, s_last, k_set, p_first, p_last, column, column_last, missing, gate, gates):
-    """Add a time chunk to the accumulators of columns `column` to `column_last` of [x, h, 1], in panels `p_first` to
-    `p_last` and one split-K set: their sums with `gates` terms of dpreact from `gate` on.
-
-    The first chunk, which has the last steps, begins the sums: so every row is summed in one order, whatever the number
-    of threads. A column's accumulator row is its number less `missing`, the rows that a panel does not have.
+    """Add a time chunk to the accumulators of columns `column` to `column_last` of [x, h, 1], for `gates` terms of
+    dpreact from `gate` on. The first chunk begins the sums, so threads do not decide their order. A panel lacks
+    `missing` rows.
     """
     pairs = (s_last - s_first) * a.B
     first = share(pairs, k_set, a.split_k)

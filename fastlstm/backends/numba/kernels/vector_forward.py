@@ -1,8 +1,7 @@
 """The forward pass's products on the processor's own vectors: x and h are read where they lie.
 
-A wide x has K blocks of its own. A narrow x and h share K blocks, if every pre-activation of the cell has both
-products. Few rows multiply an x with K blocks of its own for several steps at once, and a single row does so with any
-x.
+A narrow x shares the K blocks of h, if every pre-activation has both products. Few rows multiply an x with K blocks of
+its own for several steps at once, and a single row does so with any x.
 """
 
 from fastlstm.backends.numba.kernels.heads import add_product_of_heads
@@ -33,16 +32,12 @@ from fastlstm.backends.numba.llvm.intrinsics import call
 
 
 def packed_hh_address(a, packed_index):
-    """Return the address of a packed panel of weight_hh. `packed_index` is the panel, or the thread if it packs as it
-    goes.
-    """
+    """Return the address of a packed panel of weight_hh. `packed_index`: the panel, or the thread that packs it."""
     return a.packed + packed_index * a.span * a.h_preacts * VECTOR
 
 
 def packed_ih_address(a, packed_index):
-    """Return the address of a packed panel of weight_ih. These follow all panels of weight_hh, so that steps which read
-    these alone read one stream: with gaps between panels a single row of 256 units took 1.15 times as long.
-    """
+    """Return the address of a packed panel of weight_ih, after all of weight_hh: gaps between these cost 0.15."""
     return packed_hh_address(a, a.packed_panels) + packed_index * a.I * a.x_preacts * VECTOR
 
 
@@ -52,12 +47,11 @@ def biases_address(a, p):
 
 
 def pack_panel(a, p, weight, weight_row, units, columns, gates, first_block, has_heads, panel):
-    """Pack panel p of a weight as [vector group][k][gate][lane]. A compact panel is [k], with its gates side by side
-    and then zeros. Units of several heads have zeros in the columns that only others see.
+    """Pack panel p of a weight as [vector group][k][gate][lane], a compact panel as [k], its gates side by side, then
+    0.
 
-    Args:
-        gates: the weight's blocks of `units` rows, whose order the gate blocks have from `first_block` on.
-        has_heads: whether a unit sees the columns of its own head alone.
+    Units of several heads have zeros in the columns that only others see. `gates`: the weight's blocks of `units` rows,
+    in the order of the gate blocks from `first_block` on. `has_heads`: a unit sees the columns of its head alone.
     """
     L, size = a.lanes, a.size
     valid, vectors = lanes_inside(a, p, units), vectors_of(a, p, gates)
@@ -97,17 +91,15 @@ def pack_weights(a, p, packed_index, scratch):
 
 
 def input_preact_address(a, p, s, row):
-    """Return the address of the input projection of panel p at step s. If x has K blocks of its own, each batch row has
-    an entry. Otherwise the only row has two: its whole K blocks of x, and the rest of x, in whose K block h follows.
+    """Return the input projection of panel p at step s: an entry for each row if x has K blocks of its own, else two
+    for the only row: x's whole K blocks, and the rest of x, in whose K block h follows.
     """
     entries = a.B if a.x_k_block != 0 else 2
     return a.input_preact + ((p * a.input_steps + s % a.input_steps) * entries + row) * a.preacts * VECTOR
 
 
 def add_product(a, vectors, w, columns, first, last, block, rows, init, init_row, out, out_row, x, x_row):
-    """Store ``out = init +`` columns `first` to `last` of `rows` rows of x times a panel of weights with `vectors`
-    vectors a row, by K blocks of `block` columns. Without columns it is a copy.
-    """
+    """Store ``out = init +`` columns `first` to `last` of x times a panel, by K blocks of `block` columns."""
     for q in range(count_vector_groups(vectors)):
         v, w_row = first_vector(vectors, q), (first_vector(vectors, q + 1) - first_vector(vectors, q)) * VECTOR
         k, begin_row = first, init_row
@@ -131,9 +123,7 @@ def copy_preacts(a, first, last, rows, source, source_row, target, target_row):
 
 
 def multiply_inputs(a, s, p, team_index, b_first, b_last):
-    """Compute the input projection of an input block for panel p, if the block begins at s. Each row then reads the
-    weights once.
-    """
+    """Compute the input projection of an input block for panel p, if it begins at s: a row reads the weights once."""
     if a.input_steps != 0 and s % a.input_steps == 0:
         t, x_step = (a.T - 1 - s, -a.x_step_stride) if a.reverse != 0 else (s, a.x_step_stride)
         rows, x, biases, I = min(a.input_steps, a.T - s), a.x + t * a.x_step_stride, biases_address(a, p), a.I
@@ -156,8 +146,8 @@ def multiply_inputs(a, s, p, team_index, b_first, b_last):
 
 @inlined
 def preact_of_row(a, s, p, packed_index, panels, step, b, out, x, h_in):
-    """Compute the pre-activations of row b for `panels` panels from p on, all of which see the same columns of h.
-    `step` is 1 or -1. The sums are those of several rows, but one call has all K blocks.
+    """Compute the pre-activations of row b for `panels` panels from p on, which see the same columns of h, with the
+    sums of several rows, but in one call. `step` is 1 or -1.
     """
     I, columns, stride = a.I, seen_count(a, p), step * a.preacts * VECTOR
     h_columns = columns if h_in != 0 else 0

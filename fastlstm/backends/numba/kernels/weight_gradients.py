@@ -23,9 +23,7 @@ from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
 def accumulator_row_bytes(a):
-    """Return the bytes of an accumulator row: one vector for each term of x, of h or of a value, whichever are more.
-    The sums of the ones have terms for all pre-activations, and may take several rows.
-    """
+    """Return the bytes of an accumulator row: one vector for each term of x, of h or of a value, the most of them."""
     return max(a.x_preacts, a.h_preacts, a.group_size, 1) * VECTOR
 
 
@@ -47,8 +45,8 @@ def unpack_weight(a, scratch, accumulators, width, units, weight):
 
 
 def unpack_weight_of_heads(a, scratch, p, accumulators, first_column, units, D, weight):
-    """Transpose accumulators (columns, gates, lanes) of one gate and panel p into rows of a weight's gradient, of
-    `units` in all, which have the D columns of their own head. The accumulators begin at column `first_column`.
+    """Transpose accumulators (columns, gates, lanes) of one gate and panel, from `first_column` on, into rows of a
+    weight's gradient, of `units` in all, which have the D columns of their own head.
     """
     unit, last = p * a.lanes, min((p + 1) * a.lanes, units)
     while unit < last:  # of one head
@@ -101,9 +99,7 @@ def unpack_weight_gradients(a, scratch, p_first, p_last):
 
 
 def write_columns(a, scratch, rows, dpre, dpre_row, packed, weight, column, width):
-    """Write `rows` rows of one gate and panel of a weight's gradient (gates H, `width`) at `weight`, from dpreact of
-    all pairs and from the packed columns of [x, h] from `column` on.
-    """
+    """Write rows of one gate and panel of a weight's gradient (gates H, `width`), from columns of [x, h]."""
     size, count, wide = a.size, a.T * a.B, 4 * a.lanes
     for k in range(column // wide * wide, column + width, wide):
         begin = max(k, column)
@@ -120,9 +116,8 @@ def write_columns(a, scratch, rows, dpre, dpre_row, packed, weight, column, widt
 
 
 def write_weight_gradients(a, packed, scratch, p_first, p_last):
-    """Write panels `p_first` to `p_last` of the wanted gradients of weights, biases and params, summed over few pairs
-    straight into the rows of the weights' own layout. Accumulators have to be zeroed, added to and transposed, which
-    would be most of the work. The sums are those of `vector_backward.add_weight_gradients`, in the same order.
+    """Write panels of the wanted gradients of weights, biases and params, summed over few pairs straight into the
+    weights' layout, with the sums of `vector_backward.add_weight_gradients`: accumulators would be most of the work.
     """
     L, size, I, H, D, count = a.lanes, a.size, a.I, a.H, a.head, a.T * a.B
     h_strips = packed + a.first_h_row * count * size

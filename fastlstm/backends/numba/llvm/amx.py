@@ -36,14 +36,12 @@ def _store(b: ir.IRBuilder, tile: int, address: ir.Value, row: ir.Value) -> None
 
 
 def product(components: int) -> Builder:
-    """Return the builder of ``out[m, n] = init[m, n] + sum of a[m, k] * w[k, n]`` for `rows` values of m,
-    32 times `tile_pairs` values of n, and 32 times `steps` values of k. A tile pair is two
-    tiles of columns side by side.
+    """Return the builder of ``out[m, n] = init[m, n] + sum of a[m, k] * w[k, n]`` for `rows` values of m, 32 times
+    `tile_pairs` values of n, and 32 times `steps` values of k.
 
-    a is a row operand, `a_step` from one K block to the next and `a_component` from one component to the next; w is a
-    column operand. Two tiles of rows by two of columns stay in registers: fewer chains would wait for each other's
-    sums. The order of a sum is the same for every row. Whole tiles are written: out has room for 16 rows, for 32 if
-    there are more than 16.
+    a is a row operand, `a_step` from K block to K block and `a_component` from component to component; w is a column
+    operand. Two tiles of rows by two of columns stay in registers. A sum's order is the same for every row. Whole tiles
+    are written: out has room for 16 rows, for 32 if there are more than 16.
     """
     products, w_step = PRODUCTS[components], components * 4 * TILE
 

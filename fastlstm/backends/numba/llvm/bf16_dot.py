@@ -51,9 +51,7 @@ def _rows(b: ir.IRBuilder, first: ir.Value, row: ir.Value, count: int) -> list[i
 
 
 def product(components: int) -> Builder:
-    """Return the builder of `amx.product` for one component. All K blocks of a sum follow each other in registers:
-    weights come from the second-level cache as fast as they are used. `out` needs no room for more than `rows` rows.
-    """
+    """Return the builder of `amx.product` for one component, but `out` needs no room for more than `rows` rows."""
 
     def build(b, rows, init, init_row, out, out_row, a, a_step, a_component, w, steps, tile_pairs, block_steps):
         def tiles(vecs):

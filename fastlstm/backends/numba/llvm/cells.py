@@ -1,8 +1,8 @@
-"""The elementwise part of a step as LLVM functions, built from a cell's derived functions.
+"""The elementwise part of a step as LLVM functions, from a cell's derived functions: of one vector of units of some
+rows.
 
-They take 64-bit integers like the other primitives, and work on one vector of units of some batch rows. States and
-inputs, whose number depends on the cell, are gradients by a pointer table of int64, in the order of `forward_table` and
-`backward_table`: the address of row 0 and unit 0, and the row stride.
+A pointer table of int64, in the order of `forward_table` and `backward_table`, has the states, inputs and gradients,
+whose number depends on the cell: the address of row 0 and unit 0, and the row stride.
 """
 
 from dataclasses import dataclass
@@ -23,11 +23,8 @@ OUTSIDE = "dh from outside"  # a label with blanks names memory that is no value
 
 @dataclass(frozen=True)
 class Functions:
-    """The parts of a cell that kernels need.
-
-    Attributes:
-        source: everything that the primitives are built from.
-        forward, saving, backward: the derived functions in phases: one each, unless the cell takes means.
+    """The parts of a cell that kernels need: `source`, all that primitives are built from, and the derived functions in
+    phases, one each unless the cell takes means.
     """
 
     layout: Layout
@@ -74,11 +71,9 @@ def backward_table(layout: Layout) -> list[str]:
 
 
 def forward(vtype: VectorType, cell: Functions, save: bool, streams: bool = False) -> Builder:
-    """Return the builder of one phase of the forward pass, see `cells.phases`. It stores the new states and, if `save`,
-    the saved values (rows, G, lanes), which go past the caches if it `streams`.
-
-    It stores the operands of products in rows `operand_row` bytes apart, those of the groups `operand_bytes` apart, and
-    reads the results of products (rows, products, lanes).
+    """Return the builder of one phase of the forward pass, see `cells.phases`. It stores the new states; if `save` the
+    saved values (rows, G, lanes), past the caches if it `streams`; and the operands of products in rows `operand_row`
+    bytes apart, groups `operand_bytes` apart. It reads the results of products (rows, products, lanes).
     """
     layout, vector, phases = cell.layout, vtype.size * vtype.count, cell.saving if save else cell.forward
     saved_units, preacts = layout.saved_units if save else (), [f"{gate}_pre" for gate in layout.preacts]
@@ -127,18 +122,14 @@ def backward(vtype: VectorType, cell: Functions) -> Builder:
     """Return the builder of one phase of the backward pass. dh (rows, 4, lanes) is the gradient of the first state
     without the part from outside. It stores:
 
-        dpreact (rows, S, lanes), with the gradients of products behind. Lanes from `valid` on get zeros, since a
-            product sums over them.
-        dinputs (rows, Q, lanes), the gradients of the inputs.
-        the carried gradients (rows, lanes) of a state, in place and `carried_state` bytes apart: those of the inner
-            states, then that of the first state if there is one.
+    * dpreact (rows, S, lanes), then gradients of products, zeros from lane `valid` on, since a product sums over them.
+    * dinputs (rows, Q, lanes), the gradients of the inputs.
+    * the carried gradients (rows, lanes) of a state, in place and `carried_state` bytes apart: those of the inner
+      states, then that of the first state if there is one.
 
-    The gradients of the params are added to `param_sums` (P, lanes) of the row's group. Row r, counted from the first,
-    has them at ``(r & group_mask) * group_stride``. In its first phase a cell of several phases fetches the saved
-    values that lie `saved_ahead` bytes later, for all phases, since it has too many to wait for.
-
-    It reads the transposed products (rows, 4, lanes) of gradients of products, those of the groups `product_bytes`
-    apart.
+    The gradients of the params are added to `param_sums` (P, lanes) of the row's group: row r, counted from the first,
+    has them at ``(r & group_mask) * group_stride``. It reads the transposed products (rows, 4, lanes) of gradients of
+    products, groups `product_bytes` apart. The first of several phases fetches the saved values `saved_ahead` bytes on.
     """
     layout, vector = cell.layout, vtype.size * vtype.count
     first, *inner = layout.states

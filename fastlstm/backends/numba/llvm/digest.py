@@ -14,19 +14,16 @@ DIGEST_BYTES = (DIGEST_CHAINS + 1) * VECTOR_BYTES
 
 def digest(vtype: VectorType) -> Builder:
     """Return the builder of the digest of `words` 32-bit words. If `mismatches` is 0, it stores the DIGEST_BYTES at
-    `stored`. Otherwise it compares them with those at `stored`, and adds one to the counter at `mismatches` if they
-    differ.
+    `stored`. Otherwise it compares them, and adds one to the counter at `mismatches` if they differ.
 
     The words are read as 64-bit pairs, and each pair goes to one of many 64-bit numbers, here called lanes::
 
         lane = rotate_left(lane + pair, 13)                 (mod 2**64)
         lane = lane * 0x9E3779B1                            after every fourth pair, and after each that is left over
 
-    Each pair goes to one lane. Only the last vector, which has lanes of its own, may overlap pairs before it. All lanes
-    are stored and compared, so that nothing in one lane can make up for another. The rotation is by 13 because the
-    signs and exponents of a pair's two numbers lie a multiple of 8 bits apart: it turns none into another's place.
-
-    Each step is one-to-one, so that a change of one pair alone is always seen. Changes of several pairs of a lane are
+    Only the last vector, which has lanes of its own, may overlap pairs before it. All lanes are compared, so nothing in
+    one makes up for another. Signs and exponents of a pair's numbers lie a multiple of 8 bits apart: rotating by 13
+    turns none into another's place. Each step is one-to-one, so a change of one pair is always seen, and one of several
     unseen with odds of about 2**-64. The digest is not cryptographic: a collision can be computed.
     """
     bytes_ = vtype.size * vtype.count

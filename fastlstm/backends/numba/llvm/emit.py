@@ -1,8 +1,7 @@
 """The kernels' Python as LLVM IR, statement by statement, in the module of the task that runs it.
 
-Kernels are integer code, in which no type has to be inferred. Numba would infer types nevertheless. It would also make
-each of their 125 functions a library of its own, optimise it there, and optimise it again in every caller: 14 seconds
-for a first training step, which takes 4 without. Here a kernel is one module, which Numba optimises and compiles.
+Kernels are integer code, in which no type has to be inferred. Numba would infer them, and optimise each function alone
+and again in every caller: 14 seconds for a first training step, which takes 4 as one module.
 
 The kernels' Python means what it means in Python:
 
@@ -12,8 +11,8 @@ The kernels' Python means what it means in Python:
 * There are ``+ - * // % & | >>``, comparisons, `not`, `and`, `or`, conditional expressions, `min` and `max`. What a
   division by zero gives is not defined.
 * There are assignments, also of several numbers, `if`, `while`, `for` over a `range`, `break`, `continue`, `return` and
-  calls: of functions like this one, whose arguments may have names, and of those in `intrinsics`. The step of a
-  `range` is positive, or a constant.
+  calls: of functions like this one, whose arguments may have names, and of those in `intrinsics`. The step of a `range`
+  is positive, or a constant.
 
 Anything else raises NotImplementedError, which names the function, the line and the statement.
 """
@@ -38,8 +37,8 @@ def fields_of(names: Sequence[str], known: Mapping[str, int | str] = MappingProx
 
 
 def emitted(module: ir.Module, function: Any, fields: Fields, known: dict[Any, ir.Function]) -> ir.Function:
-    """Return the LLVM function of a Python function: one that is `known` already, or else emit it into a module. It
-    takes the struct, whose fields these are, by its address, and returns a struct of Python's results.
+    """Return the LLVM function of a Python function, from `known` or emitted into a module. It takes the struct of
+    these fields by its address, and returns a struct of results.
     """
     if function not in known:
         node = functions_of(function.__module__)[function.__code__.co_firstlineno]

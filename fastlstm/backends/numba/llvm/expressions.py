@@ -28,9 +28,7 @@ def need(condition: bool) -> None:
 
 
 class Expressions:
-    """Emits the expressions of one function. A method `of_` emits a kind of expression and returns its numbers, which
-    are several for a tuple and for a call that returns several.
-    """
+    """Emits the expressions of one function. A method `of_` emits a kind of expression and returns its numbers."""
 
     b: ir.IRBuilder  # builds the LLVM function
     code: Any  # of the Python function

@@ -1,7 +1,5 @@
-"""What the kernels' Python cannot say: calls by address, loads from an address, atomics.
-
-If a kernel calls one of these functions, `emit` runs it, and it emits instructions: `b` builds the kernel, and the
-arguments are the kernel's numbers. Python itself cannot call it.
+"""What the kernels' Python cannot say: calls by address, loads from an address, atomics. `emit` runs these functions
+where a kernel calls them, and they emit instructions: `b` builds the kernel, and the arguments are its numbers.
 """
 
 from llvmlite import ir

@@ -37,9 +37,8 @@ def for_loop(b: ir.IRBuilder, count: ir.Value, carried: list[ir.Value], body: An
 
 
 def update_tile(rows: int, vecs: int, row_value: Any, vector: Any, add: Any, sums: list[Any]) -> list[Any]:
-    """Return the sums of a register tile of `rows` rows by `vecs` vectors, after `add(total, row_value, vector)` for
-    each. The values of the shorter side stay in registers. Those of the longer side come one at a time, since no
-    registers are left for more.
+    """Return the sums of a register tile of `rows` by `vecs` vectors, after `add(total, row_value, vector)` for each.
+    The values of the longer side come one at a time, since no registers are left for more.
     """
     new, by_row = list(sums), rows > vecs
     values = [vector(n) for n in range(vecs)] if by_row else [row_value(m) for m in range(rows)]

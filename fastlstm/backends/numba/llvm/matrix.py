@@ -1,13 +1,13 @@
-"""Products of bfloat16, as LLVM functions of integers like those of `primitives`: on Intel's AMX (`amx`), or by an
-instruction on vectors that has twice the rate of float32's (`bf16_dot`).
+"""Products of bfloat16, as LLVM functions like those of `primitives`: on Intel's AMX (`amx`), or by an instruction on
+vectors that has twice the rate of float32's (`bf16_dot`).
 
 Sums are float32. A float32 is exactly the sum of three bfloat16 components, and six of the nine products of components
-reach float32's accuracy. Two components and three products keep 16 bits of each factor, one component keeps 8.
-Components below the smallest normal number count as zero: numbers below about 1e-31 lose bits.
+reach float32's accuracy. Two components and three products keep 16 bits of each factor, one component keeps 8. Numbers
+below about 1e-31 lose bits, as components below the smallest normal number count as zero.
 
 Operands lie in tiles of 1 KB, as AMX loads them:
-  row operand      [component][K block of 32][row][32 k]: the left factor, 64 bytes for each row and K block
-  column operand   [K block of 32][component][4][pair of k][16 columns][2]: the right factor, 64 columns wide
+    row operand      [component][K block of 32][row][32 k]: the left factor, 64 bytes for each row and K block
+    column operand   [K block of 32][component][4][pair of k][16 columns][2]: the right factor, 64 columns wide
 """
 
 from functools import cache
@@ -57,10 +57,8 @@ def _constant(value: int) -> ir.Constant:
 
 
 def _split(b: ir.IRBuilder, x: ir.Value, components: int, overflow: ir.Value | None) -> tuple[list[ir.Value], Any]:
-    """Return the components of 16 numbers, each in the upper half of its 32 bits (the lower halves hold anything), and
-    the mask `overflow`, to which the lanes of numbers from 2^63 on are added. Their products may overflow one way and
-    then the other, where the product of the whole numbers is finite; an infinite number's second component would be
-    NaN.
+    """Return the components of 16 numbers, each in the upper half of its 32 bits, and the mask `overflow` with the
+    lanes of numbers from 2^63 on: their products may overflow both ways, and infinity's second component would be NaN.
     """
     if components == 1 and "+avx512bf16" in machine_features().split(","):  # what has AMX has this
         rounded = instruction(b, "llvm.x86.avx512bf16.cvtneps2bf16.512", SHORTS, x)  # integers, for LLVM's bfloat

@@ -1,8 +1,8 @@
-"""The parts of a cell that takes means, besides its functions of units: phases, and values that a row's units share.
+"""Phases of a cell that takes means, see `cells.phases`, and the values that a row's units share.
 
-`cells.phases` splits a derived function. A phase begins with a function of rows, which turns the sums of the phase
-before into means. Then its function of units runs over all panels, and adds to the sums of the next means. For a mean
-of a head the phase stores a value of each unit, and the next phase begins by replacing these values by their mean.
+A phase begins with a function of rows, which turns the sums of the phase before into means. Then its function of units
+runs over all panels, and adds to the next sums. For a mean of a head the phase stores a value of each unit, and the
+next phase begins by replacing these by their mean.
 """
 
 from collections.abc import Iterator, Mapping
@@ -44,9 +44,8 @@ class AcrossPhases:
     Args:
         arrays: the arrays of the loop over rows, to which these are added.
         later: the address of (rows, K, lanes), values of units that a later phase reads.
-        shared: the address of (rows, V + M, lanes), the values that a row's units share and the sums of the means. A
-            sum has a part in each lane.
-        row_stride: the row stride of `shared`.
+        shared: (rows, V + M, lanes), the values that a row's units share and the sums of the means, a part in each
+            lane, `row_stride` apart.
     """
 
     def __init__(self, arrays: RowPointers, phases: Phases, later: Any, shared: Any, row_stride: Any) -> None:
@@ -77,11 +76,8 @@ class AcrossPhases:
 def put_means_of_heads(
     b: ir.IRBuilder, vtype: VectorType, rows: Any, row_bytes: int, panel_bytes: Any, values: Any, H: Any, D: Any
 ) -> None:
-    """Replace the values of each head of D units by their mean, for each row.
-
-    Args:
-        row_bytes, panel_bytes: the strides from row to row and from panel to panel.
-        values: the address of the values of the first row and the first panel.
+    """Replace the values of each head of D units by their mean, for each row. `row_bytes` and `panel_bytes`: the
+    strides from row to row and from panel to panel. `values`: those of the first row and the first panel.
     """
     L, size, units = vtype.count, vtype.size, b.sitofp(D, vtype.scalar)
 
@@ -120,16 +116,14 @@ def put_means_of_heads(
 
 
 def of_rows(vtype: VectorType, phases: Phases, saved: tuple[str, ...], vectors: int, backward: bool) -> Builder:
-    """Return the builder of the begin of a phase, which computes the values that a row's units share.
+    """Return the builder of the begin of a phase, which computes the values that a row's units share, from:
 
-    The function that it builds takes these integers:
-        rows, phase, H: the number of batch rows, of the phase, and of units.
-        shared, row_stride: see `AcrossPhases`. In phase 0 the sums are set to zero.
-        saved_at: the address of (rows, `vectors` times lanes), numbers by the names in `saved`. The forward pass stores
-            them, and the backward pass reads them.
-        later, panel_bytes: the address of the first panel's values for later phases, see `AcrossPhases`, and the stride
-            to the next panel's; 0 where panels follow each other as rows do.
-        D: the units of a head.
+    rows, phase, H: the number of batch rows, of the phase, and of units.
+    shared, row_stride: see `AcrossPhases`. In phase 0 the sums are set to zero.
+    saved_at: the numbers named in `saved`, (rows, `vectors` times lanes): the forward pass stores what backward
+        reads.
+    later, panel_bytes: the first panel's values for later phases, and the stride to the next panel's, or 0.
+    D: the units of a head.
     """
     vector, names, sums = vtype.size * vtype.count, phases.of_rows, phases.sums
 

@@ -10,11 +10,8 @@ from fastlstm.backends.numba.llvm.simd import I8, I32, I64, Vector, VectorType, 
 
 
 class RowPointers:
-    """Points to the arrays of a loop over rows, by name. Each has a pointer of its own, which moves on by its stride.
-
-    Attributes:
-        vector: bytes of a vector.
-        current: in a row of the loop, the address of each array's part of this row.
+    """Points to the arrays of a loop over rows, by name, each by a pointer that moves on by its stride. `vector`: the
+    bytes of a vector. `current`: in a row of the loop, the address of each array's part of this row.
     """
 
     def __init__(self, b: ir.IRBuilder, vtype: VectorType) -> None:
@@ -29,9 +26,7 @@ class RowPointers:
     def add_table(
         self, names: list[str], wanted: Any, table: ir.Value, row: ir.Value, unit: ir.Value, alike: Any = ()
     ) -> None:
-        """Add those `names` of a pointer table that are `wanted`, from batch row `row` on, at byte `unit` of a row.
-        The pointers of those that are `alike` for all rows do not move.
-        """
+        """Add those `names` of a pointer table that are `wanted`, from `row` and byte `unit` on; those `alike` stay."""
         b = self.b
         for k, name in enumerate(names):
             if name in wanted:

@@ -1,7 +1,6 @@
-"""The arithmetic as LLVM functions: micro-kernels of matrix products, transposes, copies.
-
-They are built once for an element type, as one module, and called by address: so the kernels that call them depend on
-no type, are small, and compile quickly. All arguments are 64-bit integers: addresses, strides in bytes, counts.
+"""The arithmetic as LLVM functions: micro-kernels of matrix products, transposes, copies. They are built once for an
+element type, as one module, and called by address, so that kernels depend on no type. All arguments are 64-bit
+integers: addresses, strides in bytes, counts.
 """
 
 from functools import partial
@@ -39,11 +38,9 @@ def tile(vtype: VectorType, rows: int, vecs: int) -> Builder:
 
 def gemm(vtype: VectorType, vecs: int) -> Builder:
     """Return the builder of ``out[m, n] = init[m, n] + sum of a[m, k] * w[k, n]`` for `rows` values of m and `vecs`
-    vectors of n. Rows of w lie `w_row` apart.
-
-    k runs over `outer` blocks of `count`, `w_outer` apart in w, then over the `count2` columns of a second matrix. The
-    sum has one order in every register tile, and `init` is added last: the error of a long sum that comes in K blocks
-    then grows with the block alone.
+    vectors of n. Rows of w lie `w_row` apart. k runs over `outer` blocks of `count`, `w_outer` apart in w, then over
+    the `count2` columns of a second matrix. The sum has one order in every register tile, and `init` is added last: the
+    error of a long sum that comes in K blocks then grows with the block alone.
     """
     return for_row_tiles(f"tile{vecs}x", tile_rows(vecs), lambda rows: tile(vtype, rows, vecs), (0, 2, 6, 13))
 
@@ -68,17 +65,15 @@ def masked_tile(vtype: VectorType, rows: int) -> Builder:
 
 def masked(vtype: VectorType) -> Builder:
     """Return the builder of ``out[m] += sum of a[m, k] * w[k]`` in the lanes `first` to `last`, in the order of `gemm`
-    with one vector and one matrix. The other lanes stay as they are, whatever `a` is.
+    with one vector and one matrix. The others stay, whatever `a` is.
     """
     return for_row_tiles("masked", tile_rows(1), lambda rows: masked_tile(vtype, rows), (0, 4))
 
 
 def gemv(vtype: VectorType, vecs: int) -> Builder:
-    """Return the builder of `gemm` for one row and `panels` panels, with all K blocks in one call: a call a block cost
-    a single row a tenth of its time.
-
-    The columns are `count` of a with w, then `count2` of a2 with w2. The first K block has `first` of them, and its sum
-    starts from `part`; the others have `block`. Addresses of the next panel are `out_step` further, and so on.
+    """Return the builder of `gemm` for one row and `panels` panels, with all K blocks in one call, which saves a tenth.
+    The columns are `count` of a with w, then `count2` of a2 with w2. The first K block has `first`, its sum starting
+    from `part`; the others have `block`. Addresses of the next panel are `out_step` further, and so on.
     """
     vector, most = vtype.size * vtype.count, panels_at_once(vecs)
 
@@ -198,12 +193,9 @@ def in_place_tile(vtype: VectorType, rows: int) -> Builder:
 
 
 def in_place(vtype: VectorType) -> Builder:
-    """Return the builder of `gemm` with one vector of original weights, in which a unit's columns follow each other:
-    they are transposed in registers.
-
-    `count` columns at w are multiplied with a, then `count2` at w2 with a2. `last`, counted from w, is the last column
-    at which a whole vector still lies within the row. It is negative if fewer than a vector's columns follow w: then
-    the load begins before w.
+    """Return the builder of `gemm` with one vector of original weights, transposed in registers: `count` columns at w
+    are multiplied with a, then `count2` at w2 with a2. `last`, counted from w, is the last column at which a whole
+    vector lies within the row; if negative, the load begins before w.
     """
     return for_row_tiles("in_place", 4, lambda rows: in_place_tile(vtype, rows), (0, 2, 4, 10))
 
@@ -224,7 +216,7 @@ def accumulate_tile(vtype: VectorType, rows: int, vecs: int) -> Builder:
 
 def accumulate(vtype: VectorType, vecs: int) -> Builder:
     """Return the builder of ``out[m, n] += sum of a[m, k] * w[k, n]`` for `rows` values of m, `vecs` vectors of n and
-    `count` rows of w. The sum starts from `out`: several calls, for one part of w each, make one sum.
+    `count` rows of w. The sum starts from `out`, so several calls make one.
     """
     return for_row_tiles(f"accumulate{vecs}x", tile_rows(vecs), lambda rows: accumulate_tile(vtype, rows, vecs), (0, 5))
 

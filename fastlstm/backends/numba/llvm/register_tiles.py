@@ -16,9 +16,8 @@ def accumulated(
 ) -> list[ir.Value]:  # fmt: skip
     """Return `a` and `w` moved on by `count` steps, and the `rows` x `vecs` sums `acc` with the products added.
 
-    On NEON the address of a row is the sum of two registers: that of the first row and the row's offset. LLVM would add
-    one stride after the other, and choose instructions that load and also use a multiply-adder. A tile of one vector
-    has as many loads as multiply-adds there, unless a load brings several columns of a row.
+    On NEON a row's address is the sum of the first row's and an offset: LLVM would add stride after stride, and choose
+    loads that also use a multiply-adder. There a load of one vector brings several columns of a row.
     """
     row_offsets, vector = offsets(b, a_row, rows), vtype.size * vtype.count
     if IS_NEON:
@@ -73,9 +72,8 @@ def remainder_heights(rows: int, height: int) -> tuple[int, ...]:
 
 
 def emit_row_tiles(b: ir.IRBuilder, rows: ir.Value, height: int, carried: list[ir.Value], body: Any) -> list[ir.Value]:
-    """Emit ``carried = body(size, *carried)`` for tiles that cover `rows`: of `height` rows, and at the end of fewer.
-
-    A single row left over would run at half of the speed, and two at 0.85, so the last tiles share the rows.
+    """Emit ``carried = body(size, *carried)`` for tiles of `height` rows that cover `rows`. The last tiles share the
+    rows: a single row left over would run at half of the speed, and two at 0.85.
     """
     high, full, left = I64(height), b.udiv(rows, I64(height)), b.urem(rows, I64(height))
     one_or_two = b.icmp_unsigned("<", b.sub(left, I64(1)), I64(2))
@@ -93,11 +91,8 @@ def emit_row_tiles(b: ir.IRBuilder, rows: ir.Value, height: int, carried: list[i
 
 
 def for_row_tiles(name: str, height: int, tile: Callable[[int], Builder], row_arguments: tuple[int, ...]) -> Builder:
-    """Return a builder for any number of rows, which calls the functions that ``tile(size)`` builds for `size` rows.
-
-    Args:
-        height: the rows of a tile.
-        row_arguments: the indices of those arguments that are addresses of a row. The stride follows each of them.
+    """Return a builder for any number of rows, which calls the functions that ``tile(size)`` builds for up to `height`.
+    `row_arguments`: the indices of addresses of a row, each followed by its stride.
     """
 
     def build(b, rows, *args):
@@ -117,15 +112,12 @@ def for_row_tiles(name: str, height: int, tile: Callable[[int], Builder], row_ar
 
 
 def tile_rows(vecs: int) -> int:
-    """Return the rows of a register tile of `vecs` vectors. 12 chains of sums keep the units busy, and 16 the four of
-    some NEON processors. Tiles of 24 rows would leave 16 over in a row block of 64. One vector a row takes 16 rows, for
-    which its weights come from the second cache once where 12 and 4 rows would read them twice.
+    """Return the rows of a register tile. 12 chains of sums keep the units busy, and 16 the four of some NEON
+    processors; 24 rows would leave 16 of a row block of 64. One vector a row takes 16 rows, which read weights once.
     """
     return min(TILE_ROWS * 4 // vecs, 16 if IS_NEON or vecs == 1 else 12)
 
 
 def panels_at_once(vecs: int) -> int:
-    """Return how many panels of `vecs` vectors a single row is multiplied by at once. NEON's short vectors need more
-    chains of sums than one panel has: up to four units, which take four cycles each.
-    """
+    """Return how many panels of `vecs` vectors a single row takes at once: NEON needs more chains of sums."""
     return (4 if vecs > 2 else 8) if IS_NEON else 1

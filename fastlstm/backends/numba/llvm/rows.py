@@ -83,12 +83,8 @@ def spans(
     b: ir.IRBuilder, most: int, rows: ir.Value, count: ir.Value, addresses: list[ir.Value], strides: list[ir.Value],
     sizes: list[int], body: Any,
 ) -> None:  # fmt: skip
-    """Emit ``body(lanes, *addresses)`` for vectors that cover `count` elements of each row. They have the most lanes
-    that fit, and the last vector overlaps those before it.
-
-    Args:
-        strides: the strides of the rows at the addresses.
-        sizes: the bytes of an element there.
+    """Emit ``body(lanes, *addresses)`` for vectors that cover `count` elements of each row, of the most lanes that fit.
+    The last overlaps those before it. `strides`, `sizes`: of rows and elements at the addresses, in bytes.
     """
     for lanes in (most >> k for k in range(most.bit_length())):
         fits = b.icmp_signed(">=", count, I64(lanes))
@@ -109,10 +105,8 @@ def spans(
 
 
 def copy_rows(vtype: VectorType, source_size: int, read: Callable[..., ir.Value]) -> Builder:
-    """Return the builder that copies `valid` elements of each row, and then writes zeros up to `width`. An element of
-    the source has `source_size` bytes, and ``read(b, n, address)`` emits the load of n of them.
-
-    Rows are short: a call of memmove would cost more than the copy, and so would one element after another.
+    """Return the builder that copies `valid` elements of `source_size` bytes of each row, and then writes zeros up to
+    `width`. ``read(b, n, address)`` emits the load of n. Rows are too short for memmove.
     """
     size = vtype.size
 

@@ -1,8 +1,7 @@
 """Vectors as explicit LLVM: registers of `VECTOR_BYTES`, and an arithmetic class whose operators emit instructions.
 
-Nothing is left to a loop vectoriser: gate arithmetic written as a loop cost more than the whole matrix product.
-Products are fused into the sums that they stand in, in one fixed way, so a row's bits do not depend on its register
-tile.
+Gate arithmetic for a loop vectoriser cost more than the whole matrix product. Products are fused into the sums that
+they stand in, in one fixed way, so a row's bits do not depend on its register tile.
 """
 
 from __future__ import annotations
@@ -16,10 +15,7 @@ from numba.core import cgutils, config, types
 
 
 def machine_features() -> str:
-    """Return the features of the processor that numba compiles for, as LLVM names them.
-
-    Every 64-bit ARM processor has NEON, but on a Mac LLVM lists no features.
-    """
+    """Return LLVM's features of the processor, on 64-bit ARM with NEON, of which LLVM lists none on a Mac."""
     name, features = config.CPU_NAME, config.CPU_FEATURES  # type: ignore[attr-defined]
     if not (name or features):  # numba's own settings, which name a machine to compile for
         features = llvmlite.binding.get_host_cpu_features().flatten()
@@ -66,11 +62,8 @@ def opaque(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
 
 
 class VectorType:
-    """A vector type of one element type: its LLVM types, and the instructions that a kernel needs.
-
-    Attributes:
-        size: bytes of an element.
-        count: the number of lanes.
+    """A vector type of one element type: its LLVM types, and the instructions that a kernel needs. `size`: bytes of an
+    element. `count`: the number of lanes.
     """
 
     multiply_add = "fmuladd"  # not fma: without a fused instruction that is a library call

@@ -11,12 +11,7 @@ from typing import Any
 
 @cache
 def source_of(module: str) -> bytes:
-    """Return the source of a module, as it was when it was first asked for: an upgrade may replace the file under a
-    process.
-
-    Raises:
-        ImportError: if the module is installed without its source.
-    """
+    """Return a module's source when first asked for, as an upgrade may replace it. Raise ImportError without it."""
     spec: Any = find_spec(module)
     if not spec.origin.endswith(".py"):
         raise ImportError(f"kernels are compiled from their sources, and {module} is installed without its own")

@@ -132,9 +132,9 @@ def rsqrt(x: Vector) -> Vector:
 
 
 def log(x: Vector) -> Vector:
-    """Return n log(2) + log(1 + f) for x = 2^n (1 + f), 1 + f between the roots of 1/2 and of 2. With s = f / (2 + f),
-    log(1 + f) = 2 atanh(s) = f - f^2 / 2 + s (f^2 / 2 + r), where r is a series in s^2. As f is exact and the largest
-    term, it is added nearly last.
+    """Return n log(2) + log(1 + f) for x = 2^n (1 + f), 1 + f between the roots of 1/2 and 2. With s = f / (2 + f),
+    log(1 + f) = 2 atanh(s) = f - f^2 / 2 + s (f^2 / 2 + r), r a series in s^2. f, the largest term, is added nearly
+    last.
     """
     b, size = x.b, x.vtype.size
     mantissa, bias, terms, ln2 = (23, 127, 4, LN2_32) if size == 4 else (52, 1023, 10, LN2_64)
