@@ -81,15 +81,8 @@ def run(
 
 
 def run_planned(layer: Layer, plans: Plans, backend: str | None) -> Run | None:
-    """Run all layers and directions of a module in one call, or return None where no plan can serve.
-
-    Args:
-        layer: x is (T, B, I), and the states are (parts, B, H).
-        plans: the plans of the module.
-        backend: as in `run`.
-
-    Raises:
-        ValueError, RuntimeError: as `run` does.
+    """Run all layers and directions of a module in one call, or return None where no plan can serve. x is (T, B, I),
+    and the states are (parts, B, H). `plans`: the module's. `backend` and errors are those of `run`.
     """
     plan = plans.get(layer, backend, True, _plan)
     return None if plan is None else plan(layer)
@@ -154,11 +147,8 @@ def _run_checked(layer: Layer, plans: Plans | None, backend: str | None, inner_s
 
 
 def _run_unplanned(layer: Layer, backend: str, inner_states: bool) -> Run:
-    """Run a layer by a backend that can run it: the last four rows of the table above.
-
-    Args:
-        layer: x is (T, B, I), states are (B, H), and the types are those that the backend takes.
-        inner_states: whether the inner states of all steps are wanted. The result may have them in any case.
+    """Run a layer by a backend that can run it: the last four rows of the table above. x is (T, B, I), states are (B,
+    H), of types that the backend takes. Without `inner_states` the result may have these all the same.
     """
     if backend == "aten":
         return aten.forward(layer)
@@ -171,12 +161,7 @@ def _run_unplanned(layer: Layer, backend: str, inner_states: bool) -> Run:
 def _plan(
     layer: Layer, backend: str | None, has_layer_axis: bool, packed_weights: dict[Any, Any] | None
 ) -> Runs | None:
-    """Make the plan of a plain call of floats, see `Plans.get`.
-
-    Raises:
-        ValueError: for tensors that make no layer.
-        RuntimeError: if a backend that was asked for by name cannot run them.
-    """
+    """Make the plan of a plain call of floats, see `Plans.get`. Raises what `run` raises."""
     wants_gradients, cast_type = wants_gradient(*layer.tensors), autocast_of(layer.x)
     # PyTorch's operations cast for gradients, since autograd records them. Autocast leaves float64 alone.
     if cast_type is not None and (wants_gradients or cast_type.itemsize > 2 or layer.x.dtype == torch.float64):

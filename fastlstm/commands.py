@@ -32,10 +32,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {self.source}{message}\n")  # one line, without the usage
 
     def run(self, argv: Sequence[str] | None, work: Callable[["Parser", argparse.Namespace], int]) -> int:
-        """Do `work`, which is called with this parser and what `argv` says. Return its exit code, or 130 after Ctrl-C.
-
-        Output that cannot be written ends the command with an error. Characters that standard output cannot encode,
-        such as odd bytes in file names, are printed as escapes.
+        """Do `work`, called with this parser and what `argv` says. Return its exit code, or 130 after Ctrl-C. Output
+        that cannot be written is an error. Characters that standard output cannot encode, as odd bytes in file names,
+        are escaped.
         """
         args = self.parse_args(argv)
         if isinstance(sys.stdout, io.TextIOWrapper):

@@ -1,6 +1,5 @@
-"""Models over to fastlstm and back, and weights from TensorFlow and Keras.
-
-`replace` changes the class of each module in place: the object, its parameters, hooks, mode and names stay.
+"""Models over to fastlstm and back, in place: `replace` changes the class of each module, whose object, parameters,
+hooks, mode and names stay.
 """
 
 import warnings
@@ -76,13 +75,8 @@ def replace(model: M, *, backend: Backend | None = None, keep_type: bool = False
 
 
 def replace_lstm(model: M, *, backend: Backend | None = None, keep_type: bool = False) -> M:
-    """Do what `replace` does to every `torch.nn.LSTM` and `torch.nn.LSTMCell` in `model`, and to these alone.
-
-    Returns:
-        `model`, changed. Where it has no LSTM, neither torch's nor ours, a UserWarning says so, and which other
-        recurrent layers it has, since these are not replaced.
-
-    Raises what `replace` raises.
+    """Do what `replace` does to every `torch.nn.LSTM` and `torch.nn.LSTMCell` in `model`, and to these alone: return
+    and raise what it does. Where `model` has no LSTM, the UserWarning says which other recurrent layers it has.
     """
     return _replace("replace_lstm", _LSTMS, model, backend, keep_type)
 
@@ -105,9 +99,8 @@ def restore(model: M) -> M:
 
 
 def restore_lstm(model: M) -> M:
-    """Do what `restore` does to every `fastlstm.LSTM` and `fastlstm.LSTMCell` in `model`, and to these alone.
-
-    Raises what `restore` raises.
+    """Do what `restore` does, and raise what it raises, for every `fastlstm.LSTM` and `fastlstm.LSTMCell` in `model`
+    alone.
     """
     return _restore("restore_lstm", _LSTMS, model)
 
@@ -134,10 +127,8 @@ def _replace(function: str, pairs: Any, model: M, backend: Backend | None, keep_
 
 def class_for(function: str, module: nn.Module, keep_type: bool, pairs: Any = PAIRS) -> type | None:
     """Return the class of ours that a module of torch's changes to, or None for any other module. With `keep_type` a
-    module of ours changes, too, unless it is an instance of torch's class already or of a subclass of ours, or has the
-    weights of a whole Ensemble.
-
-    Raises TypeError where a subclass has an attribute of its own that ours needs. `function`: who asks.
+    module of ours changes, too, unless it is an instance of torch's class already or of a subclass of ours, or an
+    Ensemble's. Raise TypeError, for `function`, where a subclass has an attribute of its own that ours needs.
     """
     cls: Any = type(module)
     for theirs, ours in pairs:
@@ -245,9 +236,7 @@ def _rebased(cls: type, base: type) -> type:
 
 @cache
 def _mixed(cls: type, theirs: type, ours: type) -> Any:
-    """Return `cls`, which is `theirs` or a subclass, with `ours` in front of `theirs`. Methods are looked up in cls,
-    ..., ours, theirs, ...
-    """
+    """Return `cls`, `theirs` or a subclass, with `ours` before `theirs` in the order in which methods are found."""
     constructor = vars(theirs)["__init__"]  # ours would call it with the arguments of the base of both classes
     between = type(ours.__name__, (ours, theirs), {"__init__": constructor})
     bases = (_Mixed, between) if cls is theirs else (cls, _Mixed, between)

@@ -1,6 +1,5 @@
-"""Write a trained row-LSTM for C: `python -m fastlstm.export runs/row-lstm row_lstm.flstm`.
-
-docs/native.md has the format, and `fastlstm_model_load` of csrc/fastlstm.h reads it.
+"""Write a trained row-LSTM for C: `python -m fastlstm.export runs/row-lstm row_lstm.flstm`. docs/native.md has the
+format, and `fastlstm_model_load` of csrc/fastlstm.h reads it.
 """
 
 import argparse

@@ -25,14 +25,11 @@ def is_full(error: OSError) -> bool:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[io.BytesIO]:
-    """Yield a buffer, whose content becomes the file at `path` at the end, whole or not at all.
+    """Yield a buffer, whose content becomes the file at `path` at the end, whole or not at all. It is written to a
+    temporary file beside `path`, of a name that cannot be guessed, and renamed; the earlier file's permissions stay.
+    What a killed process has left is removed by the next write into the folder, once it is as old as `LEFT_BEHIND`.
 
-    The content is written to a temporary file beside `path`, which is then renamed and has the earlier file's
-    permissions. Its name cannot be guessed, and is never that of a file or link which is there. One that a killed
-    process has left is removed by the next write into the folder, once it is as old as `LEFT_BEHIND`.
-
-    Raises:
-        FileError: when the file cannot be written, as on a full disk. The earlier file at `path` stays.
+    Raises FileError when the file cannot be written, as on a full disk. The earlier file at `path` stays.
     """
     content = io.BytesIO()
     yield content

@@ -148,10 +148,9 @@ class _Kernel:
         return flat if dtype is None else tuple([a.to(dtype) for a in flat])
 
     def modules_of(self, weight: Tensor) -> tuple[dict[Any, Any], bool]:
-        """Return the modules of a call with this first weight, and whether they keep packed copies of any tensors.
-
-        A tensor that is no Parameter is mostly either new in each call or a scripted module's. So it has modules of its
-        own from its second call on.
+        """Return the modules of a call with this first weight, and whether they keep packed copies of any tensors. A
+        tensor that is no Parameter is new in each call, or a scripted module's: it has modules of its own from its
+        second call on.
         """
         key = id(weight)
         entry = self.modules.get(key)
@@ -189,9 +188,8 @@ class _Kernel:
         return rows == _GATES.get(self.name, 1) * H > 0 and [a.shape for a in (*params, *states)] == sizes
 
     def autocast_type(self, x: Tensor, hx: Any) -> torch.dtype | None:
-        """Return the dtype of torch's results under autocast where ours have another, else None. Torch multiplies in 16
-        bits, but a state that it computes from the state before has that one's dtype. Its sequences of LSTMs run in
-        oneDNN, if torch has that, and are of 16 bits throughout.
+        """Return the dtype of torch's results under autocast where ours differ, else None. Torch's products are of 16
+        bits, a state that follows from another has that one's dtype, and LSTMs in oneDNN are of 16 bits throughout.
         """
         cast_type = autocast_of(x)
         if cast_type is None or self.make is Elman:

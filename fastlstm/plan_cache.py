@@ -1,7 +1,5 @@
-"""The plans of a layer: a call of a known signature is neither checked nor prepared again.
-
-A plan belongs to a *signature*: the shapes, types and settings of a call, and whether gradients are wanted. The first
-call of a signature checks everything and stores a plan, and later calls only run the plan.
+"""The plans of a layer, by *signature*: the shapes, types and settings of a call, and whether gradients are wanted. The
+first call of a signature checks everything and stores a plan, and later calls only run the plan.
 """
 
 from collections import deque
@@ -37,11 +35,9 @@ class _Known(NamedTuple):
 
 
 class Plans:
-    """The plans of one layer and direction, or of all that a module has, and the packed weights that they share.
-
-    It is empty until the first call. Copies and pickles of it are empty. Without `caches`, weights are packed in each
-    call. Packed copies of weights that are no Parameters are kept only if `caches_tensors`, since most of these are new
-    in each call. All `Plans` of a process together hold at most MAX_PLANS plans.
+    """The plans of one layer and direction, or of all that a module has, and the packed weights that they share. Copies
+    and pickles are empty. Without `caches`, weights are packed in each call. Packed copies of what is no Parameter,
+    mostly new in each call, are kept only if `caches_tensors`. All `Plans` of a process hold at most MAX_PLANS plans.
     """
 
     __slots__ = ("__weakref__", "caches_tensors", "known", "packed_weights", "plans")
@@ -57,7 +53,6 @@ class Plans:
 
     def find(self, layer: Layer, backend: str | None, has_layer_axis: bool) -> tuple[Any, Runs | None]:
         """Return (signature, None) if the signature is new, (None, plan) if not, (None, None) if no plan can serve.
-
         `has_layer_axis`: whether the states are (1, B, H), as those of modules are, or (B, H).
         """
         x, weights, states, lengths, reset, reverse, cell, inputs, scales, activations, _, layers, directions = layer
@@ -106,11 +101,8 @@ class Plans:
         return None, plan
 
     def get(self, layer: Layer, backend: str | None, has_layer_axis: bool, make: Makes) -> Runs | None:
-        """Return the plan of a call, or None if no plan can serve. A plan that is not there yet is made and stored.
-
-        Args:
-            make: is called with the first three arguments and the dictionary of packed weights, or None where these are
-                not kept. It returns the new plan, or None if no plan can serve. Its errors pass.
+        """Return the plan of a call, or None if no plan can serve. `make` makes a missing one, from the first three
+        arguments and the dictionary of packed weights or None, or returns None. Its errors pass.
         """
         signature, plan = self.find(layer, backend, has_layer_axis)
         if signature is None:

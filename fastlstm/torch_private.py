@@ -1,9 +1,8 @@
-"""Every private name of torch that the package uses, and a public way for each.
+"""Every private name of torch that the package uses, and a public way for each, as a release of torch may rename any.
 
-A release of torch may rename any of them. Each name is looked up once, when the package is imported. Where torch lacks
-it, the public way is taken, which gives the same results and takes longer. With ``FASTLSTM_PUBLIC_TORCH=1`` in the
-environment all names count as missing. The times in this file are of one call, with the private name and without it,
-on an Intel Xeon with AVX-512.
+Each name is looked up once, when the package is imported, or is missing with ``FASTLSTM_PUBLIC_TORCH=1`` in the
+environment. The public way gives the same results and takes longer. Times in this file are of one call, with the
+private name and without it, on an Intel Xeon with AVX-512.
 """
 
 import importlib.abc
@@ -75,10 +74,8 @@ _dynamo_import = _hook()
 
 
 def when_compiling(callback: Callable[[], object]) -> None:
-    """Call a function once somebody compiles, before anything is traced.
-
-    To mark a function by `torch.compiler` imports Dynamo, which takes five times as long as importing this package. So
-    the callback waits until somebody else has imported Dynamo. If Dynamo has another name, it runs at once.
+    """Call a function once somebody compiles, before anything is traced: when Dynamo is imported, or at once if it has
+    another name. To mark a function by `torch.compiler` would import it, which takes long.
     """
     if _dynamo_import is None or _dynamo_import not in sys.meta_path:
         callback()
@@ -107,11 +104,9 @@ _disable = _name("_disable_dynamo")
 
 
 def _activity_reader() -> Callable[[], int]:
-    """Return a function that asks torch's dispatcher what is active.
-
-    It returns 2 within a transform of torch.func, otherwise 1 within a trace or a mode that sees every operator, and
-    otherwise 0: the number of the first active dispatch key for which the operator `fastlstm::active` has a kernel. If
-    a key has another name, it always returns 3, which counts as a transform and as a mode.
+    """Return a function that returns the first active dispatch key of those for which `fastlstm::active` has a kernel:
+    2 within a transform of torch.func, otherwise 1 within a trace or a mode that sees every operator, otherwise 0. If a
+    key has another name, it always returns 3, which counts as both.
     """
     if not hasattr(torch.ops.fastlstm, "active"):  # a module may be loaded again
         library = torch.library.Library("fastlstm", "FRAGMENT")
@@ -154,9 +149,8 @@ _guards: Any = _name("_C._dynamo.guards.TensorGuards")
 
 def recognizer(tensors: Sequence[torch.Tensor]) -> Callable[..., bool]:
     """Return a function of as many tensors, which returns whether they have the types, dtypes, devices, shapes and
-    strides of these, and require gradients as they do. It may return False where all of that is so.
-
-    It takes 0.3 us for four tensors, which otherwise take 3 us. The public way recognizes none.
+    strides of these, and require gradients as they do, or False. Four tensors take 0.3 us, and 3 us otherwise. The
+    public way recognizes none.
     """
     if _guards is None:
         return lambda *_: False
@@ -169,9 +163,8 @@ _opened_by_graph = False
 
 
 def dual_level() -> bool:
-    """Return whether a level of dual numbers is open. Forward mode opens one, by torch.func or by torch.autograd.
-
-    The private count takes 0.05 us. Without it, `unpack_dual(None)` raises TypeError where a level is open, in 0.3 us.
+    """Return whether a level of dual numbers is open, by torch.func or by torch.autograd. The private count takes 0.05
+    us. Without it, `unpack_dual(None)` raises TypeError where a level is open, in 0.3 us.
     """
     if _counts_levels:
         return forward_ad._current_level >= 0 or _opened_by_graph
@@ -188,10 +181,8 @@ def _dual_level_outside() -> bool:
 
 
 def dual_level_in_graph() -> bool:
-    """Return `dual_level`, in a function that Dynamo traces.
-
-    Without the private count nobody can see a level that the graph itself opens. So a level is assumed to be open, and
-    a graph for inference then also computes saved values.
+    """Return `dual_level`, in a function that Dynamo traces. Without the private count a level is assumed to be open,
+    since nobody sees one that the graph opens, and a graph for inference then also computes saved values.
     """
     # `_dual_level_outside` comes before the count: it is a constant to Dynamo, which then guards no name for it. In the
     # count Dynamo sees the levels that the graph itself has opened so far.
@@ -200,9 +191,8 @@ def dual_level_in_graph() -> bool:
 
 @contextmanager
 def opened_by_graph(dual: bool) -> Iterator[None]:
-    """Make `dual_level` true inside the context if `dual` is true.
-
-    A compiled graph opens levels without raising the private count. All threads share the flag, as they share a level.
+    """Make `dual_level` true inside the context if `dual` is true: a compiled graph opens levels without raising the
+    private count. All threads share the flag, as they share a level.
     """
     global _opened_by_graph
     uncounted = dual and not dual_level()
@@ -219,10 +209,9 @@ _plain_apply = _name("_C._FunctionBase.apply")
 
 
 def plain_apply(function: type[Function]) -> Callable[..., Any]:
-    """Return a faster ``function.apply``, for calls without a transform of torch.func.
-
-    It takes 3 us, and `apply` of a Function with a setup_context takes some 25. It skips three checks: for a transform,
-    for tensors that a transform left behind, and for default arguments. Without the private name it is `apply` itself.
+    """Return a faster ``function.apply`` for calls without a transform of torch.func: 3 us, not some 25. It skips
+    checks for a transform, for tensors that one left behind, and for default arguments. The public way is `apply`
+    itself.
     """
     if _plain_apply is not None:
         return super(Function, function).apply  # type: ignore[misc]
@@ -301,8 +290,7 @@ _overwriting = _name("_library.custom_ops.get_library_allowing_overwrite")
 
 
 def library_of(operator: str) -> torch.library.Library:
-    """Return a library that defines one operator. If a notebook reloads a module, it replaces the earlier definition.
-
-    Without the private name a second definition is an error of torch's, which names the operator.
+    """Return a library that defines one operator, also again if a notebook reloads a module: without the private name
+    that is an error of torch's, which names the operator.
     """
     return torch.library.Library("fastlstm", "FRAGMENT") if _overwriting is None else _overwriting("fastlstm", operator)

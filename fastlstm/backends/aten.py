@@ -1,6 +1,4 @@
-"""torch's own LSTM, GRU and RNN, for calls that no fused backend supports: projections on a GPU or without Numba,
-devices without a kernel, and exports to ONNX.
-"""
+"""torch's own layers, for projections on a GPU or without Numba, devices without a kernel, and exports to ONNX."""
 
 from threading import local
 from typing import Any, cast
@@ -42,8 +40,8 @@ def packs(device: torch.device) -> bool:
 
 
 def forward(layer: Layer) -> Run:
-    """Run one layer in one direction, as the module of `torch.nn` does: h is (T, B, P), and the last states are (B, P)
-    and (B, H). P is the size of a projection, or H without one. Lengths go to torch as a `PackedSequence`.
+    """Run one layer in one direction, as the module of `torch.nn` does: h is (T, B, P), the last states (B, P) and (B,
+    H), for a projection to P or P = H.
     """
     thread.runs_here = True
     try:
@@ -85,9 +83,7 @@ def _forward(layer: Layer) -> Run:
 
 
 def _turned(a: Tensor, lengths: Tensor, reverse: bool) -> Tensor:
-    """Return (T, B, N) with the steps of each row in the other order, those beyond its length left alone, if
-    `reverse`.
-    """
+    """Return (T, B, N) with each row's steps in the other order but those beyond its length, if `reverse`."""
     if not reverse:
         return a
     steps = torch.arange(a.shape[0], device=a.device).unsqueeze(1)

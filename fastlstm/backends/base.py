@@ -69,9 +69,7 @@ class Layer(NamedTuple):
         return self._replace(x=self.x.to(dtype), weights=weights, states=states, inputs=inputs)
 
     def squeezed(self, has_layer_axis: bool) -> "Layer":
-        """Return the layer as backends take it outside of plans: x, which may be (B, I), has an axis of steps, and the
-        states, which are (1, B, H) if `has_layer_axis`, are (B, H).
-        """
+        """Return the layer with an axis of steps in x, and without an axis of layers in the states if they have one."""
         x = self.x if self.x.dim() != 2 else self.x.unsqueeze(0)
         return self._replace(
             x=x, states=tuple(a.squeeze(0) if has_layer_axis and a is not None else a for a in self.states)
@@ -128,9 +126,7 @@ class Run(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The gradients of a layer's x, weights, states and inputs, or booleans that say which of them are wanted. A
-    gradient that is not wanted is None.
-    """
+    """The gradients of a layer's x, weights, states and inputs, None if not wanted; or booleans that say which are."""
 
     x: Any
     weights: tuple[Any, ...]

@@ -9,13 +9,8 @@ Optional = Tensor | None
 
 
 def check_layer(layer: Layer) -> None:
-    """Raise unless the tensors make one layer of its cell in one direction.
-
-    Args:
-        layer: one layer, or a stack of layers that is `stacked`, whose weights all have the same leading axis.
-
-    Raises:
-        ValueError: naming the argument, the shape, dtype or device it must have, and the one it has.
+    """Raise ValueError, with the argument's shape, dtype or device, unless the tensors make one layer of its cell in
+    one direction, or a stack that is `stacked`, whose weights all have the same leading axis.
     """
     if layer.stacked:
         M, B = stack_size_of(layer), layer.x.shape[1]

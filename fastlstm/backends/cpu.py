@@ -28,11 +28,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def time_quota(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float:
-    """Return how many processors' time the control groups of this process allow, or infinity if they set no limit.
-
-    Args:
-        cgroups: the folder of the control groups, of version 1 or 2.
-        membership: the file that says which of them this process is in.
+    """Return how many processors' time the control groups of this process allow, or infinity. `cgroups`: their folder,
+    of version 1 or 2. `membership`: the file that says which of them this process is in.
     """
     quota = math.inf
     try:
@@ -62,8 +59,8 @@ def _quota_of(folder: Path) -> float:
 
 @cache
 def _openmp_library() -> Any:
-    """Return torch's library, by which its OpenMP is reached, or None where that has none of the functions called here.
-    It is libgomp on Linux. LLVM's libomp, on macOS, has the same functions for code that GCC compiled.
+    """Return torch's library, by which its OpenMP (libgomp, or LLVM's libomp, on macOS, with the same functions) is
+    reached, or None where that has none of the functions called here.
     """
     suffix = "dylib" if sys.platform == "darwin" else "so"
     try:
@@ -82,10 +79,8 @@ def allowed_processors() -> int:
 
 
 def usable_processors(quota: float, allowed: int) -> tuple[int, str | None]:
-    """Return how many processors this process may use, and why these are not all cores.
-
-    A quota of 1.5 processors counts as 2, since one thread would leave a third of it. The system stops all threads
-    together when they have used it up, so that none spins for another.
+    """Return how many processors this process may use, and why these are not all cores. A quota of 1.5 counts as 2: one
+    thread would leave a third of it, and the system stops all threads together when they have used it up.
     """
     cores = os.cpu_count() or 1
     if quota < allowed:
@@ -98,18 +93,15 @@ PROCESSORS, PROCESSORS_REASON = usable_processors(time_quota(), allowed_processo
 
 
 def threads_now() -> int:
-    """Return how many threads a call may use: torch's number, but at most as many as this process may use processors,
-    and one in a forked child. More threads would wait for each other while the system runs none of them.
-    """
+    """Return how many threads a call may use: torch's number, one in a forked child, at most the usable processors."""
     asked = torch.get_num_threads()
     return 1 if _forked else asked if asked < PROCESSORS else PROCESSORS  # min() takes 0.1 us
 
 
 @cache
 def openmp() -> Any:
-    """Return GOMP_parallel and the addresses of omp_get_thread_num and omp_get_num_threads, or None without them.
-
-    They are of the OpenMP library that torch itself loaded, since two pools of threads would fight for the cores.
+    """Return GOMP_parallel and the addresses of omp_get_thread_num and omp_get_num_threads, or None. They are of
+    torch's OpenMP, since two pools of threads would fight for the cores.
     """
     library = _openmp_library()
     if library is None:
@@ -139,9 +131,8 @@ def rows_contiguous(a: Tensor) -> Tensor:
 
 
 def snapshot_of(weights: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Return copies of weights that nobody writes to. The packed form and the digest are both made from the copies, so
-    they agree even if other threads write to the weights meanwhile. One thread copies, since torch's copies hang in a
-    forked child.
+    """Return copies of weights that nobody writes to: packed form and digest agree whatever other threads write
+    meanwhile. One thread copies, since torch's copies hang in a forked child.
     """
     return [None if a is None else _copy_of(a.detach().contiguous()) for a in weights]
 

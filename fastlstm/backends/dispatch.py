@@ -53,9 +53,7 @@ MANY_NUMBERS = MANY_ROWS * MANY_STEPS  # of x at least
 
 
 def may_use_components(x: torch.Tensor) -> bool:
-    """Return whether `auto` may multiply x (T, B, I) of float32 as sums of bfloat16 components. Of x (B, I), a step, it
-    may not.
-    """
+    """Return whether `auto` may multiply x (T, B, I) of float32 as sums of bfloat16 components; not a step (B, I)."""
     if x.numel() < MANY_NUMBERS or x.dim() != 3 or x.shape[1] < MANY_ROWS or x.shape[0] < MANY_STEPS:
         return False
     return not settings.invariant()
@@ -103,9 +101,8 @@ def _setting() -> str:
 
 
 def _with_precision(name: str, dtype: torch.dtype, components: bool = False) -> str:
-    """Return the name of numba with products of bfloat16, if the processor has them: for bfloat16 tensors, and for
-    float32 tensors if torch's setting asks for them, or if `components` is true and the setting has nothing against it.
-    Return any other `name` as it is.
+    """Return the name of numba with products of bfloat16, if the processor has them, for bfloat16 tensors, and for
+    float32 if torch's setting asks for them, or allows them and `components` is true. Return any other `name` as it is.
     """
     if name != "numba" or dtype not in (torch.bfloat16, torch.float32):
         return name
@@ -140,9 +137,7 @@ def _order() -> tuple[str, ...]:
 
 
 def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell, heads: int, warn: bool) -> str | None:
-    """Return the first of numba and native that can run these tensors, or None. Warn if the installation is at fault:
-    if numba is broken, or neither can be used.
-    """
+    """Return the first of numba and native that can run these tensors, or None. Warn of a broken installation."""
     taken = next((fused for fused in _order() if _reason(fused, device, dtype, cell, heads) is None), None)
     if not warn:
         return taken
@@ -161,9 +156,7 @@ def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell, heads: i
 def _triton_lacks(
     device: torch.device, dtype: torch.dtype, cell: Cell, heads: int, layer: Layer | None, aten_computes_all: bool
 ) -> str | None:
-    """Return why `auto` does not take triton for these tensors, or None. The reason is empty where torch's own layer is
-    preferred, which may be if `aten_computes_all`: if that layer computes all of the call, which has no lengths.
-    """
+    """Return why `auto` does not take triton, or None; empty where torch's layer, if `aten_computes_all`, is better."""
     reason = _reason("triton", device, dtype, cell, heads)
     if reason is not None or layer is None:
         return reason
@@ -171,9 +164,7 @@ def _triton_lacks(
 
 
 def _is_expected(device: torch.device, dtype: torch.dtype, lacking: bool) -> bool:
-    """Return whether nobody will wonder that triton does not run these tensors: it never runs float64. On an old GPU
-    torch's own layer is the best there is, and only what that is `lacking` is worth a warning.
-    """
+    """Return whether nobody wonders that triton does not run this: float64, or what torch does on an old GPU."""
     if dtype not in gpu.DTYPES:
         return True
     return not lacking and triton.supports(device, dtype) not in (None, gpu.import_failure())

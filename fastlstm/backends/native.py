@@ -68,10 +68,8 @@ def _state(dtype: torch.dtype, *shape: int) -> Tensor:
 
 class _Plan:
     """Runs calls like that of `layer`, one layer and no stack: of the same shapes, types, strides of x, contiguity and
-    threads. Everything that they have in common is computed once.
-
-    All plans of a layer share `packed_weights`. With None each call packs its own. `state_axes` are the leading axes of
-    the states.
+    threads, whose common values are computed once. A layer's plans share `packed_weights`; with None each call packs.
+    `state_axes` are the leading axes of the states.
     """
 
     backend: str  # set by `fastlstm.call`
@@ -157,11 +155,8 @@ plan: Callable[..., base.Plan] = _Plan
 
 
 def forward(layer: Layer, save: bool) -> Run:
-    """Return the results of one call, which packs the weights for itself. Saved gates have `saved_shape`. The layers of
-    a stack run one after the other.
-
-    Raises:
-        RuntimeError: if the library cannot run the call: no memory is left, or I or H of an int8 layer is above 65536.
+    """Return the results of one call, which packs the weights. The layers of a stack run one after the other. Raise
+    RuntimeError without memory, and for I or H of an int8 layer above 65536.
     """
     if not stack_size_of(layer):
         return _Plan(layer, save, None, ()).forward(layer)
@@ -236,11 +231,8 @@ def _joined(column: tuple[Any, ...]) -> Tensor | None:
 
 
 def steps(layer: Layer, packed_weights: dict[Any, Any]) -> csrc.Steps:
-    """Prepare the steps of a layer of float32, float64 or int8, whose weights do not change.
-
-    Args:
-        layer: x (B, I) and states (B, H), contiguous. The steps read and write these very states.
-        packed_weights: not used, since the steps have packed weights of their own.
+    """Prepare the steps of a layer of float32, float64 or int8, whose weights do not change: x (B, I) and states (B,
+    H), contiguous, which the steps read and write. Steps have packed weights of their own.
     """
     with torch.inference_mode(False), torch.no_grad():
         plan, readable = _Plan(layer, False, None, ()), _readable(layer)

@@ -21,8 +21,8 @@ NODES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
 
 
 def is_exporting() -> bool:
-    """Return whether `torch.onnx.export` traces the call, not one in another thread. An export has imported torch.onnx
-    already. To import it here would take as long as to import all of this package.
+    """Return whether `torch.onnx.export` traces the call in this thread. An export has imported torch.onnx, which takes
+    as long as all of this package.
     """
     if "torch.onnx" not in sys.modules or not torch.onnx.is_in_onnx_export():
         return False

@@ -24,9 +24,7 @@ def examples(layer: Layer) -> list[Layer]:
 
 
 def layers_of(layer: Layer, h: Any, saved: Sequence[Any]) -> list[tuple[Any, list[Run]]]:
-    """Return for each layer of a module its output, and the output and the saved values of each direction, from those
-    of a run. `saved` is in the order that `fastlstm.backends.base.Plan` has for it.
-    """
+    """Return for each layer of a module its output, and each direction's output and saved values, from a `Plan`'s."""
     states, parts, D = len(layer.cell.states), layer.parts, layer.directions
     sequences, gates, layers = [*saved[: len(saved) - parts]], saved[len(saved) - parts :], []
     count = 1 + D * (states - 1)
@@ -44,12 +42,9 @@ def layers_of(layer: Layer, h: Any, saved: Sequence[Any]) -> list[tuple[Any, lis
 def backward(
     grads: Run, layer: Layer, run: Run, needs: Gradients, backward_of: Callable[[int, list[Call]], Sequence[Gradients]]
 ) -> Gradients:
-    """Return the gradients of a run of several parts, without those of inputs.
-
-    Args:
-        grads: of the results. `saved` may have gradients of the saved states too.
-        backward_of: returns the gradients of all directions of one layer, from the number of its first part and the
-            arguments for each.
+    """Return the gradients of a run of several parts, without those of inputs. `grads`: of the results, maybe of the
+    saved states too. `backward_of`: returns those of all directions of a layer, from its first part's number and
+    arguments.
     """
     D, parts, count, dh = layer.directions, layer.parts, len(layer.weights) // layer.parts, grads.h
     layers = layers_of(layer, run.h, run.saved)

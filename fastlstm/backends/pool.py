@@ -1,9 +1,8 @@
 """A pool of memory for large buffers, which later calls use again. It has huge pages where the system has them.
 
-The pool serves memory that no user sees: saved gates, the kernels' large buffers, copies in another type. A tensor
-holds a view of its piece of the pool, and the piece has a weak reference to that view. `take` looks at the reference to
-see whether the tensor still lives. A finalizer of the tensor would do without, but it would run at any moment in any
-thread, and could swallow an exception of a signal handler.
+It serves memory that no user sees: saved gates, the kernels' large buffers, copies in another type. A tensor holds a
+view of its piece, and the piece a weak reference to that view, by which `take` sees whether the tensor still lives. A
+finalizer would run at any moment in any thread, and could swallow an exception of a signal handler.
 """
 
 import ctypes
@@ -44,10 +43,7 @@ def _nobody() -> None:
 
 
 class Pages:
-    """A piece of `size` bytes at `address`. `holder` is a weak reference to a view of it.
-
-    The piece is in use while that view lives.
-    """
+    """A piece of `size` bytes at `address`, in use while the view lives to which `holder` is a weak reference."""
 
     __slots__ = ("address", "holder", "memory", "size")
 
@@ -79,10 +75,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def take(used: int) -> tuple[memoryview, int]:
-    """Return a view of memory for `used` bytes, and its address. The memory is the caller's while the view lives.
-
-    It comes from the pool if a free piece fits. The smallest that fits is taken, and among equal ones the newest. So
-    layers share buffers, and a small request takes no large piece.
+    """Return a view of memory for `used` bytes, the caller's while the view lives, and its address: the smallest and
+    then newest free piece that fits, so that layers share buffers.
     """
     size = _rounded(used)
     with _lock:
@@ -161,10 +155,8 @@ def forget() -> None:
 
 
 def unpooled(like: Tensor, *shape: int) -> Tensor:
-    """Return `like.new_empty(shape)` for a tensor that users get: torch's own memory, whose storage can be resized.
-
-    malloc maps each array of MAPPED bytes and more separately, so huge pages can be requested for it. With them
-    inference at T 784, B 128, H 128 takes 0.87 of the time.
+    """Return `like.new_empty(shape)` for a tensor that users get: torch's memory, whose storage can be resized, with
+    huge pages from MAPPED bytes on. With them inference at T 784, B 128, H 128 takes 0.87 of the time.
     """
     tensor = like.new_empty(*shape)
     size = tensor.numel() * tensor.itemsize
@@ -186,10 +178,9 @@ def new_of(shape: Sequence[int], dtype: torch.dtype, large: Callable[..., Tensor
 
 @cache
 def _keep_freed_memory() -> None:
-    """Make glibc's malloc keep memory that training steps free. One of the row-LSTM's then takes 0.87 of the time.
-
-    glibc gives free memory back to the system if it is more than twice the largest mapped array that was ever freed.
-    The array here is freed without being touched, and so raises that limit. Other allocators take no notice.
+    """Make glibc's malloc keep memory that training steps free: one of the row-LSTM's then takes 0.87 of the time.
+    glibc gives memory back beyond twice the largest mapped array that was ever freed. The array here is freed without
+    being touched, and so raises that limit.
     """
     torch.empty(MAPPED - PAGE, dtype=torch.uint8, device="cpu")
 
@@ -204,9 +195,7 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 def pooled(like: Tensor, *shape: int) -> Tensor:
-    """Return `like.new_empty(shape)`, from the pool if it is large and on the CPU. Storages of the pool cannot be
-    resized, so no user may get one.
-    """
+    """Return `like.new_empty(shape)`, from the pool, so for no user (it cannot be resized), if large, on the CPU."""
     count = math.prod(shape)
     size = count * like.itemsize
     if size < SMALL or not like.is_cpu:

@@ -48,9 +48,8 @@ def step_order(T: int, reverse: bool) -> range:
 
 
 def previous(a: Tensor, a_0: Tensor, layer: Layer, held: Tensor | None, reset: Tensor | None) -> Tensor:
-    """Return the states (T, B, H) from which steps start: the last step's, `a_0` at first, zeros after a reset.
-
-    `a` has no states at the steps that `held` marks. A row that runs backwards starts after them, from `a_0`.
+    """Return the states (T, B, H) from which steps start: the last step's, `a_0` at first and for a row that runs
+    backwards after the steps that `held` marks, of which `a` has none; zeros after a reset.
     """
     if held is not None:
         a = torch.where(held, a_0, a)
@@ -60,9 +59,7 @@ def previous(a: Tensor, a_0: Tensor, layer: Layer, held: Tensor | None, reset: T
 
 
 def forward(layer: Layer, save: bool) -> Run:
-    """Run one layer in one direction. With `save` the run has the inner states, (T, B, H) each, and the N values
-    that the cell saves, (T, B, N H) in the order of `Layout.saved`.
-    """
+    """Run a layer in one direction. To `save` are inner states, (T, B, H) each, and `Layout.saved` (T, B, N H)."""
     return forward_with(Sums(layer.cell, layer.weights, hidden_size(layer)), layer, save)
 
 
@@ -98,9 +95,7 @@ def forward_with(sums: Sums, layer: Layer, save: bool) -> Run:
 
 
 def run_of(layer: Layer, sequences: Sequence[Tensor]) -> Run:
-    """Return the run that had these outputs and inner states, (T, B, H) each, without the last states. The values that
-    the cell saves are computed anew, for all steps at once.
-    """
+    """Return the run of these outputs and inner states, (T, B, H) each, without last states: saved values anew."""
     cell, held = layer.cell, held_steps(layer)
     x, sums = fill(flat_input(layer.x), held), Sums(cell, layer.weights, hidden_size(layer))
     prev = _previous_of_all(layer, sequences, held)

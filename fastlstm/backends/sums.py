@@ -51,9 +51,7 @@ def rows_of(a: Tensor, stack: int) -> Tensor:
 
 
 def weight_gradient(dpreact: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
-    """Return the sum over all rows of the outer products of ``dpreact`` and ``inputs``: for each layer if `weight` is a
-    stack, and for each head if it has fewer columns than ``inputs``.
-    """
+    """Return the sum over rows of outer products of ``dpreact`` and ``inputs``, for each layer and head of `weight`."""
     if weight.shape[-1] < inputs.shape[-1]:
         return of_heads("...gbki,...gbyko->gykoi", inputs, dpreact, weight, inputs.shape[-1]).reshape(weight.shape)
     stack = weight.shape[0] if weight.dim() == 3 else 0
@@ -68,10 +66,7 @@ def vector_gradient(terms: Tensor, vector: Tensor) -> Tensor:
 
 
 class Sums:
-    """The weights of a layer, with rows in the order of the cell's S pre-activations.
-
-    None counts as zeros. Pre-activations are (..., S H), in the order of `Layout.preacts`.
-    """
+    """The weights of a layer in the order of the cell's S pre-activations (..., S H). None counts as zeros."""
 
     def __init__(self, cell: Cell, weights: Sequence[Any], H: int) -> None:
         weight_ih, weight_hh, bias_ih, bias_hh, *_ = weights
@@ -135,10 +130,7 @@ class Sums:
     def weight_gradients(
         self, dpreact: Tensor, x: Tensor, h: Tensor, wanted: Sequence[Any], biases: Sequence[Any]
     ) -> list[Optional]:
-        """Return the wanted gradients of weight_ih, weight_hh, bias_ih and bias_hh, in the order of the cell's gates.
-
-        Each is a tensor of its own, since a caller may change one in place.
-        """
+        """Return the wanted gradients of weights and biases, in the order of the gates, each a tensor of its own."""
         x_part, h_part = self.x_part(dpreact), self.h_part(dpreact)
         results: list[Optional] = []  # Dynamo does not know list[...]()
         for part, inputs, weight, order, want in (
@@ -176,10 +168,9 @@ def in_order(a: Optional, order: Sequence[int], axis: int) -> Optional:
 
 
 def biases(cell: Cell, bias_ih: Optional, bias_hh: Optional) -> tuple[Optional, Optional]:
-    """Return the biases of the product of x and of the product of h.
-
-    The first, in the order of weight_ih's blocks, is bias_ih and the blocks of bias_hh whose gates have both products.
-    The second is bias_hh in the order of the pre-activations of h, or None if it has no other blocks.
+    """Return the biases of the product of x, in the order of weight_ih's blocks: bias_ih and the blocks of bias_hh
+    whose gates have both products; and of h in the order of pre-activations: bias_hh, or None if it has no other
+    blocks.
     """
     layout = cell.layout
     if layout.joint:

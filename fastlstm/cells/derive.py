@@ -72,9 +72,9 @@ def propagate_gradients(gradients: Mapping[Node, Node], inputs: Iterable[Node]) 
 class Derived:
     """What follows from a cell's arithmetic.
 
-    In its functions a gate's pre-activation is called ``i_pre``, a state ``c`` after the step and ``c_prev`` before it,
-    their gradients ``dc`` and ``dc_prev``. A function takes only the arguments that it depends on, and returns no
-    gradient that is always zero.
+    A gate's pre-activation is called ``i_pre``, a state ``c`` after the step and ``c_prev`` before it, their gradients
+    ``dc`` and ``dc_prev``. A function takes only the arguments that it depends on, and returns no gradient that is
+    always zero.
 
     Attributes:
         name: the cell's.
@@ -83,8 +83,8 @@ class Derived:
         means: the operations of the means over units that forward takes.
         saved: the values that forward saves, beside the states of all steps that backward reads.
         saved_rows: those of `saved` that are the same for all units of a row.
-        multiplied: for each product the name of the saved value that it multiplies. The gradient of a weight is the sum
-            of the outer products of this value with what backward returns for the weight, such as ``dn_h``.
+        multiplied: for each product the name of the saved value that it multiplies. A weight's gradient is the sum of
+            outer products of this value with what backward returns for the weight, such as ``dn_h``.
         states_read: the states of all steps that backward reads.
 
     Args:

@@ -1,11 +1,9 @@
 """Derived functions as source: Python for tensors, Triton and LLVM vectors alike, and C++ templates.
 
-The source has nothing but ``+ - * / > >=`` and calls of functions that whoever compiles it provides: those that authors
-write, ``stop_gradient`` (which changes no value), and ``fill(x, number)``, a number in the type of x. What is used once
-stands where it is used, and what has a name is computed in the order in which the author and the chain rule wrote it. A
-product that has a name stays open for a sum to fuse. In C++ it is therefore ``auto``.
-
-The same function gives the same source in every process.
+It has nothing but ``+ - * / > >=`` and calls of functions that whoever compiles it provides: those that authors write,
+``stop_gradient`` (which changes no value), and ``fill(x, number)``, a number in the type of x. What is used once stands
+where it is used, in the order of the author and the chain rule. A product that has a name stays open for a sum to fuse,
+so in C++ it is ``auto``. The same function gives the same source in every process.
 """
 
 import hashlib
@@ -38,10 +36,8 @@ RESERVED = frozenset([*keyword.kwlist, *_CPP.split(), *ON_TENSORS, "tl", HEADS])
 
 @dataclass(eq=False)
 class Function:
-    """Straight-line code: the nodes of its arguments and of its results, each by name.
-
-    A call computes on tensors, with arguments and results by name, and autograd differentiates it. A result that does
-    not depend on any argument is a number.
+    """Straight-line code: the nodes of its arguments and of its results, each by name. A call computes on tensors,
+    which autograd differentiates; a result that depends on no argument is a number.
     """
 
     name: str
@@ -120,13 +116,8 @@ def python(function: Function, name: str | None = None) -> str:
 
 
 def load(source: str, name: str, names: Mapping[str, Any], module: str = __name__) -> Callable[..., Any]:
-    """Return the function of this name in `source`.
-
-    Its source can be read back, as ``triton.jit`` does.
-
-    Args:
-        names: the functions that it calls.
-        module: the module that it belongs to. Some compilers look up what it calls there.
+    """Return the function of this name in `source`, which can be read back, as ``triton.jit`` does. `names`: the
+    functions that it calls. `module`: where it belongs, and where some compilers look these up.
     """
     file = f"<derived {name} {hashlib.sha256(source.encode()).hexdigest()[:16]}>"
     linecache.cache[file] = len(source), None, source.splitlines(True), file

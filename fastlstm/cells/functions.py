@@ -24,11 +24,8 @@ _ELSEWHERE = Tensor, int, float  # tuples, since Dynamo of torch 2.9 knows no un
 
 
 def _check_values(name: str, *args: Any, hint: str = "") -> None:
-    """Raise TypeError unless the arguments of the function `name` are values of a cell, or tensors, and numbers. A bool
-    counts as neither: ``weight=True`` would be a weight of 1.
-
-    Args:
-        hint: the end of the message about a sequence.
+    """Raise TypeError, with a `hint` about sequences, unless the arguments of the function `name` are values of a cell,
+    or tensors, and numbers. A bool counts as neither: ``weight=True`` would be a weight of 1.
     """
     in_cell = any(isinstance(a, Node) for a in args)
     kinds: tuple[type, ...] = _IN_CELLS if in_cell else _ELSEWHERE
@@ -194,17 +191,13 @@ def surrogate(value: Any, slope: Any) -> Any:
 
 
 def softplus(x: Any) -> Any:
-    """Return ``log(1 + exp(x))``, without overflow. Equivalent to `torch.nn.functional.softplus` without its threshold,
-    above which it returns x.
-    """
+    """Return ``log(1 + exp(x))``: `torch.nn.functional.softplus` without its threshold, above which it returns x."""
     _check_values("softplus", x)
     return -log_sigmoid(-x)
 
 
 def hard_sigmoid(x: Any) -> Any:
-    """Return ``x / 6 + 1 / 2`` within 0 and 1. The derivative at both ends is 0, and so is that of NaN. Equivalent to
-    `torch.nn.functional.hardsigmoid`.
-    """
+    """Return ``x / 6 + 1 / 2`` within 0 and 1: `torch.nn.functional.hardsigmoid`. The ends and NaN have slope 0."""
     _check_values("hard_sigmoid", x)
     end_or_nan = where(x >= 3.0, 1.0, stop_gradient(x))
     return where(x <= -3.0, 0.0, where(x < 3.0, (x + 3.0) * (1 / 6), end_or_nan))
@@ -212,10 +205,9 @@ def hard_sigmoid(x: Any) -> Any:
 
 def layer_norm(*values: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, of: str = "row") -> Any:
     """Shift and scale values to a mean of 0 and a variance of 1 over the units of each row, then multiply by `weight`
-    and add `bias`.
+    and add `bias`. Several values are normalized together, over all their units, as the four gates of an LSTM.
 
-    Several values are normalized together, over all their units, as Ba, Kiros and Hinton normalize the four gates of an
-    LSTM (Layer normalization, 2016).
+    Ba, Kiros and Hinton, Layer normalization, 2016.
 
     Args:
         values: one or more.
@@ -223,8 +215,7 @@ def layer_norm(*values: Any, weight: Any = None, bias: Any = None, eps: float = 
         eps: what is added to the variance.
         of: "row", or "head" to normalize the units of each head by themselves.
 
-    Returns:
-        One value for one, and a tuple for several.
+    Returns one value for one, and a tuple for several.
 
     Raises:
         TypeError: for no values, and for a sequence of another length.
@@ -238,9 +229,9 @@ def layer_norm(*values: Any, weight: Any = None, bias: Any = None, eps: float = 
 
 def rms_norm(*values: Any, weight: Any = None, eps: float = 2**-23, of: str = "row") -> Any:
     """Divide values by the root of the mean of their squares over the units of each row, then multiply by `weight`.
+    Several values are normalized together, over all their units.
 
-    Several values are normalized together, over all their units. Zhang and Sennrich, Root mean square layer
-    normalization, 2019.
+    Zhang and Sennrich, Root mean square layer normalization, 2019.
 
     Args:
         values: one or more.
@@ -248,8 +239,7 @@ def rms_norm(*values: Any, weight: Any = None, eps: float = 2**-23, of: str = "r
         eps: what is added to the mean of squares. The default is torch's for float32, whatever the dtype.
         of: "row", or "head" to normalize the units of each head by themselves.
 
-    Returns:
-        One value for one, and a tuple for several.
+    Returns one value for one, and a tuple for several.
 
     Raises:
         TypeError: for no values, and for a sequence of another length.

@@ -41,10 +41,9 @@ class NoAttribute(TypeError):
 
 
 class Node:
-    """``op`` of ``args``. An input has a name as its ``value``, a constant a number. ``number`` counts the nodes of a
-    graph in the order in which they were made, and ``hint`` is what the author of the cell called the value.
-    ``per_row`` says whether the value is a number that all units of a row share: a mean is, and so is what is computed
-    from such numbers alone.
+    """``op`` of ``args``. An input has a name as its ``value``, a constant a number. ``number`` counts a graph's nodes
+    as they were made, ``hint`` is the author's name of the value, and ``per_row`` says that all units of a row share
+    it.
     """
 
     __slots__ = ("args", "graph", "hint", "number", "op", "per_row", "value")
@@ -223,9 +222,7 @@ def _maximum(a: Node, b: Node) -> Node | None:
 
 
 def _mean(a: Node, *heads: Node) -> Node | None:
-    """Move factors and divisors that a row shares out of a mean, which is linear. They then cost one operation a row
-    in the place of one a unit.
-    """
+    """Move factors and divisors that a row shares out of a mean: they then cost one operation a row, not a unit."""
 
     def mean(x: Node) -> Node:
         return a.graph.make("mean_of_head" if heads else "mean", x, *heads)

@@ -54,10 +54,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def checked_by(check: Callable[..., None]) -> Callable[[F], F]:
-    """Return a decorator that calls `check` with the arguments of each call first.
-
-    What it raises says more than Python's own error for arguments that do not fit.
-    """
+    """Return a decorator that first calls `check` with each call's arguments, to say more than Python's own error."""
 
     def decorate(function: F) -> F:
         @functools.wraps(function)

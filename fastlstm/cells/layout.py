@@ -21,11 +21,9 @@ class Layout:
         states: the states, of which the first is the output.
         saved: the values that forward saves for backward, (T, B, H) each. `saved_rows` are the same for all units.
         sequences: the states but the first that backward reads at all steps.
-        carried: the states whose gradient goes to the step before elementwise. Where the first is among them, the
-            product with weight_hh is added to it.
+        carried: the states whose gradient goes to the step before elementwise, the first's beside that by weight_hh.
         params, inputs: vectors (H,), and values (T, B, H). Gradients of params are summed over steps and rows.
-        product_groups: the names of the products of each value that is multiplied, which make one product together.
-            Products without a gradient are a group of their own.
+        product_groups: the names of the products of each value, or of all without a gradient, which make one product.
         products: the names of all products, group by group.
         multiplied: for each group the index of the value among `saved_units`.
     """
@@ -61,7 +59,7 @@ class Layout:
         self.multiplied = tuple(self.saved_units.index(value) for value, _ in groups)
 
     def saved_vectors(self, lanes: int) -> int:
-        """Return how many vectors a row has of each panel's saved values: one for each value of a unit. The values that
-        a row's units share are as if of one more panel, so there are no fewer than hold these.
+        """Return the vectors of a row's saved values in a panel: one a value of a unit, and no fewer than one more
+        panel needs.
         """
         return max(len(self.saved_units), -(-len(self.saved_rows) // lanes))

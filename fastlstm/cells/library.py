@@ -1,6 +1,4 @@
-"""The cells, as their papers write them. Cells with norms are in `fastlstm.cells.normalized`, and spiking neurons in
-`fastlstm.cells.neurons`.
-"""
+"""The cells, as their papers write them; those with norms are in `normalized`, spiking neurons in `neurons`."""
 
 import functools
 import inspect
@@ -14,9 +12,8 @@ from fastlstm.cells.spec import Cell, cell
 
 @cell(gates={"i": "xh", "f": "xh", "g": "xh", "o": "xh"}, states=("h", "c"))
 def lstm(i: Any, f: Any, g: Any, o: Any, c: Any) -> Any:
-    """Long short-term memory with a forget gate: `torch.nn.LSTM`.
-
-    Hochreiter and Schmidhuber, Long short-term memory, 1997; Gers, Schmidhuber and Cummins, Learning to forget, 2000.
+    """Long short-term memory with a forget gate: `torch.nn.LSTM`. Hochreiter and Schmidhuber, Long short-term memory,
+    1997; Gers, Schmidhuber and Cummins, Learning to forget, 2000.
     """
     i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
     c = f * c + i * g
@@ -25,10 +22,9 @@ def lstm(i: Any, f: Any, g: Any, o: Any, c: Any) -> Any:
 
 @cell(gates={"i": "xh", "f": "xh", "g": "xh", "o": "xh"}, states=("h", "c"), products=("hr",))
 def lstm_projected(i: Any, f: Any, g: Any, o: Any, c: Any, hr: Any) -> Any:
-    """The LSTM whose output a matrix projects to fewer units: `torch.nn.LSTM` with `proj_size`.
-
-    Sak, Senior and Beaufays, Long short-term memory based recurrent neural network architectures for large vocabulary
-    speech recognition, 2014.
+    """The LSTM whose output a matrix projects to fewer units: `torch.nn.LSTM` with `proj_size`. Sak, Senior and
+    Beaufays, Long short-term memory based recurrent neural network architectures for large vocabulary speech
+    recognition, 2014.
     """
     i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
     c = f * c + i * g
@@ -37,9 +33,8 @@ def lstm_projected(i: Any, f: Any, g: Any, o: Any, c: Any, hr: Any) -> Any:
 
 @cell(gates={"r": "xh", "z": "xh", "n_x": "x", "n_h": "h"}, states=("h",))
 def gru(r: Any, z: Any, n_x: Any, n_h: Any, h: Any) -> Any:
-    """The gated recurrent unit, with the reset gate after the product: `torch.nn.GRU`.
-
-    Cho et al., Learning phrase representations using RNN encoder-decoder, 2014.
+    """The gated recurrent unit, with the reset gate after the product: `torch.nn.GRU`. Cho et al., Learning phrase
+    representations using RNN encoder-decoder, 2014.
     """
     r, z = sigmoid(r), sigmoid(z)
     n = tanh(n_x + r * n_h)
@@ -48,10 +43,8 @@ def gru(r: Any, z: Any, n_x: Any, n_h: Any, h: Any) -> Any:
 
 @cell(gates={"r": "xh", "z": "xh", "n": "x"}, states=("h",), products=("n_h",))
 def gru_reset_before(r: Any, z: Any, n: Any, h: Any, n_h: Any) -> Any:
-    """The gated recurrent unit as its paper writes it, with the reset gate before the product. This is Keras's GRU with
+    """The gated recurrent unit of `gru`'s paper, with the reset gate before the product: Keras's GRU with
     ``reset_after=False``, and ONNX's with ``linear_before_reset=0``.
-
-    Cho et al., Learning phrase representations using RNN encoder-decoder, 2014.
     """
     r, z = sigmoid(r), sigmoid(z)
     n = tanh(n + n_h(r * h))
@@ -66,9 +59,8 @@ def elman_tanh(a: Any) -> Any:
 
 @cell(gates={"a": "xh"}, states=("h",))
 def elman_relu(a: Any) -> Any:
-    """The simple recurrent network of rectified units: `torch.nn.RNN` with ``nonlinearity="relu"``.
-
-    Le, Jaitly and Hinton, A simple way to initialize recurrent networks of rectified linear units, 2015.
+    """The simple recurrent network of rectified units: `torch.nn.RNN` with ``nonlinearity="relu"``. Le, Jaitly and
+    Hinton, A simple way to initialize recurrent networks of rectified linear units, 2015.
     """
     return relu(a)
 
@@ -92,9 +84,8 @@ def cifg(f: Any, g: Any, o: Any, c: Any) -> Any:
 
 @cell(gates={"f": "xh", "n_x": "x", "n_h": "h"}, states=("h",))
 def mgu(f: Any, n_x: Any, n_h: Any, h: Any) -> Any:
-    """The minimal gated unit, its gate after the product, as in `gru`.
-
-    Zhou et al., Minimal gated unit for recurrent neural networks, 2016.
+    """The minimal gated unit, its gate after the product, as in `gru`. Zhou et al., Minimal gated unit for recurrent
+    neural networks, 2016.
     """
     f = sigmoid(f)
     n = tanh(n_x + f * n_h)
@@ -103,9 +94,8 @@ def mgu(f: Any, n_x: Any, n_h: Any, h: Any) -> Any:
 
 @cell(gates={"z": "xh", "n": "xh"}, states=("h",))
 def li_gru(z: Any, n: Any, h: Any) -> Any:
-    """The light GRU: no reset gate, rectified units. The batch normalization of x's products is the caller's.
-
-    Ravanelli et al., Light gated recurrent units for speech recognition, 2018.
+    """The light GRU: no reset gate, rectified units. The batch normalization of x's products is the caller's. Ravanelli
+    et al., Light gated recurrent units for speech recognition, 2018.
     """
     z, n = sigmoid(z), relu(n)
     return n + z * (h - n)
@@ -113,39 +103,30 @@ def li_gru(z: Any, n: Any, h: Any) -> Any:
 
 @cell(gates={"z": "x", "n": "x"}, states=("h",))
 def min_gru(z: Any, n: Any, h: Any) -> Any:
-    """The minimal GRU, whose gate and candidate see x alone. z lets the candidate in, where `gru` has 1 - z.
-
-    Feng et al., Were RNNs all we needed?, 2024.
+    """The minimal GRU, whose gate and candidate see x alone. z lets the candidate in, where `gru` has 1 - z. Feng et
+    al., Were RNNs all we needed?, 2024.
     """
     return h + sigmoid(z) * (n - h)
 
 
 @cell(gates={"f": "x", "i": "x", "n": "x"}, states=("h",))
 def min_lstm(f: Any, i: Any, n: Any, h: Any) -> Any:
-    """The minimal LSTM, whose gates see x alone, and which divides each of them by their sum.
-
-    Feng et al., Were RNNs all we needed?, 2024.
-    """
+    """The minimal LSTM of `min_gru`'s paper, whose gates see x alone, and which divides each of them by their sum."""
     f = sigmoid(log_sigmoid(f) - log_sigmoid(i))  # the share of sigmoid(f), without a quotient of zeros
     return n + f * (h - n)
 
 
 @cell(gates={"a": "x"}, states=("h",), params=("u",))
 def ind_rnn(a: Any, h: Any, u: Any) -> Any:
-    """Independent units: each has one recurrent weight, u, and there is no weight_hh.
-
-    Li et al., Independently recurrent neural network, 2018.
-    """
+    """Independent units, each with one recurrent weight. Li et al., Independently recurrent neural network, 2018."""
     return relu(a + u * h)
 
 
 @cell(gates={"z": "xh", "i": "xh", "f": "xh", "o": "xh"}, states=("h", "c", "n", "m"))
 def slstm(z: Any, i: Any, f: Any, o: Any, c: Any, n: Any, m: Any) -> Any:
-    """The sLSTM: an exponential input gate, the sigmoid's forget gate, a normalizer n and a stabilizer m.
-
-    The states c and n are to be multiplied by exp(m), which cancels in the output. Initial states are zeros.
-
-    Beck et al., xLSTM: extended long short-term memory, 2024.
+    """The sLSTM: an exponential input gate, the sigmoid's forget gate, a normalizer n and a stabilizer m. The states c
+    and n are to be multiplied by exp(m), which cancels in the output. Initial states are zeros. Beck et al., xLSTM:
+    extended long short-term memory, 2024.
     """
     z, o, f_log = tanh(z), sigmoid(o), log_sigmoid(f) + m
     m = maximum(f_log, i)
@@ -163,10 +144,9 @@ def multiplicative_lstm(
     m_x: Any, m_h: Any, i: Any, f: Any, g: Any, o: Any, c: Any, i_m: Any, f_m: Any, g_m: Any, o_m: Any
 ) -> Any:
     """The multiplicative LSTM, mLSTM: its gates see, instead of h, a product of x times a product of h. The paper's two
-    products have no biases. The mLSTM of xLSTM is another cell, with a matrix as its state.
-
-    The candidate g has a tanh, and the output gate multiplies tanh(c), as in OpenAI's sentiment neuron and in
-    torchrecurrent. Some other implementations leave the candidate linear, and return tanh(o * c).
+    products have no biases. The candidate g has a tanh, and the output gate multiplies tanh(c), as in OpenAI's
+    sentiment neuron and in torchrecurrent; others leave the candidate linear, and return tanh(o * c). xLSTM's mLSTM is
+    another.
 
     Krause, Lu, Murray and Renals, Multiplicative LSTM for sequence modelling, 2016.
     """
@@ -178,9 +158,8 @@ def multiplicative_lstm(
 
 @cell(gates={"step_y": "xh", "step_z": "xh", "z_y": "xh", "y_x": "x"}, states=("y", "z"), products=("y_z",))
 def lem(step_y: Any, step_z: Any, z_y: Any, y_x: Any, y: Any, z: Any, y_z: Any) -> Any:
-    """Long expressive memory: two states, each with a learned step through time. The paper's bound of a step is 1 here.
-
-    Rusch, Mishra, Erichson and Mahoney, Long expressive memory for sequence modeling, 2022.
+    """Long expressive memory: two states, each with a learned step through time, at most 1. Rusch, Mishra, Erichson and
+    Mahoney, Long expressive memory for sequence modeling, 2022.
     """
     z = z + sigmoid(step_z) * (tanh(z_y) - z)
     return y + sigmoid(step_y) * (tanh(y_x + y_z(z)) - y), z
@@ -189,9 +168,8 @@ def lem(step_y: Any, step_z: Any, z_y: Any, y_x: Any, y: Any, z: Any, y_z: Any) 
 @cell(gates={"a": "xh"}, states=("y", "z"), products=("a_z",), params={"dt": 0.042, "gamma": 2.7, "epsilon": 4.7})
 def cornn(a: Any, y: Any, z: Any, a_z: Any, dt: Any, gamma: Any, epsilon: Any) -> Any:
     """The coupled oscillatory network: a position y and a velocity z for each unit. ``dt``, ``gamma`` and ``epsilon``
-    are three numbers in the paper: give them no gradient, as by ``rnn.dt_l0.requires_grad_(False)``.
-
-    Rusch and Mishra, Coupled oscillatory recurrent neural network (coRNN), 2021.
+    are three numbers in the paper: give them no gradient, as by ``rnn.dt_l0.requires_grad_(False)``. Rusch and Mishra,
+    Coupled oscillatory recurrent neural network (coRNN), 2021.
     """
     z = z + dt * (tanh(a + a_z(z)) - gamma * y - epsilon * z)
     return y + dt * z, z
@@ -245,9 +223,8 @@ def __getattr__(name: str) -> Cell:
 @cell(gates={"f_1": "xh", "f_2": "xh", "time_a": "xh", "time_b": "xh"}, states=("h",), inputs=("gap",))
 def cfc(f_1: Any, f_2: Any, time_a: Any, time_b: Any, gap: Any) -> Any:
     """The closed-form continuous-time network, without a backbone: ``ncps.torch.CfC`` with ``backbone_layers=0``. The
-    input ``gap`` is the time between two steps, and 1 where they are regular.
-
-    Hasani et al., Closed-form continuous-time neural networks, 2022.
+    input ``gap`` is the time between two steps, and 1 where they are regular. Hasani et al., Closed-form
+    continuous-time neural networks, 2022.
     """
     f_1, f_2 = tanh(f_1), tanh(f_2)
     return f_1 + sigmoid(time_a * gap + time_b) * (f_2 - f_1)

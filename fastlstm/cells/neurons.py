@@ -19,13 +19,10 @@ def _spike(distance: Any) -> Any:
 
 @cell(gates={}, states=("spike", "membrane"), inputs=("current",), params={"beta": 0.9, "threshold": 1.0})
 def lif(membrane: Any, current: Any, beta: Any, threshold: Any) -> Any:
-    """The leaky integrate-and-fire neuron: `snntorch.Leaky`. A step after a spike subtracts the threshold.
-
-    ``beta`` is the decay of the membrane potential, which is clamped to 0 and 1. The surrogate gradient is
-    that of an arctangent, as in Fang et al., Incorporating learnable membrane time constant to enhance learning of
-    spiking neural networks, 2021.
-
-    Eshraghian et al., Training spiking neural networks using lessons from deep learning, 2023.
+    """The leaky integrate-and-fire neuron: `snntorch.Leaky`. A step after a spike subtracts the threshold. ``beta`` is
+    the decay of the membrane potential, clamped to 0 and 1. Eshraghian et al., Training spiking neural networks using
+    lessons from deep learning, 2023; the surrogate gradient is that of an arctangent, as in Fang et al., Incorporating
+    learnable membrane time constant to enhance learning of spiking neural networks, 2021.
     """
     reset = where(membrane > threshold, threshold, 0.0)
     membrane = clamp(beta, 0.0, 1.0) * membrane + current - reset
@@ -39,10 +36,7 @@ def lif(membrane: Any, current: Any, beta: Any, threshold: Any) -> Any:
     params={"alpha": 0.8, "beta": 0.9, "threshold": 1.0},
 )
 def synaptic(synapse: Any, membrane: Any, current: Any, alpha: Any, beta: Any, threshold: Any) -> Any:
-    """The leaky integrate-and-fire neuron whose synapses have a current that decays as well: `snntorch.Synaptic`.
-
-    ``alpha`` is the decay of that current. All else is as in `lif`.
-    """
+    """The `lif` neuron whose synapses have a current that decays as well, by ``alpha``: `snntorch.Synaptic`."""
     reset = where(membrane > threshold, threshold, 0.0)
     synapse = clamp(alpha, 0.0, 1.0) * synapse + current
     membrane = clamp(beta, 0.0, 1.0) * membrane + synapse - reset
@@ -59,9 +53,8 @@ def alif(
     spike: Any, membrane: Any, adaptation: Any, current: Any, beta: Any, rho: Any, strength: Any, threshold: Any
 ) -> Any:
     """The adaptive leaky integrate-and-fire neuron: each spike raises the threshold by ``strength``, which then decays
-    by ``rho`` a step. The surrogate gradient is a triangle of height 0.3.
-
-    Bellec et al., A solution to the learning dilemma for recurrent networks of spiking neurons, 2020.
+    by ``rho`` a step. The surrogate gradient is a triangle of height 0.3. Bellec et al., A solution to the learning
+    dilemma for recurrent networks of spiking neurons, 2020.
     """
     adaptation = rho * adaptation + spike
     membrane = beta * membrane + current - spike * threshold

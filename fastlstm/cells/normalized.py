@@ -22,10 +22,8 @@ def layer_norm_lstm(
     gain_o_h, gain_c, bias_i, bias_f, bias_g, bias_o, bias_c,
 ):  # fmt: skip
     """The LSTM with three layer normalizations: of the product with x and of that with h, each over all four gates, and
-    of the cell state on its way out. The paper's products have no biases, which is ``bias=False``. Its three biases of
-    a gate are one here, their sum.
-
-    Ba, Kiros and Hinton, Layer normalization, 2016.
+    of the cell state on its way out. The paper's products have no biases, which is ``bias=False``; its three biases of
+    a gate are one here, their sum. Ba, Kiros and Hinton, Layer normalization, 2016.
     """
     x = layer_norm(i_x, f_x, g_x, o_x, weight=(gain_i_x, gain_f_x, gain_g_x, gain_o_x))
     h = layer_norm(i_h, f_h, g_h, o_h, weight=(gain_i_h, gain_f_h, gain_g_h, gain_o_h))
@@ -45,10 +43,7 @@ def layer_norm_gru(
     bias_n_x, bias_n_h,
 ):  # fmt: skip
     """The GRU with four layer normalizations: of the product with x and of that with h, each over both gates and apart
-    over the candidate. z lets the candidate in, where `gru` has 1 - z. The paper's products have no biases, which is
-    ``bias=False``. Its two biases of a gate are one here, their sum.
-
-    Ba, Kiros and Hinton, Layer normalization, 2016.
+    over the candidate. z lets the candidate in, where `gru` has 1 - z. Paper and biases are those of `layer_norm_lstm`.
     """
     r_x, z_x = layer_norm(r_x, z_x, weight=(gain_r_x, gain_z_x))
     r_h, z_h = layer_norm(r_h, z_h, weight=(gain_r_h, gain_z_h))
@@ -65,9 +60,8 @@ def layer_norm_gru(
 )
 def dreamer_gru(r, n, u, h, gain_r, gain_n, gain_u, bias_r, bias_n, bias_u):
     """The recurrent model of DreamerV2 and V3: one layer normalization over all three gates, the reset gate after the
-    product, and an update gate that starts out closed. V3's products have no biases, which is ``bias=False``.
-
-    Hafner, Lillicrap, Norouzi and Ba, Mastering Atari with discrete world models, 2021.
+    product, and an update gate that starts out closed. V3's products have no biases, which is ``bias=False``. Hafner,
+    Lillicrap, Norouzi and Ba, Mastering Atari with discrete world models, 2021.
     """
     r, n, u = layer_norm(r, n, u, weight=(gain_r, gain_n, gain_u), bias=(bias_r, bias_n, bias_u), eps=1e-3)
     r, u = sigmoid(r), sigmoid(u - 1.0)

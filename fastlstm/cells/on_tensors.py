@@ -1,7 +1,5 @@
-"""The functions of cells on torch tensors, by the names that derived source calls them by.
-
-Compilers look for what a function calls in the module that it belongs to. Derived functions on tensors belong to this
-one, so its names are those of the functions.
+"""The functions of cells on torch tensors, by the names that derived source calls them by: compilers look them up in
+the module of the function that calls them, and derived functions on tensors belong to this one.
 """
 
 from collections.abc import Callable
@@ -46,8 +44,8 @@ def mean_of_head(x: Tensor, heads: int) -> Tensor:
 
 
 def of_heads(equation: str, h: Tensor | None, preact: Tensor | None, weight: Tensor, H: int) -> Tensor:
-    """Return an einsum of two of these: h (..., B, H) as (..., g, b, k, i), preact (..., B, Y H) as
-    (..., g, b, y, k, o), and the weights (Y H, D) or (G, Y H, D) of heads of D units as (g, y, k, o, i).
+    """Return an einsum of two of h (..., g, b, k, i), preact (..., g, b, y, k, o) and weights (g, y, k, o, i), given as
+    (..., B, H), (..., B, Y H), and (Y H, D) or (G, Y H, D) of heads of D units.
     """
     D, G = weight.shape[-1], weight.shape[0] if weight.dim() == 3 else 1
     parts = [] if h is None else [h.reshape(*h.shape[:-2], G, -1, H // D, D)]
@@ -57,9 +55,7 @@ def of_heads(equation: str, h: Tensor | None, preact: Tensor | None, weight: Ten
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """Return ``x @ weight.mT`` for x (..., B, K). With a stack of weights (G, N, K) each has its share of the rows, and
-    with weights of fewer columns each head its share of the units.
-    """
+    """Return ``x @ weight.mT`` for x (..., B, K): each of G stacked weights with its rows, each head with its units."""
     if weight.shape[-1] < x.shape[-1]:
         return of_heads("...gbki,gykoi->...gbyko", x, None, weight, x.shape[-1]).flatten(-3).flatten(-3, -2)
     if weight.dim() == 2:

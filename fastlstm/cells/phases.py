@@ -1,9 +1,8 @@
 """A derived function in phases: what can be computed until the next means over a row's units, or products, are known.
 
-Each phase has two functions. `rows` is of what is the same for all units of a row: it gets the means that the phase
-before ended in, and is computed once a row. `units` is elementwise, as a whole derived function is without means. If a
-later phase needs a value of it, the value is kept, or computed again: a minimum cut decides, phase by phase from the
-last on.
+Each has two functions: `rows`, of what all units of a row share, which gets the means that the phase before ended in;
+and `units`, which is elementwise. If a later phase needs a value of it, a minimum cut decides, phase by phase from the
+last on, whether the value is kept or computed again.
 """
 
 import re
@@ -41,10 +40,8 @@ class Phases:
     """A function's phases.
 
     Attributes:
-        of_rows: the names of what `rows` computes and any later function may take, in the order in which a row has
-            them.
-        sums: the names of what `units` computes to be summed over the units. `rows` of the next phase takes the means
-            by the same names.
+        of_rows: the names of what `rows` computes and any later function may take, in a row's order.
+        sums: the names of what `units` computes to be summed over the units: means in `rows` of the next phase.
         kept: the names of what `units` computes for later phases, and after them of that whose means over heads later
             phases take. Two values may share a name, if the second is computed when nothing reads the first any more.
         operands: the names of what `units` computes to be multiplied, one for each group of products. Backward has
@@ -61,9 +58,7 @@ class Phases:
 
 
 def set_depth(node: Node, depth: dict[Node, int]) -> int:
-    """Store the phase in which a node is known, and those of all nodes that it is made from. A mean or product is known
-    from the beginning of its phase. Return the phase of the node.
-    """
+    """Store and return the phase in which a node is known, and those of what it is made from."""
     for n in in_order([node], depth):
         if n not in depth:
             depth[n] = max((depth[a] for a in n.args), default=0) + (n.op in ACROSS)
@@ -71,14 +66,11 @@ def set_depth(node: Node, depth: dict[Node, int]) -> int:
 
 
 def with_early_means(results: Iterable[Node], arguments: Mapping[Node, Node]) -> list[Node]:
-    """Return the results with means of what is known as early as possible.
+    """Return the results with means of what is known as early as possible: the mean of ``s * a + t * b``, where a row's
+    units share s and t, as in a norm's gradient, is made from the means of a and b.
 
-    A mean is linear. So the mean of ``s * a + t * b``, where a row's units share s and t, is made from the means of a
-    and b, which need not wait for s and t. The gradient of a norm is such a mean.
-
-    Args:
-        arguments: the input that stands for each argument in what is returned. An argument may be computed from values
-            that are no arguments. No operation on it may be simplified to one on these.
+    `arguments`: the input that stands for each argument in what is returned; an argument may be computed from values
+    that are no arguments. No operation on it may be simplified to one on these.
     """
     results, new, depth = list(results), dict(arguments), dict[Node, int]()
 

@@ -1,5 +1,5 @@
-"""The LSTM and the GRU with what a regulariser does to their states. The masks are inputs, so whoever runs a cell draws
-them.
+"""The LSTM and the GRU with what a regulariser does to their states. The masks are inputs, drawn by whoever runs a
+cell.
 
 A state ``s`` is the hidden state times a mask. It comes first where the product with weight_hh is of a masked hidden
 state, and h, the output, is then the second state.

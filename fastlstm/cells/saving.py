@@ -1,7 +1,5 @@
-"""What the forward pass saves for the backward pass: the cheapest choice, as a minimum cut.
-
-The backward pass needs some values that the forward pass has computed. It can load a value that was saved, load a state
-of the step before or after, which may be kept anyway, or compute it again from other values.
+"""What the forward pass saves for the backward pass: the cheapest choice, as a minimum cut. A value can be loaded if it
+was saved, be a state of the step before or after, which may be kept anyway, or be computed again from others.
 """
 
 from collections import deque
@@ -14,9 +12,8 @@ from fastlstm.cells.graph import ACROSS, COMPARISONS, Node, in_order
 
 @dataclass(frozen=True)
 class Costs:
-    """What an operation costs, as a multiple of one addition of two elements. A saved value is written to memory and
-    read back, which costs more than any function. A state is written anyway, so to keep those of all steps costs less,
-    and they can be loaded then. A value that all units of a row share is one number, and costs next to nothing.
+    """What an operation costs, in additions of two elements. Saving and loading costs more than any function; states
+    are written anyway, and cost less. A value that all units of a row share costs next to nothing.
     """
 
     save: float = 40.0
@@ -52,8 +49,8 @@ def choose_saved(
 ) -> tuple[list[Node], list[str]]:
     """Return the nodes that the backward pass loads to compute `results`, and the states whose sequences it reads.
 
-    The sequence of the first state is there in any case: it is the layer's output. That of each other state is left
-    out, from the last on, if the choice without it costs no more.
+    The first state, the output, is there in any case. That of each other is left out, from the last on, if the choice
+    without it costs no more.
 
     Args:
         results: the gradients of `inputs`, from those of the new states, which are `gradients`.
@@ -98,10 +95,9 @@ def choose_saved(
 def cut(
     nodes: list[Node], needed: set[Node], load: dict[Node, float], compute: dict[Node, float]
 ) -> tuple[float, list[Node]]:
-    """Return the least cost at which the values `needed` are there, and the nodes that are loaded for it.
-
-    Each node is two nodes of a network, "there" and "computed", which are true on the source's side of the cut. A node
-    that is there and not computed is loaded. A computed one costs the edge to the sink, and needs its arguments there.
+    """Return the least cost at which the values `needed` are there, and the nodes that are loaded for it. Each node is
+    "there" and "computed" in a network, true on the source's side. A loaded one is there and not computed; a computed
+    one costs the edge to the sink, and needs its arguments there.
     """
     capacity: dict[object, dict[object, float]] = {"source": {}, "sink": {}}
 

@@ -115,10 +115,8 @@ class Cell:
         }
 
     def derived(self, costs: Costs | None = None) -> Derived:
-        """Return all that follows from the cell's arithmetic. Printed, it shows the forward and the backward pass.
-
-        Args:
-            costs: what saving, loading and computing a value cost, which decides what forward saves.
+        """Return all that follows from the arithmetic; printed, it shows both passes. `costs` decide what forward
+        saves.
         """
         derived = self._derived  # first, so that its text does not depend on what else has been derived
         if costs is None:
@@ -188,11 +186,7 @@ _declaring = threading.RLock()
 
 
 def by_key(key: str) -> Cell:
-    """Return the cell of this key.
-
-    Raises:
-        LookupError: if no such cell has been declared in this process.
-    """
+    """Return the cell of this key. Raise LookupError if no such cell has been declared in this process."""
     cell = _cells.get(key)
     if cell is None:
         raise LookupError(f"no cell {key} has been declared: import the module that declares it, unchanged")

@@ -129,11 +129,8 @@ def _run(
 
 
 def _described(error: Exception, failed: tuple[Any, str | None], arguments: Iterable[str]) -> str:
-    """Say what went wrong, without the name of a class that authors have never met.
-
-    Args:
-        failed: the frame and line that last called a C function which raised, and the function's name.
-        arguments: names that the cell's function takes.
+    """Say what went wrong, without the name of a class that authors have never met. `failed`: the frame and line that
+    last called a C function which raised, and the function's name. `arguments`: of the cell's function.
     """
     *_, place = traceback.walk_tb(error.__traceback__)
     kinds = NameError, AttributeError, NoAttribute

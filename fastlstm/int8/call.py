@@ -1,7 +1,5 @@
-"""How a call of an int8 layer gets to the kernels, and the operators for compilers and exporters.
-
-A plain call without gradients follows a plan, which keeps packed weights. All others take ``fastlstm::quantized_lstm``
-or ``fastlstm::quantized_gru``. Results have a backward pass that raises, since int8 weights have no gradient.
+"""How a call of an int8 layer gets to the kernels: a plain call by a plan, which keeps packed weights, all others by
+``fastlstm::quantized_lstm`` or ``fastlstm::quantized_gru``. Results' backward pass raises.
 """
 
 from typing import Any
@@ -24,10 +22,8 @@ NO_GRADIENT = f"int8 weights are for inference and have no gradient: {INSTEAD}, 
 
 
 def choose(name: str | None, device: torch.device) -> str:
-    """Return the backend that runs int8 layers on this device. It is native on a CPU, and reference on another.
-
-    Args:
-        name: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `use_backend` sets.
+    """Return the backend that runs int8 layers on this device: native on a CPU, reference on another. `name`: of
+    `fastlstm.backends.settings.NAMES`, None for the default.
 
     Raises:
         RuntimeError: if the backend that was asked for by name cannot, or native is not there, with the reason.
@@ -54,7 +50,7 @@ def run(layer: Layer, plans: Plans | None, backend: str | None, has_layer_axis: 
     Args:
         layer: x (T, B, I) and states of float32, with scales. For a single step x may also be (B, I).
         plans: the plans of the layer, or None to go without.
-        backend: a name of `fastlstm.backends.settings.NAMES`. None takes the default that `use_backend` sets.
+        backend: as in `choose`.
         has_layer_axis: whether the states are (1, B, H), in the layer and in the result, or (B, H).
 
     Raises:

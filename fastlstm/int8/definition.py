@@ -69,9 +69,7 @@ def quantize_weight(weight: Tensor, name: str = "weight") -> tuple[Tensor, Tenso
 
 
 def check(layer: Layer) -> None:
-    """Raise ValueError unless the tensors make one int8 layer of its cell in one direction, and the cell takes no means
-    over units, for which int8 kernels have no second look at a row.
-    """
+    """Raise ValueError unless the tensors make one int8 layer in one direction, of a cell without means over units."""
     x, weights = layer.x, layer.weights
     if layer.cell.derived().means or layer.cell.products:
         raise ValueError(f"an int8 layer must be of a cell without means over units, got {layer.cell.name}")
@@ -92,11 +90,7 @@ def check(layer: Layer) -> None:
 
 
 def rounded(a: Tensor, activations: int, least: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Return the numbers of rows (..., K), integers in float32, and the rows' scales (..., 1).
-
-    Args:
-        least: the least magnitude that a row is scaled by.
-    """
+    """Return the numbers of rows (..., K), integers in float32, and the rows' scales (..., 1), by `least` or more."""
     top = float(TOP[activations])
     largest = a.abs().amax(-1, keepdim=True) if a.shape[-1] else a.new_zeros(*a.shape[:-1], 1)
     largest = largest.clamp(min=least)  # NaN stays NaN

@@ -1,7 +1,4 @@
-"""`QuantizedLSTM`, `QuantizedGRU` and their cells: modules for inference with weights of int8.
-
-They are made of float modules, and give float modules back. `fastlstm.quantize` makes them of a model's layers.
-"""
+"""`QuantizedLSTM`, `QuantizedGRU` and their cells: modules for inference with weights of int8."""
 
 import warnings
 from copy import copy
@@ -122,9 +119,7 @@ class Quantized(CellModule, nn.Module):
         return call.steps_of(self._with_scales(layer), self.backend, packed_weights) if may_prepare(self) else None
 
     def _run_int8(self, layer: Layer, plans: Any, has_layer_axis: bool) -> Run:
-        """Run a layer in float32, whatever its dtype. The arguments are those of `fastlstm.int8.call.run`, but for the
-        weights, which are those of `_layer_weights`.
-        """
+        """Run a layer in float32, whatever its dtype, as `call.run` does, with the weights of `_layer_weights`."""
         layer, to = self._with_scales(layer), autocast_of(layer.x) or layer.x.dtype
         if to is torch.float32 and layer.x.dtype is to:
             return call.run(layer, plans, self.backend, has_layer_axis)
@@ -140,10 +135,8 @@ class Quantized(CellModule, nn.Module):
         return super()._apply(moved, recurse)
 
     def train(self, mode: bool = True) -> Any:
-        """Return the module, which stays in eval mode since int8 weights cannot be trained.
-
-        If `mode` is true, the first call of the process gives a UserWarning, so that a model with other modules can be
-        trained around this one.
+        """Return the module, which stays in eval mode since int8 weights cannot be trained. For a true `mode` the first
+        call of the process gives a UserWarning: a model with other modules can be trained.
         """
         global _warned
         if mode and not _warned:  # once, whatever the warning filters say: a model changes its mode in each epoch
@@ -281,10 +274,8 @@ class QuantizedLSTM(QuantizedLayers[State]):
 
 
 class QuantizedGRU(QuantizedLayers[Tensor]):
-    """A `fastlstm.GRU` for inference, with weights of int8. `fastlstm.quantize` makes it.
-
-    Its buffers are those of `QuantizedLSTM`, with 3H rows instead of 4H. The backward pass of its results raises
-    RuntimeError.
+    """A `fastlstm.GRU` for inference, with weights of int8, by `fastlstm.quantize`. Its buffers are `QuantizedLSTM`'s,
+    with 3H rows instead of 4H. The backward pass of its results raises RuntimeError.
     """
 
     _float, _cell, _words, _has_bare_state = GRU, GRU._cell, GRU._words, True

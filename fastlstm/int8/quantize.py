@@ -1,7 +1,4 @@
-"""int8 weights for inference: `quantize` turns a model's LSTMs and GRUs into modules with them, `dequantize` back.
-
-docs/quantize.md says what these compute, how accurate they are, and how fast.
-"""
+"""int8 weights for inference: `quantize` turns a model's LSTMs and GRUs into modules with them, `dequantize` back."""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -130,14 +127,9 @@ def dequantize(model: Any) -> Any:
 
 def _replaced(model: Any, replacement: Callable[[str, nn.Module], Any], function: str, what: str) -> Any:
     """Put what `replacement` makes in the place of each module of a model, if it is not None. A module that is in
-    several places stays one.
+    several places stays one. `function`: who asks. `what`: what it looks for.
 
-    Args:
-        function: who asks.
-        what: what it looks for.
-
-    Raises:
-        TypeError: for a module that `torch.compile` has wrapped, since the wrapper would go on to run the old one.
+    Raises TypeError for a module that `torch.compile` has wrapped, since the wrapper would go on to run the old one.
     """
     replacements: dict[int, Any] = {}
     places = []

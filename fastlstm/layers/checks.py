@@ -1,8 +1,4 @@
-"""Checks of a module's options, and of lengths and resets.
-
-`fastlstm.layers.input_checks` checks inputs and states, and `fastlstm.backends.checks.check_layer` the tensors of one
-layer.
-"""
+"""Checks of a module's options, and of lengths and resets. `input_checks` checks inputs and states."""
 
 import inspect
 from typing import Any
@@ -27,10 +23,7 @@ def check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
 
 
 def check_lengths(lengths: Any, batch: tuple[int, ...], steps: int | None) -> None:
-    """Raise unless `lengths` is an integer tensor of shape `batch`: (B,), or () for unbatched input.
-
-    No length may exceed `steps`, which is T, or None if the values cannot be read.
-    """
+    """Raise unless `lengths` is integer (B,), or () for unbatched input, within `steps` if it can be read."""
     integers = "lengths must be integers of shape (B,), as a tensor, an array or a list"
     if not isinstance(lengths, Tensor):
         raise TypeError(f"{integers}, got {type(lengths).__name__}")
@@ -98,9 +91,7 @@ def check_no_projection(proj_size: Any) -> None:
 
 
 def check_heads(heads: Any, hidden_size: int, cell: Cell) -> None:
-    """Raise unless `heads` can share the units: TypeError if it is no int, ValueError for a number that does not divide
-    them, or for several heads of a cell that multiplies no state.
-    """
+    """Raise TypeError or ValueError unless `heads` is an int that divides the units, or 1 if no state is multiplied."""
     if isinstance(heads, bool) or not isinstance(heads, int):
         raise TypeError(f"heads should be of type int, got: {type(heads).__name__}")
     if heads < 1 or hidden_size % heads:
@@ -112,9 +103,7 @@ def check_heads(heads: Any, hidden_size: int, cell: Cell) -> None:
 
 
 def check_sizes_without_x(cell: Cell, input_size: Any, num_layers: Any) -> None:
-    """Raise ValueError for sizes that a cell without a product of x cannot have: such a layer reads neither features
-    nor the layer before it.
-    """
+    """Raise ValueError for features or layers of a cell without a product of x, which reads neither."""
     for name, value, wanted in (("input_size", input_size, 0), ("num_layers", num_layers, 1)):
         if not cell.gates_of_x and value != wanted:
             raise ValueError(
@@ -145,9 +134,7 @@ def _instead_of_cell(argument: Any) -> str:
 
 
 def check_cell_of(module: Any, cell: Any = None, *_: Any, **__: Any) -> None:
-    """Raise unless an `RNN` can have `cell`: TypeError if it is no cell, ValueError if it reads neither x nor inputs
-    or would have two parameters of one name.
-    """
+    """Raise TypeError for no cell, ValueError for one without x and inputs, or with a parameter's name twice."""
     if not isinstance(cell, Cell):
         raise TypeError(f"{_instead_of_cell(cell)}: cell must be a fastlstm.Cell, got {type(cell).__name__}")
     if not cell.gates_of_x and not cell.inputs:

@@ -1,7 +1,5 @@
-"""Checks of the inputs and states that users pass to modules. `fastlstm.layers.checks` has those of other arguments.
-
-A check that passes costs little: the details of a message are looked up only to raise. Where torch's module raises, the
-type and the words are torch's.
+"""Checks of the inputs and states that users pass to modules. A check that passes costs little: a message's details are
+looked up only to raise. Where torch's module raises, the type and the words are torch's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -213,9 +211,7 @@ def check_states(x: Tensor, states: States, name: str = "hidden") -> None:
 
 
 def with_only_input(cell: Any, x: Any, inputs: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Return x and the tensors for the cell's inputs. A tensor x is that of the only input of a cell without gates that
-    sum x, unless `inputs` are given too. Raises what `inputs_by_name` raises.
-    """
+    """Return x and the cell's input tensors: x itself for a cell without x and with one input, without `inputs`."""
     if not cell.gates_of_x and len(cell.inputs) == 1 and inputs is None:
         if isinstance(x, Tensor):
             return None, (x,)
@@ -242,12 +238,10 @@ def inputs_by_name(inputs: Any, names: Sequence[str]) -> tuple[Any, ...]:
 def expanded(
     x: Tensor, inputs: Sequence[Tensor], names: Sequence[str], size: tuple[int, ...], layout: str
 ) -> tuple[Tensor, ...]:
-    """Return a cell's `inputs`, called `names`, each expanded to the given size, which is called `layout`. A mask of
-    booleans becomes zeros and ones.
+    """Return a cell's `inputs`, called `names`, expanded to `layout`, its name, of this size. Booleans become numbers.
 
     Raises:
-        ValueError: unless each has these dimensions, of this size or of size 1. One with fewer dimensions is not taken,
-            since (T, B) would be read as (B, H).
+        ValueError: unless each has these dimensions, of this size or of size 1: (T, B) could be meant as (B, H).
         RuntimeError: unless they have the device and, without autocast, the dtype of `x`.
     """
     tensors = []

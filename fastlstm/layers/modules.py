@@ -17,14 +17,9 @@ from fastlstm.plan_cache import Plans
 
 
 class Words(NamedTuple):
-    """What a module's messages say.
-
-    Attributes:
-        name: of the module.
-        dims: the message for an input of a wrong number of dimensions, with a place for that number.
-        argument: the name of the argument for the states.
-        states: how the states are called where their numbers of dimensions are wrong.
-        number: the message for a wrong number of states, or None for one that says what they are.
+    """What a module's messages say: its `name`; `dims`, for an input of a wrong number of dimensions, which has a place
+    in it; `argument`, the name of the argument for the states; `states`, where their dimensions are wrong; and
+    `number`, for a wrong number of them, or None for a message that says what they are.
     """
 
     name: str
@@ -52,9 +47,7 @@ class CellModule:
         raise NotImplementedError
 
     def _states_of(self, hx: Any) -> tuple[Any, ...] | None:
-        """Return `hx` as a tuple of states, of Nones if it is None; or None if it has not the form of states. Of
-        several states only the number is checked, and that the first is not None. `Plans.find` looks at the tensors.
-        """
+        """Return `hx` as a tuple of states, or of Nones; None if it has not their form, of which little is checked."""
         if self._has_bare_state:
             return (hx,) if hx is None or isinstance(hx, Tensor) else None
         names = self._cell.states
@@ -82,10 +75,8 @@ class CellModule:
         return Stream(self, batch_size)
 
     def _steps_of(self, layer: Layer, packed_weights: dict[Any, Any]) -> Any:
-        """Return what runs single steps of a layer of this module for a stream, or None where no backend has that.
-
-        Args:
-            packed_weights: where the packed weights stay, in case that the steps are prepared again.
+        """Return what runs single steps of a layer for a stream, or None where no backend can. `packed_weights`: for
+        the next.
         """
         x, cell = layer.x, layer.cell
         zoneout = getattr(self, "zoneout", 0)
@@ -100,10 +91,9 @@ class CellModule:
         return dispatch.module(name).steps(layer, packed_weights) if is_plain(*layer.weights) else None
 
     def _plans_of(self, key: Any = 0) -> Plans | None:
-        """Return the plans of this key, or None under a compiler or tracer, which use none.
-
-        The key 0 is that of a module which does nothing but run its cell, all layers and directions in one call. Then a
-        call that has a plan needs nothing else. Parts that run one by one have another key for each, and for each cell.
+        """Return the plans of this key, or None under a compiler or tracer. The key 0 is that of a module which does
+        nothing but run its cell, all in one call. Then a call that has a plan needs nothing else. Each part that runs
+        alone, and each of its cells, has another.
         """
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a later call of a trace must record the same
             return None
@@ -121,16 +111,13 @@ class CellModule:
         return super()._apply(*args, **kwargs)  # type: ignore[misc]
 
     def release_memory(self) -> None:
-        """Give back the memory of the packed copies of the weights and of the plans. Later calls make them again.
-
-        Nobody needs to call it when weights change, since a call that uses a packed copy compares it with the weights.
+        """Give back the memory of plans and packed weights, which later calls make again. Changed weights need no such
+        call.
         """
         vars(self).pop("_plans", None)
 
     def _get_name(self) -> str:
-        """Return what `repr` calls the module: ``fastlstm.LSTM`` where torch's module says LSTM. A class that users
-        derived keeps its own name.
-        """
+        """Return what `repr` calls the module: ``fastlstm.LSTM`` for torch's LSTM, a user's class by its own name."""
         cls: Any = type(self)
         declared = cls.__bases__[0] if parametrize.is_parametrized(self) else cls  # type: ignore[arg-type]
         if not declared.__module__.startswith(("torch.", "fastlstm.")):  # the first is kept by `keep_type`

@@ -15,11 +15,7 @@ Resets = Tensor | Sequence[bool] | Sequence[Sequence[bool]] | np.ndarray[Any, np
 
 
 def tensor_of(values: Any, kind: Any = np.int64) -> Any:
-    """Return lengths or resets as a tensor, or as they are if they cannot become one. `checks` then raises.
-
-    Args:
-        kind: the type of an array without elements.
-    """
+    """Return lengths or resets as a tensor, of `kind` if empty, or as they are where `checks` is to raise."""
     if isinstance(values, Tensor):
         return values
     try:
@@ -42,15 +38,9 @@ def masks_of(
     batch_first: bool = False,
     bidirectional: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return `lengths` as int64 (B,) and `reset` as bool (T, B), on the device of `x` (T, B, I), without a wait for the
-    device. Either may be None, and is then returned as None.
-
-    Args:
-        is_unbatched: whether they come without a batch dimension.
-        batch_first: whether `reset` comes as (B, T).
-        bidirectional: whether the layer is, which may have no `reset`.
-
-    Raises what `checks.check_lengths` and `checks.check_reset` raise.
+    """Return `lengths` as int64 (B,) and `reset` as bool (T, B), or None each, on the device of `x` (T, B, I), without
+    a wait for it. `is_unbatched`: they have no batch dimension. `batch_first`: `reset` is (B, T). `bidirectional`: the
+    layer is, and may have no `reset`. Raises what `checks.check_lengths` and `checks.check_reset` raise.
     """
     T, batch = x.shape[0], () if is_unbatched else (x.shape[1],)
     if lengths is not None:
@@ -68,8 +58,8 @@ def masks_of(
 
 
 def rows_of(rows: Any, B: int) -> Any:
-    """Return `rows` as a slice or a tensor that indexes an axis of B rows. None means all. The values of indices on a
-    GPU are not checked, as that would wait for the GPU.
+    """Return `rows`, None for all, as a slice or a tensor that indexes an axis of B rows. Indices on a GPU are not
+    checked.
 
     Raises:
         TypeError: for other types than ints, booleans, and sequences, arrays and tensors of these.
@@ -96,9 +86,7 @@ def rows_of(rows: Any, B: int) -> Any:
 def inputs_of(
     tensors: tuple[Tensor, ...], names: Sequence[str], x: Tensor, H: int, is_unbatched: bool, batch_first: bool
 ) -> tuple[Tensor, ...]:
-    """Return a cell's inputs `tensors`, called `names`, as (T, B, H) beside `x` (T, B, I). `is_unbatched`: whether they
-    have no batch dimension. Raises what `input_checks.expanded` raises.
-    """
+    """Return a cell's inputs `tensors`, called `names`, as (T, B, H). Raises what `input_checks.expanded` raises."""
     if not tensors:
         return ()
     T, batch = x.shape[0], () if is_unbatched else (x.shape[1],)
@@ -110,15 +98,10 @@ def inputs_of(
 
 
 def empty_input(inputs: Sequence[Tensor], names: Sequence[str], like: Tensor, dims: int) -> Tensor:
-    """Return x without features, (T, B, 0), for a cell that reads none. It has the dtype and device of `like`.
+    """Return x without features, (T, B, 0), like `like`, for a cell that reads none. `inputs` (T, B, H), called
+    `names`, broadcast: the first size other than 1 counts. `dims`: the dimensions of a batch's input, 3 or 2.
 
-    T and B come from `inputs` (T, B, H), called `names`, which broadcast: the first size other than 1 counts.
-
-    Args:
-        dims: how many dimensions an input of a batch has, 3 or 2. That of one sequence alone has one less.
-
-    Raises:
-        ValueError: for another number of dimensions.
+    Raises ValueError for another number of dimensions.
     """
     for name, a in zip(names, inputs):
         if a.dim() not in (dims, dims - 1):
@@ -134,10 +117,8 @@ MIN_SORT_UNITS = 96  # units below which rows are not sorted, since computing th
 
 
 def longest_first(lengths: Tensor, T: int, I: int, H: int) -> Tensor | None:
-    """Return the permutation that sorts the rows longest first, or None if sorting is not worth it.
-
-    It is worth it in a large layer where at least a quarter of all steps lie past the ends of their rows. None also
-    stands for rows that are sorted already, and for lengths that cannot be read. Each length is from 0 to T.
+    """Return the permutation that sorts the rows longest first, or None: for sorted rows, for lengths that cannot be
+    read, and for what is not a large layer where at least a quarter of all steps lie past the ends of their rows.
     """
     if not is_readable(lengths):
         return None
@@ -152,13 +133,11 @@ def longest_first(lengths: Tensor, T: int, I: int, H: int) -> Tensor | None:
 
 
 def unpack(data: Tensor, batch_sizes: Tensor, takes_lengths: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return a PackedSequence's data (N, I) as ``x`` (T, B, I), its lengths (B,), and the row indices (N,).
+    """Return a PackedSequence's data (N, I) as ``x`` (T, B, I), its lengths (B,), and the indices of its N (step, row)
+    pairs in x flattened to (T B, I).
 
-    The row indices say for each of the N (step, row) pairs its index in x flattened to (T B, I).
-
-    If all sequences are equally long, nothing is copied, and lengths and indices are None. `torch.jit.trace` is the
-    exception: a trace has to serve other sequences too, so it always gets them if the layer `takes_lengths`. No device
-    is waited for, since `batch_sizes` lies on the CPU.
+    If all sequences are equally long, nothing is copied, and lengths and indices are None, but in `torch.jit.trace`, if
+    the layer `takes_lengths`: a trace has to serve other sequences too. `batch_sizes` lies on the CPU, so nobody waits.
     """
     if torch.compiler.is_compiling() or not torch.jit.is_tracing() or not takes_lengths:
         T, B = batch_sizes.shape[0], int(batch_sizes[0])
@@ -175,9 +154,7 @@ def unpack(data: Tensor, batch_sizes: Tensor, takes_lengths: bool) -> tuple[Tens
 
 
 def pad(data: Tensor, row_indices: Tensor | None, T: int, B: int) -> Tensor:
-    """Return `data` (N, I) as (T, B, I), with zeros past each sequence's end: the inverse of `pack`. The `row_indices`
-    are those of `unpack`.
-    """
+    """Return `data` (N, I) as (T, B, I), with zeros past each sequence's end: the inverse of `pack`."""
     if row_indices is None:
         return data.unflatten(0, (T, B))
     # Autocast brings arguments of index_copy to one type, which float16 and bfloat16 lack. It leaves index_copy_ alone.
@@ -185,8 +162,6 @@ def pad(data: Tensor, row_indices: Tensor | None, T: int, B: int) -> Tensor:
 
 
 def pack(x: Tensor, row_indices: Tensor | None) -> Tensor:
-    """Return the rows (N, I) of ``x`` (T, B, I) before their sequences' ends, in the order of a PackedSequence. The
-    `row_indices` are those of `unpack`.
-    """
+    """Return the rows (N, I) of ``x`` (T, B, I) in the order of a PackedSequence, by `unpack`'s `row_indices`."""
     rows = x.flatten(0, 1)
     return rows if row_indices is None else rows.index_select(0, row_indices)

@@ -1,8 +1,7 @@
 """Layers whose backward pass computes the gates again, so that a long sequence takes little memory.
 
-A layer runs in parts of consecutive steps. Kept for the backward pass are its tensors, its output, and the states
-between two parts. The backward pass takes the parts from the last to the first: it runs each forward once more, now
-keeping the gates, and then backward.
+A layer runs in parts of consecutive steps, and keeps its tensors, its output, and the states between parts. From the
+last part to the first, the backward pass runs each forward once more, keeping the gates, and then backward.
 
 Source: Chen et al., Training deep nets with sublinear memory cost, 2016.
 """
@@ -25,13 +24,9 @@ Runs = Callable[[Layer], Results]
 
 
 def recomputed(layer: Layer, run: Runs) -> Results:
-    """Return ``run(layer)``, with as little kept for the backward pass as the module's text says.
-
-    A second derivative keeps everything, and so does a transform of torch.func, a tracer or a compiler.
-
-    Args:
-        layer: x is (T, B, I).
-        run: runs a layer, whose states come back as the layer has them.
+    """Return ``run(layer)`` for x (T, B, I), with as little kept for the backward pass as the module's text says; all
+    under a second derivative, a transform of torch.func, a tracer or a compiler. `run` returns states as the layer has
+    them.
     """
     # first, since a tracer would take a comparison of the number of steps as fixed, and torch 2.9 compiles none of this
     if torch.compiler.is_compiling():

@@ -1,7 +1,4 @@
-"""The loop over layers and directions, for modules of any cell.
-
-The code below this file knows no layers, directions, dropout, packing or `batch_first`. It runs one layer, time first.
-"""
+"""The loop over layers and directions, for modules of any cell. The code below runs one layer, time first."""
 
 from typing import Any
 
@@ -48,11 +45,7 @@ class Recurrent(CellModule, nn.RNNBase):
         self.release_memory()  # a call that has a plan would go past it
 
     def flatten_parameters(self) -> None:
-        """Do nothing. Models of torch's modules call it, some of them in every forward pass.
-
-        `torch.nn.LSTM.flatten_parameters` moves weights on a GPU, which no kernel here needs. `release_memory` gives
-        back what calls have left.
-        """
+        """Do nothing: models of torch's modules call it. `release_memory` gives back what calls have left."""
 
     @property
     def _flat_weights(self) -> list[Tensor | None]:
@@ -84,12 +77,8 @@ class Recurrent(CellModule, nn.RNNBase):
     def _forward(
         self, x: Any, hx: Any, reset: Any, lengths: Any, inner_states: bool = False, inputs: tuple[Tensor, ...] = ()
     ) -> tuple[Any, ...]:
-        """Return what `forward` returns, for a user's own arguments: the output, the states, and, if they are
-        wanted, the inner states of all steps.
-
-        Args:
-            x: None where no gate of the cell sums it.
-            inputs: tensors for the cell's inputs, in its order.
+        """Return what `forward` returns, for a user's own arguments: the output, the states, and, if wanted, the inner
+        states of all steps. x is None where no gate sums it. `inputs`: tensors in the cell's order.
         """
         if isinstance(x, Tensor) and x.is_nested:
             return forward_nested(self, x, hx, reset, lengths, inner_states, inputs)
@@ -127,9 +116,7 @@ class Recurrent(CellModule, nn.RNNBase):
         return output, last[0] if self._has_bare_state else last, *others
 
     def _planned(self, x: Any, hx: Any, weights: list[Any]) -> tuple[Tensor, Any] | None:
-        """Return the results of a module that only runs its cell, if the call has a plan already, else None. This is
-        valid without checks: an equal signature has been checked before.
-        """
+        """Return the results of a planned call that only runs the cell, or None. It needs no check again."""
         if torch.compiler.is_dynamo_compiling() or type(x) is not Tensor or x.dim() != 3:
             return None
         plans, states = vars(self).get("_plans", {}).get(0), self._states_of(hx)  # no plans before the first call
@@ -244,9 +231,7 @@ class Recurrent(CellModule, nn.RNNBase):
         return x, last, others[0] if directions == 1 else tuple([torch.cat(both, -1) for both in zip(*others)])
 
     def _plans_of_all(self) -> Any:
-        """Return the plans for all layers and directions in one call, or None where more than the cell runs, or where
-        there is a single layer in one direction, whose own plans serve.
-        """
+        """Return the plans for all layers and directions in one call, or None where more runs, or only one of them."""
         runs_more = self._regularizers or self._recompute or self._is_stacked or self._drops
         return None if runs_more or len(self._all_weights) == 1 else self._plans_of(0)
 

@@ -1,7 +1,4 @@
-"""The errors of a stream's arguments, and its arguments as its steps take them.
-
-Functions take a `like`, which has the dtype and the device of the stream's weights.
-"""
+"""The errors of a stream's arguments, and these as its steps take them. `like` has the weights' dtype and device."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,10 +26,8 @@ def accepted(name: str, a: Tensor, like: Tensor) -> Tensor:
 
 
 def accepted_input(x_t: Any, rows: int | None, input_size: int, like: Tensor) -> Tensor:
-    """Return x_t as steps take it, or raise the error that says what is wrong.
-
-    Args:
-        rows: how many x_t must have, or None for any number.
+    """Return x_t, of `rows` rows or, with None, any number, as steps take it, or raise the error that says what is
+    wrong.
     """
     if not isinstance(x_t, Tensor):
         raise TypeError(f"x_t must be a tensor, got {type(x_t).__name__}")
@@ -46,11 +41,7 @@ def accepted_input(x_t: Any, rows: int | None, input_size: int, like: Tensor) ->
 
 
 def check_inputs(inputs: Any, cell: Cell, rows: int | None, hidden_size: int, like: Tensor) -> None:
-    """Raise the error that says what is wrong with a cell's inputs, (B, H) each, in which any size may be 1.
-
-    Args:
-        rows: B, or None for any number.
-    """
+    """Raise the error of a cell's inputs, (B, H) each, of which any size may be 1. `rows`: B, or None for any."""
     if not cell.inputs and cell.gates_of_x:
         raise ValueError(f"inputs must be None, since the cell {cell.name} has none, got {inputs!r}")
     for name, a in inputs.items() if isinstance(inputs, Mapping) else ():
@@ -62,9 +53,7 @@ def check_inputs(inputs: Any, cell: Cell, rows: int | None, hidden_size: int, li
 
 
 def states_of(state: Any, wanted: Sequence[tuple[int, ...]], like: Tensor) -> list[Tensor]:
-    """Return the tensors of a `state` that has the form of `Stream.state` and the `wanted` shapes, or raise the error
-    that says what is wrong.
-    """
+    """Return the tensors of a `state` in the form of `Stream.state` and the `wanted` shapes, or raise its error."""
     states = (state,) if isinstance(state, Tensor) else state
     if not isinstance(states, tuple | list) or not all(isinstance(a, Tensor) for a in states):
         raise TypeError(f"state must be of the form of stream.state, got {type(state).__name__}")

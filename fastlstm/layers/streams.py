@@ -189,9 +189,7 @@ class Stream:
         return h, self._in_form(new)
 
     def _prepare_for(self, x: Tensor, state: Any) -> tuple[_Prepared, Any]:
-        """Return the steps for the rows of x, and the states, which are zeros if `state` is None. From now on the steps
-        recognize tensors like these.
-        """
+        """Return the steps for the rows of x, which recognize tensors like these from now on, and the states."""
         prepared = self._prepared.pop(x.shape, None)
         if prepared is None:
             with torch.inference_mode(False), torch.no_grad():

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 else:
 
     class Generic:
-        """Takes parameters as typing's own, which would keep `replace` from generic subclasses of torch's modules.
-        Users' subclasses may have it as a base too.
-        """
+        """Takes parameters as typing's own, which would keep `replace` from users' generic subclasses of modules."""
 
         def __class_getitem__(cls, parameters):
             return cls if cls.__module__.startswith("fastlstm.") else super().__class_getitem__(parameters)

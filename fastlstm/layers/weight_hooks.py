@@ -1,7 +1,5 @@
 """Hooks of `torch.nn.utils` that compute a weight before each call of a module: pruning, and the old norms of weights.
-
-Such a hook stands among the forward-pre-hooks of the module, and leaves a plain tensor in the weight's place. What does
-not call the module, as `LSTM.step`, would read the tensor of the last call.
+They leave a plain tensor in its place, which `LSTM.step`, that does not call the module, would read from the last call.
 """
 
 from copy import copy
@@ -35,10 +33,8 @@ def compute_weights(module: Any) -> None:
 
 
 def frozen(module: Any) -> Any:
-    """Return a module of the same class and options, in eval mode, with tensors of its own. So are its children.
-
-    Hooks and parametrizations that compute weights do so here for the last time. All else is shared with `module`: some
-    of it, such as a hook that holds a lock, cannot be copied.
+    """Return a module of the same class and options, in eval mode, with computed tensors of its own, as its children.
+    All else is shared with `module`: some of it, such as a hook that holds a lock, cannot be copied.
     """
     cls: Any = type(module)
     new = cls.__new__(cls)

@@ -2,10 +2,7 @@
 
 `tiles` chooses between one launch for all time steps (`resident`) and one launch a step (`stepwise`). The gradients of
 the weights, the bias and the input are products over all steps at once and go to torch. Under ``TRITON_INTERPRET=1``
-the same kernels run on CPU tensors.
-
-Nothing below this file imports it. The functions here import the kernels when they are first called, since those
-import triton.
+the same kernels run on CPU tensors. Functions here import the kernels at their first call, since those import triton.
 """
 
 from __future__ import annotations
@@ -23,9 +20,7 @@ TRAITS = Traits(takes_sixteen_bits=True, plans=True, plans_sixteen_bits=True, he
 
 
 def check(layer: Layer, precision: str | None = None) -> str | None:
-    """Return why there are no kernels that run for a layer of tensors that are supported, or None. Kernels are loaded
-    at their first use, and checked on chips that nobody has measured: see `fastlstm.backends.triton.first_call`.
-    """
+    """Return why no kernels run for a layer of supported tensors, or None. See `first_call` for what is checked."""
     if supports(layer.x.device, layer.x.dtype) is not None:
         return None
     from fastlstm.backends.triton import first_call, launch
@@ -55,9 +50,7 @@ def plan(
     state_axes: tuple[int, ...],
     precision: str | None = None,
 ) -> base.Plan:
-    """Return a plan for calls like that of `layer`. It keeps no weights, so `packed_weights` stays as it is.
-    `state_axes` are leading axes of the states.
-    """
+    """Return a plan for calls like that of `layer`, which keeps no weights. `state_axes`: leading ones of states."""
     from fastlstm.backends.triton import plans
 
     return plans.Plan(layer, save, state_axes, precision)

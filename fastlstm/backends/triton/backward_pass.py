@@ -14,8 +14,8 @@ from fastlstm.backends.triton.tiles import Tile
 
 
 class KernelGradients(NamedTuple):
-    """The gradients of the pre-activations (T,B,S H), the initial states (B,H), each row's params (B,H) in float32, the
-    inputs (T,B,H) and the products (T,B,H). All but `preact` are None where they are not wanted.
+    """The gradients of the pre-activations (T,B,S H), and, if wanted, the initial states (B,H), each row's params (B,H)
+    in float32, the inputs (T,B,H) and the products (T,B,H).
     """
 
     preact: Tensor
@@ -26,11 +26,8 @@ class KernelGradients(NamedTuple):
 
 
 class Backward(Pass):
-    """Computes the gradients of layers like an example.
-
-    Args:
-        needs: which gradients are wanted.
-        tile: the tile, if not that of `launch.describe_layer`.
+    """Computes the gradients of layers like an example. `needs`: which are wanted. `tile`: if not
+    `launch.describe_layer`'s.
     """
 
     def __init__(self, layer: Layer, needs: Gradients, precision: str, tile: Tile | None = None) -> None:
@@ -60,13 +57,8 @@ class Backward(Pass):
     def _view_of(
         self, blocks: range, number: int, first: int, steps: int, transposed: bool
     ) -> tuple[list[int], list[int], int]:
-        """Return size, strides and offset of a view of some blocks of H columns in `_rows` of (T,B,Z H).
-
-        Args:
-            blocks: the range of the blocks.
-            number: Z, the number of all blocks.
-            first, steps: the first step of the view, and how many it has.
-            transposed: whether the view is (columns, rows) and not (rows, columns). For a stack G comes before both.
+        """Return size, strides and offset of a view of some of the `number` blocks of H columns in `_rows` of (T,B,Z
+        H): its `steps` steps from `first` on, and if `transposed` as (columns, rows), after G for a stack.
         """
         rows, width = self.rows, number * self.H
         size, stride = [steps * rows, len(blocks) * self.H], [width, 1]
@@ -167,10 +159,8 @@ class Backward(Pass):
         ]
 
     def _of_weight_hh(self, dpreact_rows: Tensor, dpreact: Tensor, layer: Layer, h: Any) -> Tensor:
-        """Return the gradient of weight_hh, its rows in the order of the pre-activations.
-
-        Each step has multiplied h of the step before, and a row's first step h_0. Held steps add nothing, since dpreact
-        and h are zero there.
+        """Return the gradient of weight_hh, its rows in the order of the pre-activations. A row's first step multiplied
+        h_0. Held steps add nothing, since dpreact and h are zero there.
         """
         h_0, lengths, reset = cast(Any, (layer.states[0], layer.lengths, layer.reset))
         weight_hh: Any = layer.weights[1]

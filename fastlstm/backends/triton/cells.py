@@ -1,7 +1,5 @@
-"""The cells' derived functions through ``triton.jit``, with sigmoid and tanh as a GPU computes them.
-
-Two versions: exact, for float32 in full precision, and fast, for tf32 and 16 bits, where one instruction gives tanh to
-11 bits. The interpreter has no such instruction and runs the exact one for both.
+"""The cells' derived functions through ``triton.jit``, with sigmoid and tanh as a GPU computes them: exact, for float32
+in full precision and in the interpreter, and fast, for tf32 and 16 bits, where one instruction gives tanh to 11 bits.
 """
 
 import hashlib
@@ -182,9 +180,7 @@ cell_functions = cache(CellFunctions)
 
 
 def _products(cell: Cell, precision: str, units: int, names: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the functions `product` and `transposed_product` of a cell by name. Triton knows no variable number of
-    arguments, so the latter takes as many pairs as the cell has products of one value, or a None for each that lacks.
-    """
+    """Return a cell's `product` and `transposed_product` by name. The latter takes a fixed number of pairs or Nones."""
     source = _PRODUCT.format(units=units, precision=precision)
     product = triton.jit(load(source, "product", {**names, "multiply": products.product}, __name__))
     pairs = range(max(map(len, cell.layout.product_groups)))
@@ -198,9 +194,7 @@ def _products(cell: Cell, precision: str, units: int, names: Mapping[str, Any]) 
 def _compiled(
     function: Function, arguments: Sequence[str], results: Sequence[str], names: Mapping[str, Any], version: str
 ) -> Any:
-    """Compile a function, with these `arguments` and `results` in this order. It ignores arguments that it does not
-    have, and results that it lacks are zero. `version` tells apart what `names` stand for.
-    """
+    """Compile a function of these `arguments`, and `results` or zeros, in order. `version`: what `names` mean."""
     graph = next(iter(function.results.values())).graph
     inputs = {name: function.arguments.get(name, graph.input(name)) for name in arguments}
     like = next(iter(inputs.values()))

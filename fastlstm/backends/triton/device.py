@@ -59,9 +59,7 @@ def supports(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def resolve_precision(dtype: torch.dtype, precision: str | None) -> str:
-    """Return how products are done: "native" in 16 bits; in float32 "ieee" or "tf32". None follows torch's setting, as
-    nn.LSTM does.
-    """
+    """Return how products are done: "native" in 16 bits; in float32 "ieee" or "tf32", as given or as torch is set."""
     if dtype != torch.float32:
         return "native"
     if precision is None:
@@ -79,11 +77,9 @@ def products_in(precision: str) -> AbstractContextManager[object]:
 
 @contextmanager
 def _products(precision: str) -> Iterator[None]:
-    """Set torch's setting for products of float32, and set it back afterwards.
-
-    The setting belongs to the process, so products of other Python threads follow it meanwhile. It has an older name,
-    ``allow_tf32``, which sets both names, and which cannot be read once the two differ. So the older name is used,
-    unless the caller has made them differ. A setting that equals the general one goes back to "none", which follows it.
+    """Set torch's setting for products of float32, also other threads', and set it back afterwards. The older name
+    ``allow_tf32`` sets both names, and cannot be read once they differ: it is used unless the caller has made them
+    differ. A setting that equals the general one goes back to "none", which follows it.
     """
     backends: Any = torch.backends
     matmul = backends.cuda.matmul

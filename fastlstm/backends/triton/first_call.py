@@ -67,11 +67,8 @@ class Kind(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """The kernels that Triton compiles for one kind of layers.
-
-    Attributes:
-        present: for each of the layer's tensors whether it is there.
-        compared: whether results are compared as well.
+    """The kernels that Triton compiles for one kind of layers, which of whose tensors are `present`, and whether
+    results are `compared` as well.
     """
 
     kind: Kind
@@ -153,8 +150,7 @@ def _example(variant: Variant, I: int, device_name: str) -> tuple[Layer, Run]:
     """Return a layer and the gradients of its outputs, on "cpu" or "meta", in float64 and rounded to the layer's type.
 
     The first input is 1 and its weights are 1 or -1, so that no pre-activation is near zero: there the derivative of a
-    relu jumps. States begin above zero, and params and the cell's inputs are from 0.5 to 1.5, since a cell may divide
-    by them.
+    relu jumps. States are above zero, and params and inputs from 0.5 to 1.5, since a cell may divide by them.
     """
     options: dict[str, Any] = {"device": device_name}
     options |= {"generator": torch.Generator().manual_seed(0)} if device_name == "cpu" else {}

@@ -1,8 +1,8 @@
 """The host side of the kernels: what a pass decides once for calls of one signature, and the forward pass itself.
 
-Triton's own launch finds the compiled kernel by the type and the alignment of every argument. That takes longer than
-the launch itself. Types and alignment are the same in all calls of a `Pass`: every tensor that reaches a kernel is
-aligned, and each kernel lists its numbers in `do_not_specialize`. So a `Launch` looks its kernel up once.
+Triton's own launch looks its kernel up by the type and alignment of every argument, which takes longer than the launch.
+These are the same in all calls of a `Pass`: tensors are aligned, and kernels list numbers in `do_not_specialize`. So a
+`Launch` looks its kernel up once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,16 +28,12 @@ def on_device(target: torch.device) -> AbstractContextManager[object]:
 
 
 def readable(tensors: Iterable[Any]) -> tuple[Any, ...]:
-    """Return the tensors contiguous and aligned; None stays. Triton compiles a kernel again for a pointer of another
-    alignment, which a layer's states may have among those of many layers.
-    """
+    """Return the tensors contiguous and aligned; None stays. Another alignment would be another compilation."""
     return tuple([a if a is None or (a.is_contiguous() and a.data_ptr() % 16 == 0) else _copied(a) for a in tensors])
 
 
 def addressable(a: Tensor, multiple: int = 1) -> Tensor:
-    """Return `a` (T,B,N), or a copy if its strides are no multiples of `multiple`, or too large for a tile's offsets
-    of 32 bits.
-    """
+    """Return `a` (T,B,N), or a copy if its strides are no multiples of `multiple` or pass a tile's 32-bit offsets."""
     step, row, unit = a.stride()
     direct = unit == 1 and row < 2**25 and step % multiple == row % multiple == 0 and a.data_ptr() % 16 == 0
     return a if direct else _copied(a)
@@ -58,8 +54,7 @@ def project(x: Tensor, weight_ih: Tensor | None, bias: Tensor | None) -> Tensor 
 
 def describe_layer(layer: Layer, precision: str) -> tuple[Any, Any, int, int, int, int]:
     """Return the cell's functions, the tile, the layers of the stack, the batch rows of each, H, and the D units of a
-    program of a resident kernel: those of a head, or all H if the cell has means over a row. x may be (B, I), for one
-    step.
+    resident kernel's program: a head's, or all H if the cell has means over a row. x may be (B, I), for one step.
     """
     H, stack, means = base.hidden_size(layer), base.stack_size_of(layer) or 1, cells.means_of(layer.cell)
     D = H if "mean" in means else H // base.heads_of(layer)
@@ -96,13 +91,9 @@ def lacks(layer: Layer, precision: str) -> str | None:
 
 
 class Launch:
-    """A kernel, the grid on which it runs, and its constants and options.
-
-    The first start is Triton's own. Later ones call the kernel that it has compiled, which still looks up the current
-    stream and calls Triton's hooks. In the interpreter nothing is compiled, and all starts are Triton's own.
-
-    Args:
-        compiles_only: whether a start only compiles the kernel and loads it, for tensors on the device "meta".
+    """A kernel, the grid on which it runs, and its constants and options. The first start, and all in the interpreter,
+    are Triton's own. Later ones call the compiled kernel, which still looks up the current stream and calls Triton's
+    hooks. `compiles_only`: a start only compiles the kernel and loads it, for tensors on the device "meta".
     """
 
     def __init__(self, kernel: Any, launch_grid: tuple[int, ...], compiles_only: bool, **options: Any) -> None:
@@ -186,9 +177,8 @@ class Pass:
         return tuple([part for parts in packed for part in (parts if self.packs else parts[:1])])
 
     def _packed(self, weight: Any, pack: Any) -> tuple[Any, Any, Any]:
-        """Return a weight, its low part and its scale for the kernels.
-
-        Resident kernels take float32 as high and low parts in fp16, see `pack_kernel`. Elsewhere the last two are None.
+        """Return a weight for the kernels: for resident ones float32 as high and low parts in fp16 and a scale, else
+        Nones.
         """
         if weight is not None and weight.shape[-1] < self.D:
             weight = sums.dense(weight, self.H)
@@ -202,12 +192,8 @@ class Pass:
 
 
 class Forward(Pass):
-    """Runs layers like an example.
-
-    Args:
-        save: whether runs return what the backward pass reads.
-        axes: leading axes of the last states.
-        tile: the tile, if not that of `describe_layer`.
+    """Runs layers like an example. With `save`, runs return what the backward pass reads. `axes`: leading axes of the
+    last states. `tile`: if not `describe_layer`'s.
     """
 
     def __init__(

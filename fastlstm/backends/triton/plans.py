@@ -1,7 +1,5 @@
-"""Plans for calls of one signature, which keep their passes.
-
-A pass follows from the signature, the precision of products, and from which gradients come in and are wanted. The last
-two are the keys of `Plan.passes`.
+"""Plans for calls of one signature, which keep their passes: for each precision, and gradients that come in and are
+wanted.
 """
 
 from __future__ import annotations

@@ -29,9 +29,8 @@ def pin(w):
 
 @triton.jit
 def block_of(lines, BLOCK: tl.constexpr):
-    """Return which layer of the stack program_id(0) works for, in 64 bits, and the first of its BLOCK lines there.
-
-    Layers have no axis of their own in the grid, since only the first axis may exceed 65535.
+    """Return program_id(0)'s layer of the stack, in 64 bits, and the first of its BLOCK lines there: only the first
+    axis of a grid may exceed 65535.
     """
     blocks = tl.cdiv(lines, BLOCK)
     return (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * BLOCK
@@ -50,9 +49,8 @@ def in_head(unit, H: tl.constexpr, D: tl.constexpr):
 def gate_rows(H: tl.constexpr, P: tl.constexpr, GATES: tl.constexpr):
     """Return, for each row of a product of 1, 2 or 4 GATES, its row in a weight (GATES H, ...), and its unit.
 
-    The matrix unit spreads the rows of its result over the registers of many threads. Rows whose numbers differ by 8,
-    or by half of all rows, lie in the same thread. The gates of a unit get such rows, so that one thread holds them
-    all and `split_gates` moves nothing between threads.
+    Rows of the matrix unit's result whose numbers differ by 8, or by half of all rows, lie in the same thread. A unit's
+    gates get such rows, so `split_gates` moves nothing between threads.
     """
     row = tl.arange(0, GATES * P)
     if GATES == 4:
@@ -113,13 +111,11 @@ def high_low(v):
 def pack_kernel(
     w_ptr, high_ptr, low_ptr, scale_ptr, rows, columns, H, BY_ROW: tl.constexpr, BLOCK: tl.constexpr, PAD: tl.constexpr,
 ):  # fmt: skip
-    """Write a float32 matrix (rows, columns) as high and low parts in fp16 and a scale, a power of two.
+    """Write a float32 matrix (rows, columns) as high and low parts in fp16 and a scale, a power of two: for each row in
+    the forward pass, for each column of a head in the backward pass. Of each gate's H rows a head has H / K, its
+    columns.
 
-    The forward pass wants a scale for each row. The backward pass wants one for each column of a head. Of each gate's H
-    rows a head has H / K, which is the number of columns, in their order.
-
-    tf32 rounds to 11 bits and so does fp16, in half the room: with a scale the high part alone has tf32's precision.
-    With the low part the precision is float32's, for three products instead of one.
+    The high part has tf32's 11 bits in half the room; the low part adds float32's precision, for three products.
     """
     lines = rows if BY_ROW else H
     layer, line = block_of(lines, BLOCK)
@@ -161,12 +157,9 @@ def product(w, w_low, scale, v, PRECISION: tl.constexpr, UNBOUNDED: tl.constexpr
 
 @triton.jit
 def load_weights(ptrs, start, unit, column, ok, D: tl.constexpr, TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr):
-    """Return each weight (H,D) of a product inside of a step, with its low part and its scale.
-
-    Args:
-        ptrs: of the weights, each followed by those of its low part and its scale unless they are native.
-        start: the first row of the layer.
-        unit, column: the units of the head, and their numbers there, of which `ok` says which exist.
+    """Return each weight (H,D) of a product inside of a step, with its low part and its scale, from `ptrs` to all of
+    these unless native. `start`: the layer's first row. `unit`, `column`: the head's units that are `ok`, and their
+    numbers.
     """
     offs = unit[None, :] * D + column[:, None] if TRANSPOSED else unit[:, None] * D + column[None, :]
     PARTS: tl.constexpr = 1 if PRECISION == "native" else 3
@@ -184,9 +177,7 @@ def load_weights(ptrs, start, unit, column, ok, D: tl.constexpr, TRANSPOSED: tl.
 
 @triton.jit
 def use_weights(d, weights, T, PRECISION: tl.constexpr):
-    """Return `d`. A product that is never chosen is a second use of each weight, without which the compiler would sink
-    the weight into the loop.
-    """
+    """Return `d`. A product that is never chosen uses each weight twice: a single use would sink into the loop."""
     for k in tl.static_range(len(weights)):
         unused = product(weights[k][0], weights[k][1], weights[k][2], tl.zeros(d.shape, tl.float32), PRECISION, False)
         d = tl.where(T > 0, d, unused)
@@ -198,9 +189,7 @@ def pre_activations(
     w, w_low, scale, h, w_ih, x, X: tl.constexpr, S: tl.constexpr, GATES: tl.constexpr, P: tl.constexpr,
     BLOCK_B: tl.constexpr, PRECISION: tl.constexpr, UNBOUNDED: tl.constexpr,
 ):  # fmt: skip
-    """Return the cell's S pre-activations without biases, from h and x. x is multiplied by `w_ih`. If that is empty, x
-    is the product already: a tile for each of the X pre-activations.
-    """
+    """Return the S pre-activations without biases, from h and x: x times `w_ih`, or if empty a product's X tiles."""
     N: tl.constexpr = S // GATES - len(w)  # products of x alone
     preact = ()
     for k in tl.static_range(N):

@@ -60,7 +60,7 @@ def forward_kernel(
         h_0, h_n: (B,H), h before and after the step if there are lengths, since h is not stored at held steps.
         lengths, reset: (B,) and (T,B), or None.
         carried: (B,H) in float32, the states, which the step replaces. The first is None if the cell reads no h_prev.
-        t_prev: the time of the step before. With lengths, and for the first step, it is negative, and h_prev is in h_0.
+        t_prev: that of the step before, negative if h_prev is in h_0: with lengths, and for the first step.
     """
     X: tl.constexpr = len(BLOCKS)
     N: tl.constexpr = S // GATES

@@ -1,6 +1,5 @@
-"""Loads and stores of both kinds of kernels: tuples of tiles, masks, and the states that a step reads.
-
-A tile is (units, batch rows). `offs` are a tile's offsets, `start` is added to all of them, and `ok` says which exist.
+"""Loads and stores of both kinds of kernels: tuples of tiles, masks, and the states that a step reads. A tile is
+(units, batch rows). `offs` are a tile's offsets, `start` is added to all of them, and `ok` says which exist.
 """
 
 import triton
@@ -81,8 +80,8 @@ def load_or_zeros(ptr, start, offs, ok):
 
 @triton.jit
 def load_all(ptrs, NUMBER: tl.constexpr, start, offs, ok):
-    """Load a tile from each pointer, in the type that it has in memory: to convert it would be to wait for it. None
-    gives zeros. NUMBER counts the pointers, since before version 3.9 Triton has no len() of a tuple with None.
+    """Load a tile from each pointer in its own type, without a wait to convert it; zeros for None. NUMBER counts the
+    pointers, since before version 3.9 Triton has no len() of a tuple with None.
     """
     tiles = ()
     for k in tl.static_range(NUMBER):
@@ -159,11 +158,10 @@ def load_states_read(
     initial_ptrs, sequence_ptrs, t, t_prev, has_prev, B, first, offs, ok, length, READ: tl.constexpr, H: tl.constexpr,
     HELD: tl.constexpr,
 ):  # fmt: skip
-    """Load the states that the backward function reads at step t.
-
-    READ has 2 k for state k after step t, and 2 k + 1 for state k before it. The latter is the state after step t_prev.
-    Without `has_prev`, t is the first step, and it is the initial state, or zero where `initial_ptrs` has None. With
-    HELD, h is not stored at held steps: a row that is held at t_prev also takes the initial state.
+    """Load the states that the backward function reads at step t. READ has 2 k for state k after step t, and 2 k + 1
+    for state k before it: the state after step t_prev, or without `has_prev` the initial state, zero where
+    `initial_ptrs` has None. With HELD, h is not stored at held steps: a row that is held at t_prev takes the initial
+    state.
     """
     tiles = ()
     for k in tl.static_range(len(READ)):

@@ -17,11 +17,9 @@ class Resident:
     """The tile of a kernel that runs all steps in one launch.
 
     Attributes:
-        P: H padded to a power of two.
-        block_b: batch rows of a program.
-        forward_warps, backward_warps: of a program.
+        P, inputs: H, and I where the kernel also multiplies x, or 0, padded to powers of two.
+        block_b, forward_warps, backward_warps: batch rows and warps of a program.
         forward_gates, backward_gates: how many gates are one product, at most.
-        inputs: I padded, where the kernel also multiplies x, or 0.
     """
 
     P: int
@@ -90,17 +88,14 @@ def choose(H: int, precision: str, capability: tuple[int, int], gates: int = 4, 
 
 
 def holds_products(tile: Tile, weights: int) -> bool:
-    """Return whether a program holds so many (P, P) weights, those of h and of products of values of the step: 64 KB of
-    16 bits at P 64, what the registers of four warps have beside the values of a step.
-    """
+    """Return whether a program has registers for so many (P, P) weights: at four warps 64 KB, 16 bits at P 64."""
     return isinstance(tile, Resident) and tile.P <= 64 and weights <= 8
 
 
 def padded_input(I: int, P: int, precision: str, capability: tuple[int, int]) -> int:
-    """Return I padded, where the resident kernel also does the input's product, or 0 where a GEMM does.
-
-    16 bits alone, since x may be of any size, and up to 32 inputs: their weights take 32 more registers at P 128. And
-    only where shared memory has room for both weights: Triton 3.8 puts them there at once, others one after the other.
+    """Return I padded, where the resident kernel also does the input's product, or 0 where a GEMM does: in 16 bits, up
+    to 32 inputs, whose weights take 32 more registers at P 128, and if shared memory has room for both weights, since
+    Triton 3.8 puts them there at once.
     """
     if not 0 < I <= 32 or precision != "native":
         return 0
@@ -117,11 +112,9 @@ def with_rows(
     tile: Tile, precision: str, capability: tuple[int, int], masked: bool, rows: int, programs_per_block: int,
     multiprocessors: int,
 ) -> Tile:  # fmt: skip
-    """Return the tile with as many batch rows a program, 8 or 16, as take the least time, by waves.
-
-    A wave is a program on each multiprocessor. Programs that share one share its schedulers, which are what limits
-    them. 16 rows take `STEP_OF_16_ROWS` times as long as 8, so they pay where they save enough waves. They spill in
-    ieee, and at P 128 in tf32, with masks, and on chips whose forward pass has 16 warps.
+    """Return the tile with as many batch rows a program, 8 or 16, as take the least time, by waves: a program on each
+    multiprocessor, whose schedulers limit those that share it. 16 rows take `STEP_OF_16_ROWS` times as long as 8. They
+    spill in ieee, and at P 128 in tf32, with masks, and on chips whose forward pass has 16 warps.
 
     Args:
         masked: whether there are lengths or resets.
@@ -137,10 +130,9 @@ def with_rows(
 
 
 def is_faster(tile: Tile) -> bool:
-    """Return whether `auto` takes the kernels for a layer that torch's own layer computes as well.
+    """Return whether `auto` takes the kernels for a layer that torch's own layer computes as well: resident ones.
 
-    No GPU has been measured, so this is counted. A further launch of a kernel takes 2.5 us of Python and about 2.5 us
-    of CUDA, and stepwise kernels are a launch a step: 5 us. cuDNN's steps take 2 us by published figures (B 16, H 768).
-    A resident kernel takes all steps in one launch.
+    No GPU has been measured, so this is counted. A launch takes 2.5 us of Python and about 2.5 us of CUDA, and stepwise
+    kernels are a launch a step: 5 us. cuDNN's steps take 2 us by published figures (B 16, H 768).
     """
     return isinstance(tile, Resident)
