@@ -178,7 +178,7 @@ def _plan(
     name, *others = names
     traits = dispatch.traits(name)
     if layer.parts > 1 and (
-        others or not traits.plans_modules or cast_type is not None or x.itemsize == 2 or layer.stacked or layer.inputs
+        others or not traits.plans_many or cast_type is not None or x.itemsize == 2 or layer.stacked or layer.inputs
     ):
         return None
     if layer.parts > 1 and wants_gradients:  # a lowest layer that wants none is better run by itself, saving nothing
@@ -189,7 +189,7 @@ def _plan(
         return None
     if (layer.stacked or not traits.plans_sixteen_bits) and (x.itemsize == 2 or cast_type is not None):
         return None
-    if layer.stacked and not traits.plans_stacks:
+    if layer.stacked and not traits.plans_many:
         return None
     example = cast_layer._replace(weights=layer.weights)  # weights are cast when they are packed
     with torch.inference_mode(False), torch.no_grad():

@@ -208,8 +208,7 @@ class Traits:
         sorts_lengths: it is faster if the longest rows come first.
         prepares_steps: it has `steps`, which prepares single steps of a layer of float32 or float64 for a stream.
         heads: it runs layers of several heads, see `Layer`.
-        plans_stacks: `plan` takes stacks of layers of more than 16 bits.
-        plans_modules: `plan` takes several layers and directions of more than 16 bits.
+        plans_many: `plan` takes stacks, and several layers and directions, of more than 16 bits.
         stack_rank: how many axes the saved values of a stack have, if the first is that of its layers. With 0 they have
             one layer's axes, of which the last but one is that of batch rows.
         products: it runs cells that multiply values of the step itself.
@@ -223,8 +222,7 @@ class Traits:
     sorts_lengths: bool = False
     prepares_steps: bool = False
     heads: bool = False
-    plans_stacks: bool = False
-    plans_modules: bool = False
+    plans_many: bool = False
     stack_rank: int = 0
     products: bool = False
     projections: bool = False

@@ -131,14 +131,10 @@ def _warn_of_layer(cell: Cell, has_heads: bool, name: str, reason: str) -> None:
     _warn(reason, f"auto runs {what} {cell.name} in {instead}, since no backend here has a kernel for it: {reason}")
 
 
-def _order() -> tuple[str, ...]:
-    """Return `_CPU`, but native first where each process would compile numba's kernels for itself."""
-    return _CPU if numba.cache_folder() is not None else _CPU[::-1]
-
-
 def _fused_on_cpu(device: torch.device, dtype: torch.dtype, cell: Cell, heads: int, warn: bool) -> str | None:
     """Return the first of numba and native that can run these tensors, or None. Warn of a broken installation."""
-    taken = next((fused for fused in _order() if _reason(fused, device, dtype, cell, heads) is None), None)
+    order = _CPU if numba.cache_folder() is not None else _CPU[::-1]  # else each process would compile for itself
+    taken = next((fused for fused in order if _reason(fused, device, dtype, cell, heads) is None), None)
     if not warn:
         return taken
     if taken is None:

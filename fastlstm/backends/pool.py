@@ -38,10 +38,6 @@ def _rounded(used: int) -> int:
     return -(-used // granule) * granule
 
 
-def _nobody() -> None:
-    return None
-
-
 class Pages:
     """A piece of `size` bytes at `address`, in use while the view lives to which `holder` is a weak reference."""
 
@@ -57,7 +53,7 @@ class Pages:
                 with suppress(OSError):  # not every kernel takes this advice
                     self.memory.madvise(mmap.MADV_HUGEPAGE, 0, used // PAGE * PAGE)  # the rest in small pages
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
-        self.holder: Callable[[], memoryview | None] = _nobody
+        self.holder: Callable[[], memoryview | None] = lambda: None
 
 
 _pool: list[Pages] = []  # the newest piece is last

@@ -37,8 +37,8 @@ from fastlstm.backends.numba.host.forward import saved_shape
 from fastlstm.torch_private import constant
 
 _ALWAYS = Traits(
-    plans=True, plans_sixteen_bits=True, sorts_lengths=True, heads=True, plans_stacks=True,
-    plans_modules=True, stack_rank=plans.STACK_RANK, products=True, projections=True,
+    plans=True, plans_sixteen_bits=True, sorts_lengths=True, heads=True, plans_many=True,
+    stack_rank=plans.STACK_RANK, products=True, projections=True,
 )  # fmt: skip
 TRAITS = replace(_ALWAYS, prepares_steps=True)
 _INSTALLED = importlib.util.find_spec("numba") is not None

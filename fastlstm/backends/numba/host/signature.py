@@ -68,11 +68,6 @@ class Signature(NamedTuple):
         return counts(self.cell)
 
     @property
-    def has_means_or_heads(self) -> bool:
-        """Whether units see each other by means, or not all of h. The kernels for that do not use the bf16 unit."""
-        return self.counts.has_phases or self.heads > 1
-
-    @property
     def splits_rows(self) -> bool:
         """Whether the members of a team split the rows for the cell, because of means over units or of a projection."""
         return self.counts.means or self.h_width != self.H

@@ -31,10 +31,6 @@ def _load(b: ir.IRBuilder, tile: int, address: ir.Value, row: ir.Value = ROW) ->
     _call(b, "tileloadd64", I8(tile), b.inttoptr(address, I8.as_pointer()), row)
 
 
-def _store(b: ir.IRBuilder, tile: int, address: ir.Value, row: ir.Value) -> None:
-    _call(b, "tilestored64", I8(tile), b.inttoptr(address, I8.as_pointer()), row)
-
-
 def product(components: int) -> Builder:
     """Return the builder of ``out[m, n] = init[m, n] + sum of a[m, k] * w[k, n]`` for `rows` values of m, 32 times
     `tile_pairs` values of n, and 32 times `steps` values of k.
@@ -60,7 +56,7 @@ def product(components: int) -> Builder:
                 _load(b, tile, address, init_row)
             for_loop(b, steps, [a, w], step)
             for tile, address in enumerate(addresses(out, out_row)):
-                _store(b, tile, address, out_row)
+                _call(b, "tilestored64", I8(tile), b.inttoptr(address, I8.as_pointer()), out_row)
 
         def by_two(a, w):
             """Emit a K block of two tiles of rows by two of columns."""
