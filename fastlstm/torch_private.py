@@ -104,9 +104,9 @@ _disable = _name("_disable_dynamo")
 
 
 def _activity_reader() -> Callable[[], int]:
-    """Return a function that returns the first active dispatch key of those for which `fastlstm::active` has a kernel:
-    2 within a transform of torch.func, otherwise 1 within a trace or a mode that sees every operator, otherwise 0. If a
-    key has another name, it always returns 3, which counts as both.
+    """Return a function that returns the number of the first active dispatch key of those for which `fastlstm::active`
+    has a kernel: 2 within a transform of torch.func, otherwise 1 within a trace or a mode that sees every operator,
+    otherwise 0. If a key has another name, it always returns 3, which counts as both.
     """
     if not hasattr(torch.ops.fastlstm, "active"):  # a module may be loaded again
         library = torch.library.Library("fastlstm", "FRAGMENT")

@@ -44,9 +44,7 @@ def _rows_of_saved(backend: str, rank: int) -> int:
 
 
 def _fold_x(x: Any, dim: int | None, size: int, stack: int) -> Any:
-    """Return `_fold` of ``x``. If every layer of the stack reads the same x, and no derivative of it is wanted below,
-    return (T,G,B,I) as an expanded view instead.
-    """
+    """Return `_fold` of ``x``, or a view (T,G,B,I) if all layers read one x, without a derivative wanted below."""
     if dim is None and size == stack and x.dim() == 3 and not _continues(x):
         return x.unsqueeze(1).expand(-1, size, -1, -1)
     return _fold(x, dim, size, 1)
@@ -69,8 +67,8 @@ def _fold_layer(size: int, dims: Any, layer: Layer, stacks: bool) -> Layer:
 def forward_rule(
     cell: Cell, call: Callable[..., Any], last: Callable[..., Any], size: int, in_dims: tuple[Any, ...], *args: Any
 ) -> tuple[Any, Any]:
-    """Return the outputs of a layer, and the axis of each along which vmap's samples lie. `call` runs the layer; `last`
-    is the plain operator that runs it when no outer level or derivative is left.
+    """Return the outputs of a layer, and the axis of each along which vmap's samples lie. `call` runs the layer, or
+    `last`, the plain operator, when no outer level or derivative is left.
     """
     count, states = count_tensors(cell), len(cell.states)
     unfolded, dims = Layer.of(cell, args[:count], False), Layer.of(cell, in_dims[:count], False)

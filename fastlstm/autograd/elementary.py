@@ -12,9 +12,8 @@ Optional = Tensor | None
 
 
 def take_rows(a: Tensor, order: Tensor, axis: int) -> Tensor:
-    """Return the rows of `a` along `axis` in `order`, a permutation. Equivalent to ``a.index_select(axis, order)``.
-
-    The backward pass of index_select adds row by row. This one selects rows in the inverse order.
+    """Return ``a.index_select(axis, order)`` for a permutation, by whose inverse the backward pass selects and does not
+    add.
     """
     if not is_untransformed(a, order):
         return a.index_select(axis, order)
@@ -35,10 +34,8 @@ class _TakeRows(Function):
 
 
 def narrowed(results: tuple[Any, ...], dtype: torch.dtype, operands: tuple[Optional, ...]) -> tuple[Any, ...]:
-    """Return float32 results of a layer in `dtype`, the 16-bit type of the `operands` of the layer.
-
-    Equivalent to `Tensor.to` for each result, with one addition: if an operand is changed in place before the
-    backward pass, that pass raises. Autograd itself saved only float32 copies, and would not notice.
+    """Return float32 results of a layer in `dtype`, the 16-bit type of its `operands`. Beyond `Tensor.to`, the backward
+    pass raises if an operand was changed in place: autograd saved only float32 copies, and would not notice.
     """
     if wants_gradient(*results) and is_untransformed(*results, *operands):
         return cast(tuple[Any, ...], _Narrowed.apply(dtype, len(results), *results, *operands))

@@ -95,10 +95,7 @@ class LayerBackward(_Function):
 
 class LayerFunction(_Function):
     """One layer in one direction: ``h`` (T, B, H), the last states (B, H), the other states (T, B, H) of all steps, and
-    gates, a buffer.
-
-    Args:
-        args: the layer's tensors, reverse, the cell, and a backend's name.
+    gates, a buffer. `args`: the layer's tensors, reverse, the cell, and a backend's name.
     """
 
     @staticmethod
@@ -162,11 +159,8 @@ def _plain_gradients(cell: Any, reverse: bool, tensors: Any, needs: Any) -> tupl
 
 class PlannedFunction(Function):
     """`LayerFunction` by a plan, for calls under no transform: ``h``, the last states, and, if the plan keeps them, the
-    other states of all steps.
-
-    Args:
-        args: the plan, the layer or all layers of a module, and its tensors but lengths and reset, so that autograd
-            sees them.
+    other states of all steps. `args`: the plan, the layer or all layers of a module, and its tensors but lengths and
+    reset, so that autograd sees them.
     """
 
     @staticmethod

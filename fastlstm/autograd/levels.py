@@ -1,7 +1,5 @@
-"""Runs a Function under one level of torch.func's `vmap`, `grad` or `vjp`, with flat arguments.
-
-It does what torch's ``custom_function_call`` does, without trees of arguments: it unwraps the arguments for this level,
-runs the level below, and wraps the results.
+"""Runs a Function under one level of torch.func's `vmap`, `grad` or `vjp`, with flat arguments: like torch's
+``custom_function_call`` it unwraps them for this level, runs the level below, and wraps the results.
 """
 
 from functools import cache
@@ -25,9 +23,7 @@ def takes() -> bool:
 
 def apply(function: Any, *args: Any) -> Any:
     """Return ``function.apply(*args)`` at the innermost level. On the level below, ``function.apply`` is called again.
-
-    `function` is a `torch.autograd.Function` with setup_context and vmap. Under levels of `vmap` alone, a class with
-    apply and vmap is enough.
+    `function` has setup_context and vmap, or under levels of `vmap` alone apply and vmap.
     """
     innermost = private.innermost()
     args = (*(private.unwrap_if_left(a) if isinstance(a, Tensor) else a for a in args),)

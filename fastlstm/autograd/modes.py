@@ -31,9 +31,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 
 def has_memory(tensor: Tensor) -> bool:
-    """Return False for a tensor whose storage was resized to nothing, of which a kernel would read address 0. What a
-    transform or a tracer holds counts as there.
-    """
+    """Return False for a tensor whose storage was resized to nothing; True for what a transform or a tracer holds."""
     if type(tensor) not in _PLAIN or not is_plain() or transformed():
         return True
     # a meta tensor, or one of torch's zeros without memory, has the storage that it would need

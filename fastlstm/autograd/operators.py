@@ -39,9 +39,7 @@ LIBRARIES: dict[str, torch.library.Library] = {}
 
 
 def define(name: str, schema: str, function: Callable[..., Any], key: str = "CompositeExplicitAutograd") -> Any:
-    """Define an operator, as `torch.library.custom_op` does, but without its wrappers around every call. These take
-    twice as long as the rest of a call.
-    """
+    """Define an operator without the wrappers of `torch.library.custom_op`, which take twice as long as all else."""
     library = LIBRARIES[name] = library_of(name)  # a module may be loaded again
     library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     library.impl(name, outside_graphs(function), key)
@@ -204,12 +202,9 @@ class _Taking(torch.library.Library):
 def differentiate(
     name: str, function: Callable[..., Any], backward: Callable[..., Any], setup_context: Callable[..., Any]
 ) -> None:
-    """Register a derivative as `torch.library.register_autograd` does, with three differences.
-
-    Tangents raise. A call that nobody differentiates, such as each in a compiled graph, goes straight to the kernel and
-    not through the dispatcher a second time. `function` is what the operator of this name calls. And torch makes its
-    autograd kernel at the first call that needs it, since for all cells of the library that takes as long as half of
-    all else that `import fastlstm` does.
+    """Register a derivative as `torch.library.register_autograd` does, but tangents raise; a call that nobody
+    differentiates goes straight to `function`, the kernel that the operator of this name calls; and torch makes its
+    autograd kernel at the first call that needs it: for all cells that takes half as long as `import fastlstm`.
     """
 
     @cache
@@ -232,20 +227,14 @@ def differentiate(
 
 
 def _is_direct(*tensors: Optional) -> bool:
-    """Return whether a kernel may be called past the dispatcher, because no derivative would be lost.
-
-    Otherwise the operator is called, which records gradients and raises for tangents.
-    """
+    """Return whether a kernel may be called past the dispatcher, which records gradients and raises for tangents."""
     return not wants_gradient(*tensors) and is_plain(*tensors) and not any_tangent(*tensors)
 
 
 def forward(*args: Any) -> tuple[Tensor, ...]:
     """Return ``h`` (T, B, H), the last states (B, H), and, empty unless wanted, the other states (T, B, H) of all steps
-    and the backend's gates.
-
-    Args:
-        args: the tensors of a `Layer`, reverse, the cell, whether the other states and gates are wanted, and the
-            backend's name.
+    and the backend's gates. `args`: the tensors of a `Layer`, reverse, the cell, whether the other states and gates are
+    wanted, and the backend's name.
     """
     *tensors, reverse, cell, save, backend = args
     operators = by_cell[cell]
@@ -256,12 +245,11 @@ def forward(*args: Any) -> tuple[Tensor, ...]:
 
 
 def backward(*args: Any) -> tuple[Optional, ...]:
-    """Return the gradients of x, the weights, the states and the inputs. A gradient that is not wanted is None.
+    """Return the gradients of x, the weights, the states and the inputs, None if not wanted.
 
-    Args:
-        args: the gradients of h, of the last states, and of the other states of all steps, each of which may be None;
-            the tensors of the `Layer`; h, the other states and gates of its run; reverse; the cell; booleans that say
-            which gradients are wanted; and the backend's name.
+    `args`: the gradients of h, of the last states, and of the other states of all steps, or Nones; the tensors of the
+    `Layer`; h, the other states and gates of its run; reverse; the cell; booleans that say which gradients are wanted;
+    and the backend's name.
     """
     *tensors, reverse, cell, needs, backend = args
     if _is_direct(*tensors):

@@ -1,6 +1,5 @@
-"""The operators' own rules of differentiation and of `vmap`, and the operator that a trace records.
-
-A loaded export holds operators and no Functions. With these rules it can be trained and takes `vmap`, as a module does.
+"""The operators' own rules of differentiation and of `vmap`, and the operator that a trace records. With them a loaded
+export, which holds operators and no Functions, can be trained and takes `vmap`, as a module does.
 """
 
 from functools import partial
@@ -76,10 +75,7 @@ def define(cell: Cell) -> None:
 
 
 def _layer(cell: Cell, *args: Any) -> tuple[Tensor, ...]:
-    """Return the outputs, the last states and, if the argument `inner_states` is true, the inner states of all steps.
-
-    An operator's results do not vary in number, so without them there are empty tensors in their place.
-    """
+    """Return the outputs, the last states and, empty unless the argument `inner_states` is true, those of all steps."""
     *tensors, reverse, inner_states, backend = args
     run = differentiable(Layer.of(cell, tensors, reverse), inner_states, backend)
     return run.h, *run.last, *(run.saved if inner_states else [run.h.new_empty(0) for _ in run.saved])
