@@ -89,7 +89,6 @@ def run_planned(layer: Layer, plans: Plans, backend: str | None) -> Run | None:
 
 
 def _as_node(layer: Layer, backend: str | None, inner_states: bool) -> Run:
-    """Run a call that `torch.compile` traces."""
     if backend is not None:
         settings.check_name(backend)
     if autocast_of(layer.x) is None:  # checked before entering the graph node, so users see our error

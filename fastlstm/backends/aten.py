@@ -28,7 +28,6 @@ thread = _Thread()  # whether this backend runs in it: then `fastlstm.patch_oper
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why the backend cannot run, or None."""
     return None  # torch raises its own errors
 
 

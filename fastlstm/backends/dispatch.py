@@ -79,7 +79,6 @@ def module(name: str) -> Any:
 
 
 def traits(name: str) -> Traits:
-    """Return the traits of the backend of this name."""
     backend_traits: Traits = _MODULES[name].TRAITS
     return backend_traits
 

@@ -31,7 +31,6 @@ TRAITS = Traits(heads=True, products=True, projections=True)
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why the backend cannot run these tensors, or None."""
     return None if dtype.is_floating_point else f"the reference backend needs floating-point tensors, got {dtype}"
 
 

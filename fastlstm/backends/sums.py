@@ -106,7 +106,6 @@ class Sums:
         return add_bias(total, self.bias)
 
     def add_h(self, preact: Tensor, h: Tensor) -> Tensor:
-        """Add the product of h to pre-activations."""
         of_h, start = self.product_hh(h), self.layout.h_preacts.start * self.H
         if of_h is None:
             return preact
@@ -115,11 +114,9 @@ class Sums:
         return torch.cat([preact[..., :start], preact[..., start:] + of_h], -1)
 
     def x_gradient(self, dpreact: Tensor) -> Optional:
-        """Return the gradient of x."""
         return None if self.weight_ih is None else product(self.x_part(dpreact), self.weight_ih.mT)
 
     def h_gradient(self, dpreact: Tensor, heads: int) -> Optional:
-        """Return the gradient of h through its product."""
         weight = self.weight_hh
         if weight is None or heads == 1:
             return None if weight is None else product(self.h_part(dpreact), weight.mT)

@@ -93,7 +93,6 @@ def steps_of(layer: Layer, backend: str | None, packed_weights: dict[Any, Any]) 
 
 
 def _define(cell: Cell) -> Any:
-    """Define the operator of a cell."""
     name, states = f"quantized_{cell.key}", len(cell.states)
 
     def forward(*args: Any) -> tuple[Tensor, ...]:

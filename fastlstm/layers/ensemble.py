@@ -75,7 +75,6 @@ class Ensemble(nn.Module):
         self.training = first.training
 
     def __len__(self) -> int:
-        """Return M."""
         return len(next(self.stacked.parameters()))
 
     def unstack(self) -> list[Any]:

@@ -136,7 +136,6 @@ class Recurrent(CellModule, nn.RNNBase):
         return self.training and self.dropout > 0 and self.num_layers > 1 and self._trains
 
     def _whole(self, x: Tensor, weights: list[Any], states: tuple[Any, ...], masks: Masks = (None, None)) -> Layer:
-        """Return the record of all layers and directions."""
         directions, (lengths, reset) = 2 if self.bidirectional else 1, masks
         return Layer(
             x, tuple(weights), states, lengths, reset, False, self._cell, (), (), 0, False, self.num_layers,
@@ -144,7 +143,6 @@ class Recurrent(CellModule, nn.RNNBase):
         )  # fmt: skip
 
     def _run_planned(self, layer: Layer, plans: Any) -> Run | None:
-        """Return the results of a call that has a plan, or None."""
         plan = plans.find(layer, self.backend, True)[1]
         return None if plan is None else plan(layer)
 

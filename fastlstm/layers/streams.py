@@ -221,7 +221,6 @@ class Stream:
         return h
 
     def _in_form(self, states: list[Tensor]) -> Any:
-        """Return states in the form of the module's own."""
         return states[0] if self._has_bare_state else tuple(states)
 
     def _accepted_for_step(self, x_t: Any, state: Any, inputs: Any) -> tuple[Any, Any]:

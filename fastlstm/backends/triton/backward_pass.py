@@ -78,7 +78,6 @@ class Backward(Pass):
             return self._finished(self.launch(grads, layer, run), layer, run)
 
     def launch(self, grads: Run, layer: Layer, run: Run) -> KernelGradients:
-        """Run the kernels, and return their results."""
         T, B, H, needs = self.T, self.B, self.H, self.needs
         dh, (h, *others, saved) = grads.h, readable((run.h, *run.saved))
         dlast, dsequences = readable(grads.last), readable(grads.saved) if grads.saved else (None,) * len(others)

@@ -121,7 +121,6 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _failure(variant: Variant, I: int) -> str | None:
-    """Return what is wrong with a variant, or None."""
     device, precision, meta = variant.kind.device, variant.kind.precision, torch.device("meta")
     try:
         with launch.on_device(device):

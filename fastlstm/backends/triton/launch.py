@@ -219,7 +219,6 @@ class Forward(Pass):
         )
 
     def run(self, layer: Layer) -> Run:
-        """Return the results of a layer."""
         with on_device(layer.x.device):
             return self._run(layer)
 

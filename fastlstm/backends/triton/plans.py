@@ -30,7 +30,6 @@ class Plan:
         self.passes: dict[Any, Any] = {}
 
     def forward(self, layer: Layer) -> Run:
-        """Run a layer."""
         precision = resolve_precision(self.dtype, self.precision)
         if self.step or self.casts:
             layer = self._normalized(layer)
@@ -43,7 +42,6 @@ class Plan:
         return run._replace(h=None, saved=(*run.saved, run.h) if self.save else ())  # some cells read h after the step
 
     def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
-        """Return the gradients of a layer that this plan has run."""
         x, precision = layer.x, resolve_precision(self.dtype, self.precision)
         if self.step:
             layer, (*saved, h) = self._normalized(layer), run.saved

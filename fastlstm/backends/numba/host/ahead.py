@@ -58,7 +58,6 @@ def compile_ahead(runs: Sequence[Run], workers: int) -> None:
 
 
 def _begin() -> None:
-    """Prepare a worker."""
     # Ctrl-C reaches the main process too, which ends this one. If it ended by itself, the main process might take that
     # for an error before its own signal comes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -67,7 +66,6 @@ def _begin() -> None:
 
 
 def _names(run: Run) -> list[str]:
-    """Return the names of the kernels that `run` needs."""
     _functions_in_use.append(tasks.compiled_functions)
     tasks.compiled_functions = idle = _Idle()
     run()
@@ -75,7 +73,6 @@ def _names(run: Run) -> list[str]:
 
 
 def _compile(name: str, run: Run) -> None:
-    """Compile a kernel that `run` needs."""
     if name not in tasks.KERNELS and name not in tables:
         _names(run)  # adds to `tables` the generated functions of its cell
     tasks.compiled_functions = {}

@@ -41,13 +41,11 @@ class Counts(NamedTuple):
 
     @property
     def operands(self) -> int:
-        """The number of inputs and params."""
         return self.inputs + self.params
 
 
 @cache
 def counts(cell: Cell) -> Counts:
-    """Count the values of a cell."""
     layout, read = cell.layout, set(cell.derived().states_read)
     first, *inner = layout.states
     numbers = len(layout.preacts), len(layout.x_preacts), len(layout.h_preacts)

@@ -94,11 +94,9 @@ class Plan:
         return s._replace(rounded_dtype=rounded_dtype, threads=max(1, s.threads // self.shares))
 
     def readable(self, layer: Layer) -> Layer:
-        """Return a layer as the forward kernel reads it."""
         return layer if self.is_readable else readable_in_plan(layer)
 
     def forward(self, layer: Layer) -> Run:
-        """Run a layer."""
         return self.kernel.run(self.readable(layer))
 
     def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
@@ -186,7 +184,6 @@ class ModulePlan:
     def __init__(
         self, layer: Layer, save: bool, caches: dict[Any, Any] | None, state_axes: tuple[int, ...], components: int
     ) -> None:
-        """Prepare the kernels: the arguments are those of `plan`."""
         D, x, parts = layer.directions, layer.x, examples(layer)
         example = signature_of(readable_in_plan(parts[0]), state_axes, components)
         panels = panels_of(example.H, lanes_of(example.dtype))
@@ -202,7 +199,6 @@ class ModulePlan:
         self.is_readable = all(plan.is_readable for plan in self.plans)
 
     def forward(self, layer: Layer) -> Run:
-        """Run all parts."""
         layer = layer if self.is_readable else readable_in_plan(layer)
         x, D = layer.x, layer.directions
         last = tuple([new() for new in self.new_states])
@@ -222,7 +218,6 @@ class ModulePlan:
         return Run(x, last, (*sequences, *gates))
 
     def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
-        """Return the gradients of a module that this plan has run."""
         return backward_of_parts(grads, layer, run, needs, self._backward_of)
 
     def _backward_of(self, first: int, arguments: list[Any]) -> list[Gradients]:

@@ -64,7 +64,6 @@ class Signature(NamedTuple):
 
     @property
     def counts(self) -> Counts:
-        """The counts of the cell's values."""
         return counts(self.cell)
 
     @property

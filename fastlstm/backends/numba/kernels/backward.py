@@ -60,7 +60,6 @@ def barrier_address(a, number):
 
 
 def backward_with(products: BackwardProducts) -> Any:
-    """Return the backward kernel with these products."""
     is_on_bf16_unit, pack_transposed, pack_transposed_inputs, dpreact_target, *_ = products
     *_, store_dpreact, back_product, pack_activations, add_gradients = products
 

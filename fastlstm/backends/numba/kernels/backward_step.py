@@ -33,7 +33,6 @@ def carried_address(a, k, p, b):
 
 
 def inner_field(a, k, n):
-    """Return field n of the record of inner state k."""
     return get_int64(a.inner_records + 8 * (INNER_FIELDS_BACKWARD * k + n))
 
 

@@ -99,7 +99,6 @@ def store_output(a, t, p, b, rows, h):
 
 
 def forward_with(products: ForwardProducts) -> Any:
-    """Return the forward kernel with these products."""
     pack_weights, multiply_inputs, preact, pack_x_operand, pack_h_operand, preact_of_only_row = products
     reads_x_unpacked, reads_h_unpacked = pack_x_operand is None, pack_h_operand is None
     may_have_one_row = preact_of_only_row is not None

@@ -9,12 +9,10 @@ def length_of(a, b):
 
 
 def is_held(a, t, b):
-    """Return whether row b is held at step t."""
     return a.lengths != 0 and get_int64(a.lengths + 8 * b) <= t
 
 
 def any_held(a, t, b, rows):
-    """Return whether one of `rows` rows from `b` on is held at step t."""
     if a.lengths != 0:
         for r in range(rows):
             if is_held(a, t, b + r):
@@ -28,7 +26,6 @@ def is_reset(a, t, b):
 
 
 def any_reset(a, t, b, rows):
-    """Return whether one of `rows` rows from `b` on starts from zeros at step t."""
     if a.reset != 0:
         for r in range(rows):
             if is_reset(a, t, b + r):

@@ -15,7 +15,6 @@ OPERAND_FIELDS, OPERAND_FIELDS_BACKWARD = len(names(FORWARD_OPERAND)), len(names
 
 
 def set_entry(table, k, address, row):
-    """Set entry k of a pointer table."""
     set_int64(table + 16 * k, address)
     set_int64(table + 16 * k + 8, row)
 
@@ -31,7 +30,6 @@ def entry_address(table, k, b, panel_offset):
 
 
 def entry_stride(table, k):
-    """Return the row stride of entry k."""
     return get_int64(table + 16 * k + 8)
 
 

@@ -43,7 +43,6 @@ def team_rows(a, team_index, team_count):
 
 
 def arrive(barrier, threads):
-    """Count this thread at a barrier."""
     if threads > 1:
         add_atomic(barrier, 1)
 

@@ -37,12 +37,10 @@ def record_phase(a, group):
 
 
 def record_first(a, group):
-    """Return a group's first product."""
     return get_int64(a.product_records + 32 * group + 8)
 
 
 def record_count(a, group):
-    """Return the number of a group's products."""
     return get_int64(a.product_records + 32 * group + 16)
 
 
@@ -83,7 +81,6 @@ def value_span(a):
 
 
 def pack_products(a, p):
-    """Pack panel p of the weights of all products."""
     for group in range(a.product_groups):
         count, first_block = record_count(a, group), a.x_preacts + a.h_preacts + record_first(a, group)
         row, panel = a.head * a.size, packed_address(a, group, p)

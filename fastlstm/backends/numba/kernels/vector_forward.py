@@ -74,13 +74,11 @@ def pack_panel(a, p, weight, weight_row, units, columns, gates, first_block, has
 
 
 def pack_hh(a, p, packed_index):
-    """Pack panel p of weight_hh."""
     panel, columns = packed_hh_address(a, packed_index), seen_count(a, p)
     pack_panel(a, p, a.weight_hh, a.hh_row_stride, a.H, columns, a.h_preacts, a.x_preacts, True, panel)
 
 
 def pack_ih(a, p, packed_index):
-    """Pack panel p of weight_ih."""
     panel = packed_ih_address(a, packed_index)
     pack_panel(a, p, a.weight_ih, a.ih_row_stride, a.H, a.I, a.x_preacts, 0, False, panel)
 

@@ -130,5 +130,4 @@ def configure(b, rows):
 
 
 def release(b):
-    """Release the tiles of AMX."""
     _call(b, "tilerelease")

@@ -41,7 +41,6 @@ class Functions:
 
 @cache
 def functions_of(cell: Cell) -> Functions:
-    """Return a cell's functions on vectors."""
     derived, layout = cell.derived(), cell.layout
     forward, backward = derived.forward, derived.backward
     params, groups = [f"d{name}" for name in layout.params], layout.product_groups

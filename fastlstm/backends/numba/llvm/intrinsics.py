@@ -19,22 +19,18 @@ def call_int(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
 
 
 def get_byte(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
-    """Load the byte at an address."""
     return b.zext(load(b, I8, address), I64)
 
 
 def get_int32(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
-    """Load the int32 at an address."""
     return b.sext(load(b, I32, address), I64)
 
 
 def get_int64(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
-    """Load the int64 at an address."""
     return load(b, I64, address)
 
 
 def set_int64(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> None:
-    """Store an int64 at an address."""
     store(b, value, address)
 
 

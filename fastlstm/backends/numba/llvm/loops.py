@@ -51,7 +51,6 @@ def update_tile(rows: int, vecs: int, row_value: Any, vector: Any, add: Any, sum
 
 
 def at_most(b: ir.IRBuilder, x: ir.Value, limit: ir.Value) -> ir.Value:
-    """Return the smaller of two integers."""
     return b.select(b.icmp_signed("<", x, limit), x, limit)
 
 

@@ -46,7 +46,6 @@ def gemm(vtype: VectorType, vecs: int) -> Builder:
 
 
 def masked_tile(vtype: VectorType, rows: int) -> Builder:
-    """Return the builder of `masked` for `rows` rows."""
 
     def build(b, out, out_row, w, w_row, a, a_row, count, outer, a_outer, w_outer, first, last):
         def block(a, w, *acc):
@@ -145,7 +144,6 @@ def gemv(vtype: VectorType, vecs: int) -> Builder:
 
 
 def in_place_tile(vtype: VectorType, rows: int) -> Builder:
-    """Return the builder of `in_place` for `rows` rows."""
     length, size, vector = I64(vtype.count), I64(vtype.size), I64(vtype.size * vtype.count)
 
     def build(b, init, init_row, out, out_row, a, a_row, w, w_row, count, last, a2, a2_row, w2, w2_row, count2, last2):
@@ -201,7 +199,6 @@ def in_place(vtype: VectorType) -> Builder:
 
 
 def accumulate_tile(vtype: VectorType, rows: int, vecs: int) -> Builder:
-    """Return the builder of `accumulate` for `rows` rows."""
 
     def build(b, a, a_row, w, w_row, count, out, out_row):
         vectors = [I64(n * vtype.size * vtype.count) for n in range(vecs)]

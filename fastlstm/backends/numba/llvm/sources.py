@@ -26,7 +26,6 @@ def functions_of(module: str) -> dict[int, ast.FunctionDef]:
 
 
 def fingerprint() -> int:
-    """Return a digest of all kernels' sources."""
     digest = hashlib.sha256()
     for package in "fastlstm.cells", "fastlstm.backends.numba":
         for module in pkgutil.walk_packages(import_module(package).__path__, f"{package}."):
