@@ -1,8 +1,7 @@
 // The backward pass of a layer: dpreact step by step, and after each chunk of steps its part of the sums over rows.
 //
-// dpreact of a chunk is used while it is in the cache: there is memory for four chunks alone. A thread computes the
-// gradients of a chunk after dpreact of the one that runs next, whose steps are earlier, and so waits only for threads
-// that are a whole chunk behind.
+// dpreact of a chunk is used while it is in the cache: there is memory for four. A thread computes a chunk's gradients
+// after dpreact of the one that runs next, and so waits only for threads that are a whole chunk behind.
 #pragma once
 
 template <class C, class E> struct Backward : Gradients<C, E> {

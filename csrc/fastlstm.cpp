@@ -15,9 +15,8 @@ using namespace fastlstm;
 namespace {
 
 constexpr int64_t CHUNK_PAIRS = 128;  // (step, row) pairs of a chunk of the backward pass
-// If the accumulators of the weight gradients take at most this many bytes, each half of the batch rows has its own
-// set, so that a thread sums over rows that are in its cache. With few batch rows but many steps the limit is half of
-// that. Only the shape decides, so that the bits do not depend on the threads.
+// Up to so many bytes of accumulators, half with few batch rows but many steps, each half of the rows has its own set,
+// so that a thread sums over rows in its cache. Only the shape decides, so that bits do not depend on the threads.
 constexpr int64_t SPLIT_K_BYTES = 1 << 19;
 constexpr int64_t FEW_PAIRS = 128;  // up to which few_pairs.h computes the weight gradients; fewer where padding is much
 

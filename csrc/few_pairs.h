@@ -1,6 +1,5 @@
 // Weight gradients of few (step, row) pairs, written directly to the rows of the gradients, from strips of x and h_in
-// that are 4 vectors wide. Accumulators as in gradients.h have to be set to zero, added to and transposed, which would
-// take longer than the products themselves. The sums have the same order as there.
+// that are 4 vectors wide, with the sums of gradients.h, whose accumulators would take longer than the products.
 #pragma once
 
 // Writes the rows of one pre-activation and panel of a weight's gradient, `width` columns, from its dpreact of all steps.

@@ -259,8 +259,7 @@ INLINE void step_of_panels(int64_t p, int64_t I, int64_t H, const E *w, const E 
         UNROLL for (int k = 0; k < C::STATES; k++) new_states[k].store(row.next[k] + p * L, valid);
     }
 }
-// Does so for the panels p to p_last. The pre-activations stay in registers. The bits are those of preact_of and
-// finish_cells.
+// Does so for the panels p to p_last, in registers, with the bits of preact_of and finish_cells.
 template <class C, class E>
 NOINLINE void step_of_row(int64_t p, int64_t p_last, int64_t I, int64_t H, const E *w, const E *biases, const Row<E> &row) {
     constexpr int64_t L = Vector<E>::N;

@@ -1,5 +1,4 @@
-// The kernels of int8 weights for x86-64 processors with AVX-512 and its VNNI: compile with -mavx512f -mavx512dq
-// -mavx512vl -mavx512vnni.
+// The kernels of int8 weights for AVX-512 and its VNNI: -mavx512f -mavx512dq -mavx512vl -mavx512vnni.
 #ifdef __x86_64__
 #define VECTOR_BYTES 64
 #include "int8.h"

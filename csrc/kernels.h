@@ -48,9 +48,8 @@ struct ThreadPosition {
     int64_t first_of_team(int64_t count) const { return share(count, team_thread, team_size); }
     int64_t last_of_team(int64_t count) const { return share(count, team_thread + 1, team_size); }
 
-    // Arrives at the next barrier of all threads and returns its number, with which `wait_for_all` waits there. A
-    // thread may arrive at the next one before it waits, so two counters take turns: with one, a fast thread's second
-    // arrival would count as a slow one's first.
+    // Arrives at the next barrier of all threads and returns its number, with which `wait_for_all` waits there. Two
+    // counters take turns: with one, a fast thread's second arrival would count as a slow one's first.
     int64_t arrive_all() {
         arrive(barriers[all_barriers % 2], used_threads);
         return all_barriers++;

@@ -51,8 +51,7 @@ static Doubles randoms(int64_t count) {
     return values;
 }
 
-// A layer of cell C, and its results, which `run` computes. Arrays of states have h first; what a cell without c lacks
-// is empty.
+// A layer of cell C, and its results, which `run` computes. Arrays of states have h first, and may be empty.
 template <class C> struct Layer {
     static constexpr int64_t FIRST_H = C::S - C::Y;
     Case s;
