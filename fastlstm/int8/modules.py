@@ -274,8 +274,8 @@ class QuantizedLSTM(QuantizedLayers[State]):
 
 
 class QuantizedGRU(QuantizedLayers[Tensor]):
-    """A `fastlstm.GRU` for inference, with weights of int8, by `fastlstm.quantize`. Its buffers are `QuantizedLSTM`'s,
-    with 3H rows instead of 4H. The backward pass of its results raises RuntimeError.
+    """A `fastlstm.GRU` for inference, with weights of int8, made by `fastlstm.quantize`. Its buffers are
+    `QuantizedLSTM`'s, with 3H rows instead of 4H. The backward pass of its results raises RuntimeError.
     """
 
     _float, _cell, _words, _has_bare_state = GRU, GRU._cell, GRU._words, True

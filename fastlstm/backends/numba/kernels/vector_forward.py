@@ -37,7 +37,7 @@ def packed_hh_address(a, packed_index):
 
 
 def packed_ih_address(a, packed_index):
-    """Return the address of a packed panel of weight_ih, after all of weight_hh: gaps between these cost 0.15."""
+    """Return a packed panel of weight_ih, after all of weight_hh: with gaps a single row took 1.15 times as long."""
     return packed_hh_address(a, a.packed_panels) + packed_index * a.I * a.x_preacts * VECTOR
 
 
