@@ -83,8 +83,8 @@ def call(name: str, *arguments: Any) -> None:
 
 
 class Steps:
-    """Runs single steps on packed weights and its states, from the address of x (B, I), and writes h (B, H) to a
-    second.
+    """Runs single steps on packed weights, and on states that it reads and writes. It is called with the addresses of x
+    (B, I) and of h (B, H), to which it writes the new state h once more.
     """
 
     packs_weights = True  # each of these has packed weights of its own

@@ -159,7 +159,7 @@ def _triton_lacks(
 
 
 def _is_expected(device: torch.device, dtype: torch.dtype, lacking: bool) -> bool:
-    """Return whether nobody wonders that triton does not run this: float64, or what torch does on an old GPU."""
+    """Return whether nobody wonders that triton does not run this: float64, and on an old GPU all that aten can."""
     if dtype not in gpu.DTYPES:
         return True
     return not lacking and triton.supports(device, dtype) not in (None, gpu.import_failure())

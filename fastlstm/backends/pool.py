@@ -191,7 +191,7 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 def pooled(like: Tensor, *shape: int) -> Tensor:
-    """Return `like.new_empty(shape)`, from the pool, so for no user (it cannot be resized), if large, on the CPU."""
+    """Return `like.new_empty(shape)`, if large and on the CPU from the pool, which no user gets: it has one size."""
     count = math.prod(shape)
     size = count * like.itemsize
     if size < SMALL or not like.is_cpu:

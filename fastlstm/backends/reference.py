@@ -58,7 +58,9 @@ def previous(a: Tensor, a_0: Tensor, layer: Layer, held: Tensor | None, reset: T
 
 
 def forward(layer: Layer, save: bool) -> Run:
-    """Run a layer in one direction. To `save` are inner states, (T, B, H) each, and `Layout.saved` (T, B, N H)."""
+    """Run one layer in one direction. With `save` the run has the inner states, (T, B, H) each, and the N values that
+    the cell saves, (T, B, N H) in the order of `Layout.saved`.
+    """
     return forward_with(Sums(layer.cell, layer.weights, hidden_size(layer)), layer, save)
 
 
@@ -94,7 +96,7 @@ def forward_with(sums: Sums, layer: Layer, save: bool) -> Run:
 
 
 def run_of(layer: Layer, sequences: Sequence[Tensor]) -> Run:
-    """Return the run of these outputs and inner states, (T, B, H) each, without last states: saved values anew."""
+    """Return the run of these outputs and inner states, (T, B, H) each, with saved values but not the last states."""
     cell, held = layer.cell, held_steps(layer)
     x, sums = fill(flat_input(layer.x), held), Sums(cell, layer.weights, hidden_size(layer))
     prev = _previous_of_all(layer, sequences, held)

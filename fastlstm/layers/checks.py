@@ -103,7 +103,7 @@ def check_heads(heads: Any, hidden_size: int, cell: Cell) -> None:
 
 
 def check_sizes_without_x(cell: Cell, input_size: Any, num_layers: Any) -> None:
-    """Raise ValueError for features or layers of a cell without a product of x, which reads neither."""
+    """Raise ValueError for input features or several layers of a cell without a product of x, which reads neither."""
     for name, value, wanted in (("input_size", input_size, 0), ("num_layers", num_layers, 1)):
         if not cell.gates_of_x and value != wanted:
             raise ValueError(

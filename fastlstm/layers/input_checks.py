@@ -211,7 +211,9 @@ def check_states(x: Tensor, states: States, name: str = "hidden") -> None:
 
 
 def with_only_input(cell: Any, x: Any, inputs: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Return x and the cell's input tensors: x itself for a cell without x and with one input, without `inputs`."""
+    """Return x and the cell's input tensors. A tensor x is that of the only input of a cell without gates that sum x,
+    unless `inputs` are given too. Raises what `inputs_by_name` raises.
+    """
     if not cell.gates_of_x and len(cell.inputs) == 1 and inputs is None:
         if isinstance(x, Tensor):
             return None, (x,)
@@ -238,10 +240,10 @@ def inputs_by_name(inputs: Any, names: Sequence[str]) -> tuple[Any, ...]:
 def expanded(
     x: Tensor, inputs: Sequence[Tensor], names: Sequence[str], size: tuple[int, ...], layout: str
 ) -> tuple[Tensor, ...]:
-    """Return a cell's `inputs`, called `names`, expanded to `layout`, its name, of this size. Booleans become numbers.
+    """Return a cell's `inputs`, called `names`, each expanded to the given size, called `layout`; booleans as 0 and 1.
 
     Raises:
-        ValueError: unless each has these dimensions, of this size or of size 1: (T, B) could be meant as (B, H).
+        ValueError: unless each has these dimensions, of this size or of size 1: (T, B) would be read as (B, H).
         RuntimeError: unless they have the device and, without autocast, the dtype of `x`.
     """
     tensors = []

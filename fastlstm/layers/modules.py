@@ -75,8 +75,8 @@ class CellModule:
         return Stream(self, batch_size)
 
     def _steps_of(self, layer: Layer, packed_weights: dict[Any, Any]) -> Any:
-        """Return what runs single steps of a layer for a stream, or None where no backend can. `packed_weights`: for
-        the next.
+        """Return what runs single steps of a layer for a stream, or None where no backend can. `packed_weights`: where
+        these stay, in case that the steps are prepared again.
         """
         x, cell = layer.x, layer.cell
         zoneout = getattr(self, "zoneout", 0)
