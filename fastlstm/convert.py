@@ -1,6 +1,4 @@
-"""Models over to fastlstm and back, in place: `replace` changes the class of each module, whose object, parameters,
-hooks, mode and names stay.
-"""
+"""Models over to fastlstm and back: `replace` changes the class of each module, which stays the same object."""
 
 import warnings
 from functools import cache
@@ -99,9 +97,7 @@ def restore(model: M) -> M:
 
 
 def restore_lstm(model: M) -> M:
-    """Do what `restore` does, and raise what it raises, for every `fastlstm.LSTM` and `fastlstm.LSTMCell` in `model`
-    alone.
-    """
+    """Do what `restore` does, and raise what it raises, for `fastlstm.LSTM` and `fastlstm.LSTMCell` alone."""
     return _restore("restore_lstm", _LSTMS, model)
 
 

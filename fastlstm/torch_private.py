@@ -290,7 +290,5 @@ _overwriting = _name("_library.custom_ops.get_library_allowing_overwrite")
 
 
 def library_of(operator: str) -> torch.library.Library:
-    """Return a library that defines one operator, also again if a notebook reloads a module: without the private name
-    that is an error of torch's, which names the operator.
-    """
+    """Return a library that defines one operator, with the private name also where a notebook reloads a module."""
     return torch.library.Library("fastlstm", "FRAGMENT") if _overwriting is None else _overwriting("fastlstm", operator)

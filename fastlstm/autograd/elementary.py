@@ -12,9 +12,7 @@ Optional = Tensor | None
 
 
 def take_rows(a: Tensor, order: Tensor, axis: int) -> Tensor:
-    """Return ``a.index_select(axis, order)`` for a permutation, by whose inverse the backward pass selects and does not
-    add.
-    """
+    """Return ``a.index_select(axis, order)``, whose backward pass also selects, as `order` is a permutation."""
     if not is_untransformed(a, order):
         return a.index_select(axis, order)
     return cast(Tensor, _TakeRows.apply(a, order, axis))

@@ -21,9 +21,7 @@ NODES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
 
 
 def is_exporting() -> bool:
-    """Return whether `torch.onnx.export` traces the call in this thread. An export has imported torch.onnx, which takes
-    as long as all of this package.
-    """
+    """Return whether `torch.onnx.export`, which has imported torch.onnx, traces the call in this thread."""
     if "torch.onnx" not in sys.modules or not torch.onnx.is_in_onnx_export():
         return False
     return bool(dispatch_mode_count()) or torch.jit.is_tracing()

@@ -59,7 +59,5 @@ class Layout:
         self.multiplied = tuple(self.saved_units.index(value) for value, _ in groups)
 
     def saved_vectors(self, lanes: int) -> int:
-        """Return the vectors of a row's saved values in a panel: one a value of a unit, and no fewer than one more
-        panel needs.
-        """
+        """Return a row's vectors of saved values in a panel, no fewer than one more panel needs for `saved_rows`."""
         return max(len(self.saved_units), -(-len(self.saved_rows) // lanes))

@@ -115,9 +115,7 @@ class Cell:
         }
 
     def derived(self, costs: Costs | None = None) -> Derived:
-        """Return all that follows from the arithmetic; printed, it shows both passes. `costs` decide what forward
-        saves.
-        """
+        """Return all that follows from the arithmetic; it prints both passes. `costs` decide what is saved."""
         derived = self._derived  # first, so that its text does not depend on what else has been derived
         if costs is None:
             return derived

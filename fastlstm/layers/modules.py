@@ -75,9 +75,7 @@ class CellModule:
         return Stream(self, batch_size)
 
     def _steps_of(self, layer: Layer, packed_weights: dict[Any, Any]) -> Any:
-        """Return what runs single steps of a layer for a stream, or None where no backend can. `packed_weights`: where
-        these stay, in case that the steps are prepared again.
-        """
+        """Return what runs single steps of a layer for a stream, which keeps `packed_weights`, or None."""
         x, cell = layer.x, layer.cell
         zoneout = getattr(self, "zoneout", 0)
         if zoneout not in (0, (0, 0)) or cell.inputs or not may_prepare(self):
@@ -111,9 +109,7 @@ class CellModule:
         return super()._apply(*args, **kwargs)  # type: ignore[misc]
 
     def release_memory(self) -> None:
-        """Give back the memory of plans and packed weights, which later calls make again. Changed weights need no such
-        call.
-        """
+        """Give back the memory of plans and packed weights, which later calls make again, as need be."""
         vars(self).pop("_plans", None)
 
     def _get_name(self) -> str:

@@ -229,9 +229,7 @@ class Recurrent(CellModule, nn.RNNBase):
         return x, last, others[0] if directions == 1 else tuple([torch.cat(both, -1) for both in zip(*others)])
 
     def _plans_of_all(self) -> Any:
-        """Return the plans for all parts in one call, or None where more than the cell runs, or where there is one
-        part.
-        """
+        """Return the plans for all parts in one call, or None where more than the cell runs, or one part."""
         runs_more = self._regularizers or self._recompute or self._is_stacked or self._drops
         return None if runs_more or len(self._all_weights) == 1 else self._plans_of(0)
 

@@ -100,9 +100,7 @@ class Regularized(LikeTorch[States]):
         return output, last[1:], tuple(others_of_cell) if inner_states else ()
 
     def _masked(self, layer: Layer, drops: bool, zoneout: tuple[float, ...]) -> tuple[Layer, bool]:
-        """Return the layer of a cell that takes masks, with `zoneout` of each state or (), and whether masked h comes
-        first.
-        """
+        """Return the layer of a cell that takes masks, with `zoneout` or (), and whether masked h comes first."""
         from fastlstm.cells import regularized  # most modules need none of them, and each takes a while to trace
 
         T, B, H = layer.x.shape[0], layer.x.shape[1], self.hidden_size

@@ -26,9 +26,7 @@ def accepted(name: str, a: Tensor, like: Tensor) -> Tensor:
 
 
 def accepted_input(x_t: Any, rows: int | None, input_size: int, like: Tensor) -> Tensor:
-    """Return x_t, of `rows` rows or, with None, any number, as steps take it, or raise the error that says what is
-    wrong.
-    """
+    """Return x_t, of `rows` rows or any number, as steps take it, or raise the error that says what is wrong."""
     if not isinstance(x_t, Tensor):
         raise TypeError(f"x_t must be a tensor, got {type(x_t).__name__}")
     others = len(x_t) if x_t.dim() == 2 and x_t.shape[1] == input_size else 0

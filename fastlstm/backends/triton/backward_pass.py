@@ -26,9 +26,7 @@ class KernelGradients(NamedTuple):
 
 
 class Backward(Pass):
-    """Computes the gradients of layers like an example. `needs`: which are wanted. `tile`: if not
-    `launch.describe_layer`'s.
-    """
+    """Computes the gradients of layers like an example. `needs`: which. `tile`: if not `launch.describe_layer`'s."""
 
     def __init__(self, layer: Layer, needs: Gradients, precision: str, tile: Tile | None = None) -> None:
         super().__init__(layer, precision, True, tile)

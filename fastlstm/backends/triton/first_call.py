@@ -67,9 +67,7 @@ class Kind(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """The kernels that Triton compiles for one kind of layers, which of whose tensors are `present`, and whether
-    results are `compared` as well.
-    """
+    """The kernels that Triton compiles for one kind of layers, with these tensors `present`; maybe `compared`."""
 
     kind: Kind
     tile: tiles.Tile

@@ -177,9 +177,7 @@ class Pass:
         return tuple([part for parts in packed for part in (parts if self.packs else parts[:1])])
 
     def _packed(self, weight: Any, pack: Any) -> tuple[Any, Any, Any]:
-        """Return a weight for the kernels: for resident ones float32 as high and low parts in fp16 and a scale, else
-        Nones.
-        """
+        """Return a weight for the kernels: for resident ones float32 as two parts in fp16 and a scale."""
         if weight is not None and weight.shape[-1] < self.D:
             weight = sums.dense(weight, self.H)
         if pack is None:

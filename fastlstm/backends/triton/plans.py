@@ -1,6 +1,4 @@
-"""Plans for calls of one signature, which keep their passes: for each precision, and gradients that come in and are
-wanted.
-"""
+"""Plans for calls of one signature, which keep a pass for each precision, and gradients that come in or are wanted."""
 
 from __future__ import annotations
 

@@ -29,9 +29,7 @@ def pin(w):
 
 @triton.jit
 def block_of(lines, BLOCK: tl.constexpr):
-    """Return program_id(0)'s layer of the stack, in 64 bits, and the first of its BLOCK lines there: only the first
-    axis of a grid may exceed 65535.
-    """
+    """Return program_id(0)'s layer, in 64 bits, and first of its BLOCK lines: other axes of a grid are short."""
     blocks = tl.cdiv(lines, BLOCK)
     return (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * BLOCK
 

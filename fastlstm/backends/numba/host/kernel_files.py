@@ -37,9 +37,7 @@ class Kernel(NamedTuple):
 
 @cache
 def folder() -> Path | None:
-    """Return the folder of the kernels' files, numba's for this package, or None, also for reading, if none can be
-    written.
-    """
+    """Return the folder of the kernels' files, numba's for this package, or None if none can be written."""
 
     def beside_the_kernels() -> None:  # numba chooses the folder by the file that a function stands in
         pass

@@ -20,9 +20,7 @@ class PackedWeights(NamedTuple):
 
 
 class PackedCache:
-    """Caches the packed weights of one layer and format, at first None. Any thread may replace `packed`, so a caller
-    keeps its own reference while its kernel reads the weights.
-    """
+    """Caches the packed weights of a layer and format, or None. A caller keeps its own reference to `packed`."""
 
     def __init__(self, *sizes: int) -> None:
         """`sizes`: bytes of each part, the last of which is the digests."""

@@ -194,9 +194,7 @@ class BackwardSizes(NamedTuple):
 
 
 def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> BackwardSizes:
-    """Return what the backward kernel of a signature needs, if any gradient of weights, biases or params is wanted
-    (`wants_weights`), and that of x (`wants_dx`).
-    """
+    """Return what the backward kernel of a signature needs. `wants_weights`: also for those of biases or params."""
     T, B, I, H, dtype, components = s.T, s.B, s.I, s.H, s.dtype, s.components
     lanes, size, counts = lanes_of(dtype), dtype.itemsize, s.counts
     panels, wide = panels_of(H, lanes), 4 * lanes

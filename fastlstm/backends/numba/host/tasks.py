@@ -37,9 +37,7 @@ _TASK = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 
 def stack(a, thread, threads):
-    """Run this thread's layers of a stack, which are neighbours: between the outputs of two threads the caches of their
-    cores, which fetch ahead, would exchange lines at every step.
-    """
+    """Run this thread's layers of a stack, neighbours: other cores' caches fetch ahead, and would exchange lines."""
     for buffers in range(thread, a.buffer_sets, threads):
         for k in range(share(a.count, buffers, a.buffer_sets), share(a.count, buffers + 1, a.buffer_sets)):
             call(a.task, a.first + k * a.struct_bytes, 0, 1)

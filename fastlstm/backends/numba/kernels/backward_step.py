@@ -38,9 +38,7 @@ def inner_field(a, k, n):
 
 @inlined
 def run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase, transposed):
-    """Run a phase of the cell's backward pass. `dh`: the gradient of h from the step after; `dpre`: where dpreact is
-    stored; `transposed`: the transposed products of the first group.
-    """
+    """Run a phase of the backward cell. `dh`: from the step after; `dpre`: dpreact; `transposed`: products."""
     L, H, panel_offset, pointers, panels = a.lanes, a.H, p * VECTOR, table, a.panels
     valid, is_last, corrects = min(L, H - p * L), phase == a.phases - 1, a.reverse != 0 and a.lengths != 0
     has_reset, has_held, is_full = any_reset(a, t, b, rows), any_held(a, t, b, rows), (p + 1) * L <= min(H, a.h_width)

@@ -104,9 +104,7 @@ def forward_with(products: ForwardProducts) -> Any:
     may_have_one_row = preact_of_only_row is not None
 
     def forward(a, thread, threads):
-        """Run this thread's share. Teams split the batch rows. The threads of a team split the units, and wait for each
-        other after each step.
-        """
+        """Run this thread's share, waiting after each step for its team, which splits the units."""
         L, size, H, B, T, panels, h_0_row = a.lanes, a.size, a.H, a.B, a.T, a.panels, a.h_width * a.size
         team_count = min(threads, a.team_count)
         team_size = threads // team_count

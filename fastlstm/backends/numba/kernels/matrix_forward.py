@@ -36,9 +36,7 @@ def copy_square(a, rows, columns, source, source_row, target):
 
 
 def pack_columns(a, p, x_groups, h_groups, target, scratch):
-    """Pack panel p of the weights as a column operand, 16 columns a gate: K runs over `x_groups` groups of 16 columns
-    of weight_ih, then over `h_groups` of weight_hh.
-    """
+    """Pack panel p as a column operand, 16 columns a gate: K runs over groups of 16 columns of x, then of h."""
     L, I, H = a.lanes, a.I, a.H
     units, copy, tile, group_bytes = min(L, H - p * L), scratch, scratch + 16 * VECTOR, L * element_bytes(a)
     for gate in range(4):

@@ -124,9 +124,7 @@ def redirect_to_scratch(a, table, pointers, p, t, b, rows, scratch, writes, corr
 
 
 def copy_held(a, t, p, b, rows, table):
-    """Copy one panel's states of held rows to the next step. Their saved gates become zero: an operator returns them,
-    and its results must be the same in every run.
-    """
+    """Copy one panel's states of held rows to the next step, and zero their saved gates, which a run returns."""
     L, panel_offset = a.lanes, p * VECTOR
     for k in range(0, 2 * a.inner_states + 2, 2):
         width = lanes_inside(a, p, width_of(a, k))

@@ -144,9 +144,7 @@ def multiply_inputs(a, s, p, team_index, b_first, b_last):
 
 @inlined
 def preact_of_row(a, s, p, packed_index, panels, step, b, out, x, h_in):
-    """Compute the pre-activations of row b for `panels` panels from p on, which see the same columns of h, with the
-    sums of several rows, but in one call. `step` is 1 or -1.
-    """
+    """Compute the pre-activations of row b for panels from p on, with the bits of several. `step` is 1 or -1."""
     I, columns, stride = a.I, seen_count(a, p), step * a.preacts * VECTOR
     h_columns = columns if h_in != 0 else 0
     w_x, w_h = packed_ih_address(a, packed_index), packed_hh_address(a, packed_index)

@@ -23,9 +23,7 @@ OUTSIDE = "dh from outside"  # a label with blanks names memory that is no value
 
 @dataclass(frozen=True)
 class Functions:
-    """The parts of a cell that kernels need: `source`, all that primitives are built from, and the derived functions in
-    phases, one each unless the cell takes means.
-    """
+    """A cell's functions for kernels: `source`, from which primitives are built, and the derived, in phases."""
 
     layout: Layout
     source: str

@@ -37,9 +37,7 @@ def fields_of(names: Sequence[str], known: Mapping[str, int | str] = MappingProx
 
 
 def emitted(module: ir.Module, function: Any, fields: Fields, known: dict[Any, ir.Function]) -> ir.Function:
-    """Return the LLVM function of a Python function, from `known` or emitted into a module. It takes the struct of
-    these fields by its address, and returns a struct of results.
-    """
+    """Return the LLVM function of a Python function, known or emitted: (struct's address) -> struct of results."""
     if function not in known:
         node = functions_of(function.__module__)[function.__code__.co_firstlineno]
         returned = next((each.value for each in ast.walk(node) if isinstance(each, ast.Return)), None)

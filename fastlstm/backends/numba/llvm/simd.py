@@ -62,9 +62,7 @@ def opaque(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
 
 
 class VectorType:
-    """A vector type of one element type: its LLVM types, and the instructions that a kernel needs. `size`: bytes of an
-    element. `count`: the number of lanes.
-    """
+    """A vector type: LLVM's types, and instructions. `size`: bytes of an element. `count`: the number of lanes."""
 
     multiply_add = "fmuladd"  # not fma: without a fused instruction that is a library call
 
