@@ -1,17 +1,14 @@
 """Recurrent layers on the CPU: kernels that are compiled at their first use. One call runs all time steps of a layer.
 
-Three kinds of code are compiled. The *loops* of both passes, over steps, teams, panels and rows, are Python functions
-of 64-bit integers in `kernels`, which `llvm.emit` translates into LLVM statement by statement. *Products*, copies and
-other primitives are explicit LLVM instructions in `llvm`, since a vectoriser would not keep their register tiles in
-registers. The *cells*, the elementwise part of a step, are LLVM instructions too: a cell's derived source runs once on
-objects whose operators emit them. Numba gets all of this as a body for one-line functions, whose modules it compiles
-for this processor. `host.kernel_files` keeps and loads the code.
+The *loops* of both passes, over steps, teams, panels and rows, are Python functions of 64-bit integers in `kernels`,
+which `llvm.emit` translates into LLVM statement by statement. *Products*, copies and other primitives are explicit LLVM
+instructions in `llvm`, since a vectoriser would not keep register tiles in registers. The *cells*, the elementwise part
+of a step, are too: a cell's derived source runs once on objects whose operators emit them. Numba compiles all of this
+for this processor as bodies of one-line functions, and `host.kernel_files` keeps and loads the code. The rest of `host`
+has sizes, buffers, packed weights and plans.
 
 The loops know addresses and strides, and no arrays. A kernel reads one struct of integers, and calls primitives by
 address: so it depends on no type and no cell, no types have to be inferred, and no arrays are wrapped for a call.
-
-The folder has three rooms. `host` runs in Python: sizes, buffers, packed weights, plans. `kernels` are the loops.
-`llvm` emits instructions: the loops', the primitives', the cells'.
 
 A register tile of batch rows by four vectors stays in registers over a whole K block. Weights are packed for it in
 every call, or once for many calls. Threads split the batch rows, or the hidden units where rows are few.

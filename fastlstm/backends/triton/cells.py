@@ -129,11 +129,11 @@ class CellFunctions:
     """A cell's compiled functions, and what the kernels have to know of it.
 
     Attributes:
-        forward: a function of the pre-activations in the order of `Layout.preacts`, the states, the params, the inputs
-            and the weights of products. It returns the new states and the saved values.
-        backward: a function of the new states' gradients, the saved values, the states of `read`, the params, the
-            inputs and the transposed weights of products. It returns the gradients of the pre-activations, of the
-            carried states, the params, the inputs and the products.
+        forward: (pre-activations in the order of `Layout.preacts`, states, params, inputs, weights of products) -> the
+            new
+            states and the saved values.
+        backward: (the new states' gradients, saved values, states of `read`, params, inputs, transposed weights of
+            products) -> the gradients of the pre-activations, the carried states, params, inputs and products.
         read: which states backward reads: 2 k for state k after the step, and 2 k + 1 for state k before it.
         carried: for each state where its gradient is among those of the carried states, or -1.
         preacts, h_preacts: how many pre-activations there are, and for how many of them, the last, h is multiplied.
@@ -144,8 +144,7 @@ class CellFunctions:
         backward_divides: whether a gradient may be NaN where all values are zero.
 
     Args:
-        units: how many units a mean is over, those of a row or of a head, or what products multiply, or 0 for a cell
-            without either.
+        units: how many units a mean is over, or products multiply: of a row or of a head, or 0 without either.
     """
 
     def __init__(self, cell: Cell, precision: str, units: int = 0) -> None:

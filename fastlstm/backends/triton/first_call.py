@@ -1,13 +1,12 @@
 """The first call of a kernel variant on a device, which finds out whether its kernels run, and run right.
 
-Two steps come before the call itself. First, the kernels of the variant are compiled and loaded. A broken triton, a
-missing C compiler, a cache that cannot be written, and a kernel that is too large for the device all show here. Second,
-on a chip that this project has not measured, the kernels run two steps of random numbers, and the results are compared
-with the reference. Results that are infinite or NaN in the reference too, where it computes in the layer's own type,
-are left out.
+Before it the kernels are compiled and loaded: a broken triton, a missing C compiler, a cache that cannot be written,
+and a kernel that is too large for the device all show here. Then, on a chip that this project has not measured, they
+run two steps of random numbers, and the results are compared with the reference, but for what is infinite or NaN there
+too in the layer's own type.
 
-A failure of either step is permanent. From then on `failure` gives a reason for all layers of this cell, type, size and
-number of heads on this device, and so `auto` takes torch's own layer or the reference.
+A failure is permanent: from then on `failure` gives a reason for all layers of this cell, type, size and number of
+heads on this device, and `auto` takes torch's own layer or the reference.
 
 A variant is what Triton compiles for itself: a cell, a type and precision, the tile, H, how many heads, which of
 biases, states, lengths and resets there are, and whether gradients are wanted. Both steps run in a thread of their own,
@@ -16,10 +15,9 @@ since the modes, transforms and settings of the call belong to its thread. The c
 * with ``FASTLSTM_CHECK=0`` in the environment,
 * while a CUDA graph is captured or a model exported, which the comparison would disturb,
 * above `WIDEST` hidden units, where it would take gigabytes,
-* if memory does not suffice for it, or torch forbids to wait for the device. Calls of other signatures try again.
-
-Under vmap, and in a compiled graph of open sizes, the kernels are chosen before the number of batch rows is known. If
-there are so many that programs take 16 rows, that variant is compiled at its first launch, and is not compared.
+* if memory does not suffice for it, or torch forbids to wait for the device. Calls of other signatures try again,
+* for programs of 16 rows, where kernels are chosen before the number of rows is known: under vmap and in a compiled
+  graph of open sizes. They are compiled at their first launch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Small layers: one launch, in which a program holds the recurrent weights and takes its batch rows through all steps.
 
-Two things keep the weights in registers, and both are needed. One is `pin`. The other is a second product before the
-loop, because the compiler sinks an operand with a single use into the loop. A step's values are loaded during the step
-before it.
+`pin` and a second product before the loop keep the weights in registers: the compiler sinks an operand with a single
+use into the loop. A step's values are loaded during the step before it.
 
 There are T steps and B batch rows: `rows` for each layer of a stack, which has weights of its own. The cell has S
 pre-activations. x is multiplied for the first X of them and h for the last Y. A program has the D units of one head,

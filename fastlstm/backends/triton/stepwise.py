@@ -132,10 +132,9 @@ def backward_kernel(
     """Differentiate the step at time t. It first multiplies weight_hh by dpreact of the step that ran after it.
 
     Args:
-        dcarried: (B,H) in float32, the gradients of the states, which the step replaces: first those of the last
-            states, in the end those of the initial states. Between two launches the first is the carried gradient of h,
-            without the product. If the cell carries none, it is the whole gradient of this step's h, and the next
-            launch reads it only for rows that were held here.
+        dcarried: (B,H) in float32, the gradients of the states, which the step replaces: from those of the last states
+            to those of the initial states. Between launches the first is the carried gradient of h, without the
+            product, or if the cell carries none all of this step's, which is read only for rows that were held here.
         dparam: (B,H) in float32, to which each step adds.
         t: negative in the last launch, which has only the product left.
         t_prev, t_next: the times of the steps that ran before and after it, negative where there is none.

@@ -55,20 +55,18 @@ def choose(H: int, precision: str, capability: tuple[int, int], gates: int = 4, 
     cycle. 8 rows are the matrix unit's smallest N: more programs for the same batch.
 
     * Where shared memory has no room for the weights of all gates, a product computes two gates.
-    * Warps forward: P / 4, a thread for each unit of each row, since then memory's layout is the product's, or near it:
-      that takes a third of the barriers of P / 8. At P 128 it would be 32. 8 warps have 255 registers a thread, 128
-      for weights. 16 warps have half of these, and spill with wgmma. Capability 10 and products of two gates take
-      mma.sync with 16 warps, and spill with 8. At P 32 capability 10 does best with 4.
-    * A warp takes 16 rows of a product in forward. More warps than rows / 16 would compute the same twice.
-    * Warps backward: P / 16. More warps only add instructions.
-    * On capability 8 each gate has a product of its own backward in 16 bits above P 32: that takes 8 to 15 % fewer
-      instructions, and no two threads of a warp read the same bank of shared memory. On capability 12 at P 128 it
-      spills least.
+    * Warps forward: P / 4, a thread for each unit of each row, since then memory's layout is nearly the product's: that
+      takes a third of the barriers of P / 8. At P 128, 8 warps: 255 registers a thread, 128 for weights; 16 spill with
+      wgmma. Capability 10 and products of two gates take mma.sync with 16 warps, and spill with 8. At P 32 capability
+      10 does best with 4. A warp takes 16 rows of a product: more than rows / 16 would compute the same twice.
+    * Warps backward: P / 16. More only add instructions. On capability 8 each gate has a product of its own in 16 bits
+      above P 32: 8 to 15 % fewer instructions, and no bank of shared memory read twice by a warp. On capability 12 at P
+      128 it spills least.
     * ieee also holds the low parts, which wgmma reads from shared memory: at P 128 it spills with any number of warps.
 
-    Stepwise: 4 x 32 rows of weights by 32 batch rows, small enough that a step of H 1024 and B 128 is 128 programs, one
-    for each multiprocessor, and that no precision spills; on capability 10 that takes 8 warps. In backward 32 units are
-    half of wgmma's M, and take mma.sync. In ieee each of two warps takes 16 units; four would compute all twice.
+    Stepwise: 4 x 32 rows of weights by 32 batch rows: a step of H 1024 and B 128 is 128 programs, one for each
+    multiprocessor, and no precision spills; on capability 10 that takes 8 warps. In backward 32 units are half of
+    wgmma's M, and take mma.sync. In ieee each of two warps takes 16 units; four would compute all twice.
 
     Args:
         precision: native (16 bits), tf32 or ieee.

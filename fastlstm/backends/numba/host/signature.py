@@ -17,8 +17,7 @@ Weights = tuple[Any, ...]  # weight_ih, weight_hh, and bias_ih and bias_hh or No
 
 
 class Signature(NamedTuple):
-    """Everything that decides how a call runs: two calls of one signature run the same kernels, with buffers of the
-    same sizes.
+    """Everything that decides how a call runs: two calls of one signature run the same kernels, with equal buffers.
 
     Attributes:
         cell: what a step computes.
@@ -31,12 +30,11 @@ class Signature(NamedTuple):
         reverse, has_resets, has_lengths: the layer's direction; whether it has `reset`, and `lengths`.
         is_single_step: whether x is (B, I), and there is no output but the last state.
         state_axes: the sizes of the states' axes before (rows, H), such as (1,).
-        components: of a number in all products on the bf16 unit, see `COMPONENTS`; 0 without the unit.
-        allows_bf16_unit: whether any product may take the bf16 unit.
+        components, allows_bf16_unit: of a number in all products on the bf16 unit, 0 without it; whether any may take
+            it.
         threads: the number that a call may use.
         biased: whether there is bias_ih, and bias_hh.
-        heads: see `Layer`.
-        h_width: the units of the first state: H, or fewer in a projected layer.
+        heads, h_width: see `Layer`; the units of the first state: H, or fewer in a projected layer.
     """
 
     cell: Cell
