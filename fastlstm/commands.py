@@ -33,8 +33,8 @@ class Parser(argparse.ArgumentParser):
 
     def run(self, argv: Sequence[str] | None, work: Callable[["Parser", argparse.Namespace], int]) -> int:
         """Do `work`, called with this parser and what `argv` says. Return its exit code, or 130 after Ctrl-C. Output
-        that cannot be written is an error. Characters that standard output cannot encode, as odd bytes in file names,
-        are escaped.
+        that cannot be written is an error. Characters that standard output cannot encode, as odd bytes in names, are
+        escaped.
         """
         args = self.parse_args(argv)
         if isinstance(sys.stdout, io.TextIOWrapper):

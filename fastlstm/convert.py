@@ -122,9 +122,9 @@ def _replace(function: str, pairs: Any, model: M, backend: Backend | None, keep_
 
 
 def class_for(function: str, module: nn.Module, keep_type: bool, pairs: Any = PAIRS) -> type | None:
-    """Return the class of ours that a module of torch's changes to, or None for any other module. With `keep_type` a
-    module of ours changes, too, unless it is an instance of torch's class already or of a subclass of ours, or an
-    Ensemble's. Raise TypeError, for `function`, where a subclass has an attribute of its own that ours needs.
+    """Return the class of ours that a module of torch's changes to, or None for any other module. With `keep_type` one
+    of ours changes, too, unless it is an instance of torch's class, of a subclass of ours or of an Ensemble. Raise
+    TypeError, for `function`, where a subclass has an attribute of its own that ours needs.
     """
     cls: Any = type(module)
     for theirs, ours in pairs:

@@ -148,9 +148,8 @@ class _Kernel:
         return flat if dtype is None else tuple([a.to(dtype) for a in flat])
 
     def modules_of(self, weight: Tensor) -> tuple[dict[Any, Any], bool]:
-        """Return the modules of a call with this first weight, and whether they keep packed copies of any tensors. A
-        tensor that is no Parameter is new in each call, or a scripted module's: it has modules of its own from its
-        second call on.
+        """Return the modules of a call with this first weight, and whether they keep packed copies of any tensors. What
+        is no Parameter is new in each call, or a scripted module's: it has modules of its own from its second call on.
         """
         key = id(weight)
         entry = self.modules.get(key)

@@ -67,9 +67,8 @@ def _state(dtype: torch.dtype, *shape: int) -> Tensor:
 
 
 class _Plan:
-    """Runs calls like that of `layer`, one layer and no stack: of the same shapes, types, strides of x, contiguity and
-    threads, whose common values are computed once. A layer's plans share `packed_weights`; with None each call packs.
-    `state_axes` are the leading axes of the states.
+    """Runs calls like that of `layer`, no stack: of the same shapes, types, strides of x, contiguity and threads. A
+    layer's plans share `packed_weights`; with None each call packs. `state_axes` are the leading axes of the states.
     """
 
     backend: str  # set by `fastlstm.call`

@@ -1,5 +1,4 @@
-"""The LSTM and the GRU with what a regulariser does to their states. The masks are inputs, drawn by whoever runs a
-cell.
+"""The LSTM and the GRU with what a regulariser does to their states. The masks are inputs, drawn by a cell's caller.
 
 A state ``s`` is the hidden state times a mask. It comes first where the product with weight_hh is of a masked hidden
 state, and h, the output, is then the second state.

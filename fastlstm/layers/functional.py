@@ -176,8 +176,7 @@ def _check_tensors(*weights: Any) -> None:
 def run_cell(
     cell: Cell, x: Tensor, hx: Any, weights: tuple[Any, ...], backend: str | None, plans: Plans | None
 ) -> tuple[Tensor, ...]:
-    """Run one time step of any cell, with the plans that a module keeps, and return the states (B, H). `x` is (B, I),
-    `hx` the states (B, H), or None for zeros.
+    """Run one time step of any cell, x (B, I) and states (B, H) or None, with a module's plans, and return the states.
 
     Under a CPU's autocast the states have the types that torch's cells give them, whose products are of autocast's type
     and whose other arithmetic has the type of the states before the step. What lies between is rounded less than there.

@@ -10,9 +10,8 @@ from fastlstm.layers.packing import pack, pad
 
 
 def forward_nested(module: Any, nested: Any, hx: Any, reset: Any, lengths: Any, *rest: Any) -> tuple[Any, ...]:
-    """Return what a module returns for a nested input (B, j, I): outputs (B, j, D*H) with the input's offsets. The
-    other arguments are those of its `_forward`. Raise ValueError for another layout than `torch.jagged`, for other
-    axes, and for `reset` or `lengths`.
+    """Return what a module returns for a nested input (B, j, I): outputs (B, j, D*H) with the input's offsets. Raise
+    ValueError for another layout than `torch.jagged`, for other axes, and for `reset` or `lengths`.
     """
     checks.check_no_masks(reset, lengths, "nested tensor")
     if nested.layout is not torch.jagged:

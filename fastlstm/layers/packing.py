@@ -99,9 +99,7 @@ def inputs_of(
 
 def empty_input(inputs: Sequence[Tensor], names: Sequence[str], like: Tensor, dims: int) -> Tensor:
     """Return x without features, (T, B, 0), like `like`, for a cell that reads none. `inputs` (T, B, H), called
-    `names`, broadcast: the first size other than 1 counts. `dims`: the dimensions of a batch's input, 3 or 2.
-
-    Raises ValueError for another number of dimensions.
+    `names`, broadcast: the first size other than 1 counts. `dims`: of a batch's input, 3 or 2; others raise ValueError.
     """
     for name, a in zip(names, inputs):
         if a.dim() not in (dims, dims - 1):

@@ -25,8 +25,7 @@ Runs = Callable[[Layer], Results]
 
 def recomputed(layer: Layer, run: Runs) -> Results:
     """Return ``run(layer)`` for x (T, B, I), with as little kept for the backward pass as the module's text says; all
-    under a second derivative, a transform of torch.func, a tracer or a compiler. `run` returns states as the layer has
-    them.
+    under a second derivative, a transform of torch.func, a tracer or a compiler.
     """
     # first, since a tracer would take a comparison of the number of steps as fixed, and torch 2.9 compiles none of this
     if torch.compiler.is_compiling():

@@ -129,9 +129,8 @@ def shuffled_batches(
 
 
 def draw_maps(batch_size: int, generator: torch.Generator) -> Tensor:
-    """Return affine maps (batch_size, 2, 3) from the moved image's coordinates to the original's, in [-1, 1].
-
-    Shift, turn and scale are each uniform between their bounds. The maps depend on the CPU `generator` alone.
+    """Return affine maps (batch_size, 2, 3) from the moved image's coordinates to the original's, in [-1, 1]: shift,
+    turn and scale, each uniform between its bounds. The maps depend on the CPU `generator` alone.
     """
     turn, wide, high, right, down = (2 * torch.rand(5, batch_size, generator=generator) - 1).unbind()
     cos, sin = (TURN * turn).cos(), (TURN * turn).sin()

@@ -1,7 +1,4 @@
-"""The pictures of a run: how it trained, where it errs, how it reads an image step by step.
-
-Their text is grey on a transparent ground, so that it is read on light pages and on dark ones.
-"""
+"""The pictures of a run: how it trained, where it errs, how it reads an image; grey text for light and dark pages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

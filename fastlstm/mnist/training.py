@@ -95,11 +95,10 @@ def train(
     checkpoint: Checkpoint | None = None,
     processes: Processes = ALONE,
 ) -> None:
-    """Train `state.model` by its recipe on batches of `split`, which lies on the model's device.
-
-    Ctrl-C ends the run early, and so does a checkpoint or a line that cannot be written: the history says it. The
-    accuracy on `validation` is taken after each epoch, outside the clock. `name` is the model's, and `wrapped` runs in
-    its place: itself, compiled or made parallel.
+    """Train `state.model` by its recipe on batches of `split`, which lies on the model's device. Ctrl-C ends the run
+    early, and so does a checkpoint or a line that cannot be written: the history says it. The accuracy on `validation`
+    is taken after each epoch, outside the clock. `name` is the model's. `wrapped`, itself, compiled or made parallel,
+    runs.
     """
     recipe, history, is_first = state.recipe, state.history, processes.rank == 0
     model = (state.model if wrapped is None else wrapped).train()

@@ -60,18 +60,16 @@ def choose(H: int, precision: str, capability: tuple[int, int], gates: int = 4, 
       wgmma. Capability 10 and products of two gates take mma.sync with 16 warps, and spill with 8. At P 32 capability
       10 does best with 4. A warp takes 16 rows of a product: more than rows / 16 would compute the same twice.
     * Warps backward: P / 16. More only add instructions. On capability 8 each gate has a product of its own in 16 bits
-      above P 32: 8 to 15 % fewer instructions, and no bank of shared memory read twice by a warp. On capability 12 at P
-      128 it spills least.
+      above P 32: 8 to 15 % fewer instructions, and no bank of shared memory read twice by a warp. On capability 12 it
+      spills least at P 128.
     * ieee also holds the low parts, which wgmma reads from shared memory: at P 128 it spills with any number of warps.
 
     Stepwise: 4 x 32 rows of weights by 32 batch rows: a step of H 1024 and B 128 is 128 programs, one for each
     multiprocessor, and no precision spills; on capability 10 that takes 8 warps. In backward 32 units are half of
     wgmma's M, and take mma.sync. In ieee each of two warps takes 16 units; four would compute all twice.
 
-    Args:
-        precision: native (16 bits), tf32 or ieee.
-        gates: how many of them a product computes if there is room.
-        I: 0 where no x is multiplied.
+    `precision`: native (16 bits), tf32 or ieee. `gates`: how many of them a product computes if there is room. `I`: 0
+    where no x is multiplied.
     """
     P, newest = max(32, 1 << (H - 1).bit_length()), capability[0] >= 10
     if P > 128 or (P > 64 and precision == "ieee"):

@@ -98,11 +98,7 @@ class Forward(Pass):
 
     def begin(self, layer: Layer, shared: Shared | None = None) -> Frame:
         """Return a frame for a layer of this signature. If x is bfloat16, h is too; states and saved values are
-        float32.
-
-        Args:
-            layer: the whole module, where this runs a part of one.
-            shared: the tensors of such a part, see `Shared`. Without it the results are new tensors.
+        float32. `layer`: the whole module, where this runs a part of one, and `shared`: the tensors of such a part.
         """
         x, weights, initial, lengths, reset = layer[:5]
         h_0, saves_states, offset, output = initial[0], self.saves_states, self.state_offset, None

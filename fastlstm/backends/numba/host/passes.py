@@ -129,8 +129,7 @@ class Pass:
 
     def start(self, weights: Weights, fields: Sequence[int], results: Any) -> Frame:
         """Return a frame with the arguments of a call on (weight_ih, weight_hh, bias_ih, bias_hh, product weights).
-
-        `fields`: the values of the call's fields after the weights. `results`: what the frame holds until `finish`.
+        `fields`: those after the weights. `results`: what the frame holds until `finish`.
         """
         cache, frame, packed = self.cache, self.kernel.borrow(), None
         if cache is None:

@@ -56,11 +56,9 @@ class StepRunner:
 
 
 def steps(layer: Layer, caches: dict[Any, Any]) -> StepRunner:
-    """Prepare the steps of a layer of float32 or float64, whose weights do not change.
-
-    Args:
-        layer: x (B, I) and states (B, H), contiguous. The steps read and write these very states.
-        caches: the layer's packed weights, kept by the caller for the next time.
+    """Prepare the steps of a layer of float32 or float64, whose weights do not change. x is (B, I), and the steps read
+    and write its very states (B, H), contiguous both. `caches`: the packed weights, kept by the caller for the next
+    time.
     """
     first, *inner = layer.states
     # tensors made here live on, and those made in inference mode could not be written to outside it

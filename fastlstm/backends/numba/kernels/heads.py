@@ -1,7 +1,5 @@
-"""Products for vectors that the border of two heads crosses: each head's columns are multiplied for its own units
-alone.
-
-With weights of zero for the other units, infinity or NaN in one head would reach the others.
+"""Products for vectors that the border of two heads crosses: each head's columns are multiplied for its own units. With
+weights of zero for the other units, infinity or NaN in one head would reach the others.
 """
 
 from fastlstm.backends.numba.kernels.layout import (
@@ -20,10 +18,8 @@ from fastlstm.backends.numba.llvm.intrinsics import call
 
 
 def add_product_of_heads(a, p, rows, out, out_row, gates, packed, h, h_row):
-    """Add the product of h, or of a value of the step, to vectors of panel p, which has units of several heads.
-
-    `out`: the vectors (rows, gates, L), `out_row` bytes a row. `packed`: the panel's weights. `h`: the units that the
-    panel sees, `h_row` bytes a row.
+    """Add the product of h, or of a value of the step, to vectors of panel p, which has units of several heads: `out`
+    (rows, gates, L), `out_row` bytes a row. `h`: the units that the panel sees, `h_row` bytes a row.
     """
     L, D, columns = a.lanes, a.head, seen_count(a, p)
     unit, last = p * L, min((p + 1) * L, a.H)

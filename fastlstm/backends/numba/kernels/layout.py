@@ -1,6 +1,5 @@
-"""How the pre-activations of a cell and their gradients lie in memory, and the primitives that work on them.
-
-As in all kernels, `a` is the struct of a kernel's arguments, see `fields`, and VECTOR is the bytes of a vector.
+"""How the pre-activations of a cell and their gradients lie in memory, and the primitives that work on them. As in all
+kernels, `a` is the struct of a kernel's arguments, see `fields`, and VECTOR is the bytes of a vector.
 """
 
 from fastlstm.backends.numba.kernels.shared import VECTOR

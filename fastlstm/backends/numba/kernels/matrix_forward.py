@@ -1,6 +1,5 @@
-"""The forward pass's products on the bf16 unit: every step's x and h are first written to a row operand, see
-`llvm.matrix`:
-x, padded to 16 columns, then h, each panel 16 wide. Two operands take turns, since a step writes the next one's.
+"""The forward pass's products on the bf16 unit: every step's x, padded to 16 columns, then h, each panel 16 wide, are
+written to one of two row operands, see `llvm.matrix`, which take turns.
 """
 
 from fastlstm.backends.numba.constants import K_BLOCKS_TOGETHER, ROW_BLOCK, operand_k_blocks

@@ -1,6 +1,5 @@
 """The backward pass's products with some on the bf16 unit: the weight gradients over many pairs, and the gradient of x
-if the forward pass has x's products there, see `host.sizes.input_components`. No row's own gradients depend on other
-rows.
+if the forward pass has x's products there, see `host.sizes.input_components`. No row's gradients depend on other rows.
 """
 
 from fastlstm.backends.numba.kernels import matrix_backward, vector_backward

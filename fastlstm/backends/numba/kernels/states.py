@@ -102,9 +102,8 @@ def dpreact_slot(a, scratch):
 
 
 def redirect_to_scratch(a, table, pointers, p, t, b, rows, scratch, writes, corrects):
-    """Fill the second pointer table for panel p: what the cell reads is copied to whole vectors, with states of zero
-    after a reset. If it `writes`, new states of a panel that is not full go there too. `corrects`: see
-    `correct_states`.
+    """Fill the second pointer table for panel p: what the cell reads is copied to whole vectors, zero after a reset. If
+    it `writes`, new states of a panel that is not full go there too. `corrects`: see `correct_states`.
     """
     L, panel_offset, states = a.lanes, p * VECTOR, 2 * a.inner_states + 2
     for k in range(states + a.operands):

@@ -203,8 +203,7 @@ def pack_strips(a, strips, s_first, s_last, b_first, b_last):
 
 def add_products(a, strips, s_first, s_last, k_set, p_first, p_last, column, column_last, missing, gate, gates):
     """Add a time chunk to the accumulators of columns `column` to `column_last` of [x, h, 1], for `gates` terms of
-    dpreact from `gate` on. The first chunk begins the sums, so threads do not decide their order. A panel lacks
-    `missing` rows.
+    dpreact from `gate` on. The first chunk begins the sums, whatever the threads. A panel lacks `missing` rows.
     """
     pairs = (s_last - s_first) * a.B
     first = share(pairs, k_set, a.split_k)

@@ -47,8 +47,7 @@ def biases_address(a, p):
 
 
 def pack_panel(a, p, weight, weight_row, units, columns, gates, first_block, has_heads, panel):
-    """Pack panel p of a weight as [vector group][k][gate][lane], a compact panel as [k], its gates side by side, then
-    0.
+    """Pack panel p of a weight as [vector group][k][gate][lane], a compact panel as [k], its gates side by side.
 
     Units of several heads have zeros in the columns that only others see. `gates`: the weight's blocks of `units` rows,
     in the order of the gate blocks from `first_block` on. `has_heads`: a unit sees the columns of its head alone.

@@ -1,8 +1,6 @@
-"""The elementwise part of a step as LLVM functions, from a cell's derived functions: of one vector of units of some
-rows.
-
-A pointer table of int64, in the order of `forward_table` and `backward_table`, has the states, inputs and gradients,
-whose number depends on the cell: the address of row 0 and unit 0, and the row stride.
+"""The elementwise part of a step as LLVM functions, of one vector of units, from a cell's derived functions. A pointer
+table of int64, in the order of `forward_table` and `backward_table`, has the states, inputs and gradients, whose number
+depends on the cell: the address of row 0 and unit 0, and the row stride.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,5 @@
-"""The arithmetic as LLVM functions: micro-kernels of matrix products, transposes, copies. They are built once for an
-element type, as one module, and called by address, so that kernels depend on no type. All arguments are 64-bit
-integers: addresses, strides in bytes, counts.
+"""Micro-kernels of matrix products, transposes and copies as LLVM functions: for an element type one module, called by
+address, so that kernels depend on no type. All arguments are 64-bit integers: addresses, strides in bytes, counts.
 """
 
 from functools import partial
