@@ -17,10 +17,7 @@ N = TypeVar("N", int, float)
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line with `--version`, whose help ends with the examples of `epilog`, unwrapped.
-
-    `source` says in each error where the arguments come from, if that is not the command line.
-    """
+    """A command line with `--version`, whose help ends with `epilog` as it is. `source` begins each error."""
 
     source = ""
 

@@ -46,10 +46,9 @@ class Dataset(NamedTuple):
 
 
 def load(directory: Path | None = None, device: torch.device | str = "cpu") -> Dataset:
-    """Return the set in `directory`, or the MNIST of this package, as tensors on `device`.
-
-    The first 5 000 training images are the validation split, as in tensorflow.examples.tutorials.mnist.input_data. A
-    DataError says that a file, gzipped or not, is missing, damaged or foreign, or that the files do not go together.
+    """Return the set in `directory`, or the MNIST of this package, on `device`. The first 5 000 training images are the
+    validation split, as in tensorflow.examples.tutorials.mnist.input_data. A DataError says that a file, gzipped or
+    not, is missing, damaged or foreign, or that the files do not go together.
     """
     if directory is None and not (EMBEDDED / f"{FILES[0]}.gz").exists():
         raise DataError(WITHOUT_IMAGES)
@@ -115,10 +114,9 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
 def shuffled_batches(
     count: int, batch_size: int, generator: torch.Generator, device: torch.device | str = "cpu"
 ) -> Iterator[Tensor]:
-    """Yield endless batches of indices (batch_size,) into `count` examples, `batch_size` at most `count`.
-
-    Each epoch is shuffled anew and gives every example once. The tail of one epoch is joined with the head of the
-    next. Equivalent to `input_data`'s `next_batch`. The order depends on the CPU `generator`, not on the device.
+    """Yield endless batches of indices (batch_size,) into `count` examples, `batch_size` at most `count`:
+    `input_data`'s `next_batch`. Each epoch is shuffled anew, by the CPU `generator` alone, and gives every example
+    once. The tail of one epoch is joined with the head of the next.
     """
     rest = torch.empty(0, dtype=torch.int64, device=device)
     while True:

@@ -11,10 +11,9 @@ from fastlstm.mnist.data import GZIP_MAGIC, DataError, check_size, read_images
 
 
 def read(path: Path, size: tuple[int, int]) -> Tensor:
-    """Return the images (N, rows, columns) of an IDX file or of a picture, float32 in [0, 1], ink 1 on background 0.
-
-    A picture of `size`, rows and columns, with light ink on a dark ground is taken as it is. Every other is brought
-    into MNIST's form, see `centred`. A DataError says that the file is missing, another, empty or of another size.
+    """Return the images (N, rows, columns) of an IDX file or of a picture, float32 in [0, 1], ink 1 on background 0. A
+    picture of `size`, rows and columns, light on dark, is taken as it is, others as `centred` makes them. A DataError
+    says that the file is missing, another, empty or of another size.
     """
     try:
         with path.open("rb") as file:

@@ -44,10 +44,9 @@ def run(
     checkpoint: Checkpoint | None = None,
     processes: Processes = ALONE,
 ) -> dict[str, Run]:
-    """Train and evaluate a `RowLSTM` of each class by name, all from the same weights on the same batches.
-
-    After a run that ended early there is no next one. Processes other than the first train along and return nothing.
-    A `checkpoint` of another recipe, or a damaged one, raises a DataError.
+    """Train and evaluate a `RowLSTM` of each class by name, all from the same weights on the same batches, until one
+    ends early. Processes other than the first train along and return nothing. A `checkpoint` of another recipe, or a
+    damaged one, raises a DataError.
     """
     # Over many steps gradients vanish into denormal numbers, with which a CPU is forty times slower. Torch's threads
     # inherit the setting when they start, which is when the first batch is run.
@@ -96,8 +95,8 @@ def train(
     processes: Processes = ALONE,
 ) -> None:
     """Train `state.model` by its recipe on batches of `split`, which lies on the model's device. Ctrl-C ends the run
-    early, and so does a checkpoint or a line that cannot be written: the history says it. The accuracy on `validation`
-    is taken after each epoch, outside the clock. `name` is the model's. `wrapped`, itself, compiled or made parallel,
+    early, and so does a checkpoint or a line that cannot be written: the history says it. The clock leaves out the
+    accuracy on `validation` after each epoch. `name` is the model's; `wrapped`, itself, compiled or made parallel,
     runs.
     """
     recipe, history, is_first = state.recipe, state.history, processes.rank == 0
@@ -150,9 +149,7 @@ def _warm_up(model: nn.Module, split: Split, recipe: Recipe, processes: Processe
 
 
 def _draws(recipe: Recipe, split: Split, processes: Processes) -> Iterator[tuple[Tensor, Tensor | None, list[int]]]:
-    """Yield for each iteration the indices (B,) of the images, how they move (B, 2, 3) or None, and the seed of each
-    process's dropout. All of it follows from the recipe's seed, on any device.
-    """
+    """Yield for each iteration the images' indices (B,), maps (B, 2, 3) or None, and each process's dropout seed."""
     generator = torch.Generator().manual_seed(recipe.seed)
     chances = torch.Generator().manual_seed(recipe.seed ^ 0x5EED)
     for indices in shuffled_batches(len(split.labels), recipe.batch_size, generator, split.labels.device):
