@@ -50,8 +50,8 @@ class patch_operators:
     Torch's own code still runs:
 
     * operators on other devices, on sparse, nested and other special tensors and subclasses of Tensor, and on float8;
-    * LSTMs with a projection, calls without time steps, batch rows or features, and calls whose sizes or dtypes differ
-      from what torch's module would pass;
+    * LSTMs with a projection under autocast, calls without time steps, batch rows or features, and calls whose sizes or
+      dtypes differ from what torch's module would pass;
     * calls under transforms of torch.func, forward mode, and modes that see every operator, such as the counter of
       floating-point operations;
     * what compilers and exporters make of an operator, and what `torch.ao.quantization` makes of a module;
@@ -120,10 +120,16 @@ class _Kernel:
         if aten.thread.runs_here or not params or not is_untransformed(x, *params):
             return None
         weights, is_lstm = params, self.name == "lstm"
+        is_projected = is_lstm and len(params) == layers * (1 + bidirectional) * (3 + 2 * has_biases)
+        if is_projected and autocast_of(x) is not None:  # torch's outputs then have another dtype than ours
+            return None
         if not has_biases:
-            weights = [a for k in range(0, len(params), 2) for a in (*params[k : k + 2], None, None)]
+            steps = range(0, len(params), 2 + is_projected)
+            weights = [
+                a for k in steps for a in (*params[k : k + 2], None, None, *params[k + 2 : k + 2 + is_projected])
+            ]
         modules, caches_tensors = self.modules_of(params[0])
-        options = has_biases, layers, dropout, train, bidirectional
+        options = has_biases, layers, dropout, train, bidirectional, is_projected
         module = modules.get(options)
         is_transposed = batch_first == [True]  # which packed sequences lack
         given = x.transpose(0, 1) if is_transposed else x  # (T,B,I), or packed (N,I)
@@ -161,9 +167,11 @@ class _Kernel:
 
     def module_for(self, x: Tensor, params: list[Tensor], caches_tensors: bool, *options: Any) -> Any:
         """Return a module for calls of these options, whose own parameters have no memory."""
-        has_biases, layers, dropout, train, bidirectional = options
-        sizes = x.shape[-1], params[1].shape[1], layers
-        module = self.make(*sizes, bias=has_biases, bidirectional=bidirectional, device="meta", **self.options)
+        has_biases, layers, dropout, train, bidirectional, is_projected = options
+        rows, state_size = params[1].shape
+        sizes = x.shape[-1], rows // _GATES.get(self.name, 1), layers
+        more = {**self.options, "proj_size": state_size} if is_projected else self.options
+        module = self.make(*sizes, bias=has_biases, bidirectional=bidirectional, device="meta", **more)
         module.dropout, module.training, module._caches_tensors = dropout, train, caches_tensors
         return module
 
@@ -171,7 +179,7 @@ class _Kernel:
         self, x: Tensor, batch_sizes: Tensor | None, states: tuple[Tensor, ...], params: list[Tensor], *options: Any
     ) -> bool:
         """Return whether our kernels run a call: one of plain tensors that torch's module could have made."""
-        has_biases, layers, _, _, bidirectional = options
+        has_biases, layers, _, _, bidirectional, is_projected = options
         if len(states) != 1 + (self.name == "lstm") or not all(a.dim() for a in (*states, *params)):
             return False
         if not is_untransformed(x, *states, *params) or x.dim() != (3 if batch_sizes is None else 2) or 0 in x.shape:
@@ -179,11 +187,14 @@ class _Kernel:
         if x.dtype not in _DTYPES or (autocast_of(x) is None and any(a.dtype != x.dtype for a in (*states, *params))):
             return False
         B = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
-        directions, H, rows = 1 + bidirectional, states[0].shape[-1], params[0].shape[0]
+        directions, rows, P, H = 1 + bidirectional, params[0].shape[0], states[0].shape[-1], states[-1].shape[-1]
         sizes: list[Any] = []
         for k in range(layers * directions):
-            sizes += [(rows, x.shape[-1] if k < directions else directions * H), (rows, H), *[(rows,)] * 2 * has_biases]
-        sizes += [(layers * directions, B, H)] * len(states)
+            sizes += [(rows, x.shape[-1] if k < directions else directions * P), (rows, P), *[(rows,)] * 2 * has_biases]
+            sizes += [(P, H)] * is_projected
+        sizes += [(layers * directions, B, size) for size in (P, H)[: len(states)]]
+        if not (0 < P < H if is_projected else P == H):
+            return False
         return rows == _GATES.get(self.name, 1) * H > 0 and [a.shape for a in (*params, *states)] == sizes
 
     def autocast_type(self, x: Tensor, hx: Any) -> torch.dtype | None:

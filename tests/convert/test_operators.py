@@ -40,9 +40,28 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("has_states", [False, True])
 def test_every_operator(name, options, form, has_states):
-    module, x = layer(name, 7, 23, **options), torch.randn(6, 6, 7)
-    size = module.num_layers * (1 + module.bidirectional), *[6] * (form != "alone"), 23
-    states = [torch.randn(size) for _ in range(has_states * (2 if name == "LSTM" else 1))]
+    check_operator(layer(name, 7, 23, **options), form, has_states * [23, 23][: 2 if name == "LSTM" else 1])
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_layers": 2, "bidirectional": True, "bias": False, "batch_first": True}], ids=["plain", "deep"]
+)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_projections(form, options):
+    module, x = nn.LSTM(7, 23, proj_size=5, **options), torch.randn(6, 6, 7)
+    for sizes in ([], [5, 23]):
+        check_operator(module, form, sizes)
+    with fastlstm.patch_operators(), torch.autocast("cpu", torch.bfloat16):
+        got = flat(module(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same(got, flat(module(x)))  # torch's own
+
+
+def check_operator(module, form, state_sizes):
+    """The results of a module are those of ours and near those in float64, from states of these sizes, if any."""
+    x, count = torch.randn(6, 6, 7), module.num_layers * (1 + module.bidirectional)
+    states = [torch.randn(count, *[6] * (form != "alone"), size) for size in state_sizes]
 
     def results(module, dtype=torch.float32):
         given = [a.to(dtype) for a in (x, *states)]
@@ -154,13 +173,23 @@ def gru(x, hx, weights, batch_first=False):
     return [*torch.gru(x, hx, weights, True, 1, 0.0, False, False, batch_first)]
 
 
+PLAIN = True, 1, 0.0, False, False, False  # the options of an operator
+
+
+def projected(H, P):
+    """Weights of an LSTM with a projection, whose sizes torch's module refuses."""
+    return [torch.randn(shape) for shape in ((4 * H, 7), (4 * H, P), (4 * H,), (4 * H,), (P, H))]
+
+
 class Mine(torch.Tensor):
     """A subclass that does nothing."""
 
 
 TORCH_S_OWN = {
-    "projection": lambda m, x: of(nn.LSTM(7, 23, proj_size=5), x),
-    "packed projection": lambda m, x: of(nn.LSTM(7, 23, proj_size=5), x, given=packed),
+    "a projection to as many": lambda m, x: [*torch.lstm(x, [torch.zeros(1, 6, 5)] * 2, projected(5, 5), *PLAIN)],
+    "a projection to more": lambda m, x: [
+        *torch.lstm(x, [torch.zeros(1, 6, a) for a in (9, 5)], projected(5, 9), *PLAIN)
+    ],
     "no steps": lambda m, x: flat(m(x[:0])),
     "no rows": lambda m, x: flat(m(x[:, :0])),
     "other sizes": lambda m, x: gru(x, torch.zeros(1, 6, 22), [*m.parameters()]),
@@ -266,12 +295,11 @@ def test_symbolic_sizes_of_weights_stay_torch_s():
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_another_number_of_states_is_refused_as_by_torch(count):
     x, weights, h = torch.randn(6, 3, 7), [a.detach() for a in nn.LSTM(7, 5).parameters()], torch.zeros(1, 3, 5)
-    options = True, 1, 0.0, False, False, False
     with fastlstm.patch_operators():
         for _ in range(2):
-            torch.lstm(x, (h, h), weights, *options)
+            torch.lstm(x, (h, h), weights, *PLAIN)
         with pytest.raises(RuntimeError, match="lstm expects two hidden states"):
-            torch.lstm(x, [h] * count, weights, *options)
+            torch.lstm(x, [h] * count, weights, *PLAIN)
 
 
 INFOS = [info for info in module_db if info.module_cls in OURS]
