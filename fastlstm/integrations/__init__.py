@@ -9,20 +9,10 @@ from typing import Any
 
 
 def import_library(module: str, package: str, oldest: str) -> Any:
-    """Return a module of a library.
-
-    Args:
-        module: the name to import.
-        package: the name that pip knows.
-        oldest: the first release of `package` that will do, such as "3.0".
-
-    Raises:
-        ImportError: if the package is absent or older.
-    """
+    """Return a module of a library, or raise ImportError if its package, by pip's name, is absent or too old."""
     wanted = f"fastlstm.integrations needs {package} {oldest} or newer"
     try:
-        version = metadata.version(package)
-        library = import_module(module)
+        version, library = metadata.version(package), import_module(module)
     except ImportError as error:  # which also stands for a package without metadata
         raise ImportError(f"{wanted}, which cannot be imported: {error}") from error
     if _numbers(version) < _numbers(oldest):

@@ -1,15 +1,10 @@
-"""BenchMARL: its models `Lstm` and `Gru` learn from rollouts in which episodes begin:
+"""BenchMARL: its models `Lstm` and `Gru` learn from rollouts by one call for all steps and all agents.
 
-    experiment = Experiment(task, algorithm_config, model_config, seed=0, config=config)
-    fastlstm.integrations.benchmarl.accelerate(experiment)
-    experiment.run()
-
-BenchMARL runs a rollout one step at a time, with `torch.vmap` over the agents. After `accelerate` each layer is one
-call for all steps and all agents, in learning on the CPU. BenchMARL's own code runs dropout between layers, calls under
-a compiler, and single steps, of which the collection of data consists.
+BenchMARL's own code runs dropout between layers, calls under a compiler, and single steps, of which the collection of
+data consists. `accelerate` and `restore` also take a `benchmarl.experiment.Experiment`.
 """
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,34 +12,8 @@ from torch import Tensor, nn
 from fastlstm.backends.base import Layer
 from fastlstm.call import run
 from fastlstm.cells import library
-from fastlstm.integrations.places import Place, Places, takes
-
-Owner = TypeVar("Owner")
-
-
-def accelerate(experiment: Owner) -> Owner:
-    """Make the recurrent models of an experiment learn with fastlstm on the CPU.
-
-    Parameters and saved files stay as they are, and so do results, up to rounding.
-
-    Args:
-        experiment: a `benchmarl.experiment.Experiment`, or a module that has models of BenchMARL.
-
-    Returns:
-        `experiment`, changed.
-
-    Raises:
-        ImportError: for a release before benchmarl 1.5.
-        TypeError: for an experiment without recurrent models.
-    """
-    _places.accelerate(_models_of(experiment))
-    return experiment
-
-
-def restore(experiment: Owner) -> Owner:
-    """Undo `accelerate`: the models learn by BenchMARL's own loop again. Return `experiment`."""
-    _places.restore(_models_of(experiment))
-    return experiment
+from fastlstm.integrations.calls import takes
+from fastlstm.integrations.places import Place, Places
 
 
 def _models_of(experiment: Any) -> Any:
@@ -76,5 +45,5 @@ def _run(stack: Any, x: Tensor, is_init: Tensor, *states: Tensor) -> Any:
 
 
 _kinds = [Place(f"benchmarl.models.{name.lower()}", name, "benchmarl", "1.5", _run) for name in ("LSTM", "GRU")]
-_places = Places(__name__, *_kinds)
-__getattr__ = _places.named
+_places = Places(__name__, *_kinds, within=_models_of)
+accelerate, restore, __getattr__ = _places.accelerate, _places.restore, _places.named

@@ -1,8 +1,6 @@
 """Keras 3 on torch: its recurrent layers run fastlstm on the CPU, in place of a Python loop over time.
 
-`enable` puts another method `inner_loop` into Keras's classes: the one that runs a layer over whole sequences. Dropout,
-states and files stay Keras's matter. With a mask the steps that run move to the front of each row, so that their number
-is its length, and the outputs move back.
+`enable` puts another method `inner_loop` into Keras's classes: the one that runs a layer over whole sequences.
 """
 
 import inspect
@@ -12,6 +10,7 @@ from functools import cache, partial, wraps
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from fastlstm.backends.base import Layer
 from fastlstm.call import run
@@ -29,13 +28,10 @@ _plans = Plans(caches=False)  # Keras's weights lie transposed: comparing them w
 def enable() -> None:
     """Make Keras's layers LSTM, GRU and SimpleRNN run fastlstm on the CPU, those that exist and those to come.
 
-    Bidirectional layers of them do so too, and so does ``keras.layers.RNN`` with a single cell of theirs. Results stay
-    the same up to rounding, and models are saved and loaded as before. Keras's own code runs on other devices, and
-    under a compiler or tracer. It also runs for these options, and a UserWarning then names the option:
-
-    * an activation other than Keras's default, where a SimpleRNN may also have ``"relu"``,
-    * in training ``recurrent_dropout``, and ``dropout`` with ``implementation=1``, which have a mask for each gate,
-    * a mask (B, T, H), with a value for each unit.
+    Bidirectional layers of them do so too, and so does ``keras.layers.RNN`` with a single cell of theirs. Keras's own
+    code runs on other devices, and under a compiler or tracer. With a UserWarning that names the option it also runs
+    for an activation other than Keras's default or a SimpleRNN's ``"relu"``; in training for ``recurrent_dropout``, and
+    for ``dropout`` with ``implementation=1``; and for a mask (B, T, H).
 
     Raises:
         ImportError: without Keras 3.6 or newer.
@@ -104,9 +100,8 @@ def _cell_of(keras: Any, cell: Any, training: bool) -> Cell | str | None:
 
 
 def _run(layer: Any, cell: Cell, arrays: list[Any], states: list[Any], training: bool) -> Any:
-    """Return what `inner_loop` returns: the last output (B, H), the outputs (B, T, H) and the last states. `arrays` are
-    x (B, T, I), which steps run (B, T) or None, kernel (I, X H), recurrent kernel (H, X H), and bias (X H,), (2, X H)
-    or None.
+    """Return what `inner_loop` returns. `arrays` are x (B, T, I), which steps run (B, T) or None, kernel (I, X H),
+    recurrent kernel (H, X H), and bias (X H,), (2, X H) or None.
     """
     x, runs, *weights = arrays
     if training and layer.cell.dropout:
@@ -119,24 +114,18 @@ def _run(layer: Any, cell: Cell, arrays: list[Any], states: list[Any], training:
     of_layer = kernel.t(), blocks[:rows], *biases, *[blocks[rows:]] * len(cell.products)
     # Keras writes the new states of a stateful layer over the old ones, which the backward pass reads.
     first = tuple([a.to(kernel.dtype, copy=layer.stateful) for a in states])
-    x, lengths = x.to(kernel.dtype), None
-    x = x.flip(1) if layer.go_backwards else x
-    if runs is not None:
-        runs = runs.bool().flatten(1).expand(x.shape[:2])
-        runs = runs.flip(1) if layer.go_backwards else runs
-    if runs is not None and not runs.all():
-        lengths, order = runs.sum(1), (~runs).sort(dim=1, stable=True).indices
-        x = x.take_along_dim(order.unsqueeze(2), 1)
+    runs = torch.ones(x.shape[:2]).bool() if runs is None else runs.bool().flatten(1).expand(x.shape[:2])
+    x, runs = [a.flip(1) if layer.go_backwards else a for a in (x.to(kernel.dtype), runs)]
+    lengths = None if runs.all() else runs.sum(1)
+    if lengths is not None:  # the steps that run move to the front of each row, and below the outputs move back
+        x = x.take_along_dim((~runs).sort(dim=1, stable=True).indices.unsqueeze(2), 1)
     output, last, _ = run(Layer(x.transpose(0, 1), of_layer, first, lengths, None, False, cell), plans=_plans)
     output = output.transpose(0, 1)
     if lengths is None:
         return last[0], output, list(last)
-    count = runs.cumsum(1)  # of the steps of each row that have run
-    is_shown = runs if layer.zero_output_for_mask else count > 0
-    if not layer.return_sequences:
-        count, is_shown = count[:, -1:], is_shown[:, -1:]
-    output = output.take_along_dim((count - 1).clamp(min=0).unsqueeze(2), 1)
-    output = output.masked_fill(~is_shown.unsqueeze(2), 0)
+    count = runs.cumsum(1) * (runs if layer.zero_output_for_mask else 1)  # of the steps of each row that have run
+    count = count if layer.return_sequences else count[:, -1:]
+    output = pad(output, (0, 0, 1, 0)).take_along_dim(count.unsqueeze(2), 1)  # zeros where none has run
     return output[:, -1], output, list(last)
 
 

@@ -1,18 +1,7 @@
-"""rl_games: its recurrent networks learn from sequences in which episodes end:
+"""rl_games: its recurrent networks learn from sequences in which episodes end by one call with `reset`.
 
-    class Accelerates(rl_games.common.algo_observer.DefaultAlgoObserver):
-        def after_init(self, algo):
-            super().after_init(algo)
-            fastlstm.integrations.rl_games.accelerate(algo.model)
-
-    runner = rl_games.torch_runner.Runner(Accelerates())
-
-Where an episode of any environment ends inside a minibatch, rl_games cuts all of its sequences, and runs the parts one
-after the other. After `accelerate` one call with `reset` runs the sequences as they are. The code of rl_games still
-takes a minibatch of one sequence, in which it sees no end of an episode, layers of two directions, and calls under a
-compiler. It then runs fastlstm's layers.
-
-`accelerate` and `restore` are those of `fastlstm.integrations.places.Places`.
+The code of rl_games still takes a minibatch of one sequence, in which it sees no end of an episode, layers of two
+directions, and calls under a compiler. It then runs fastlstm's layers.
 """
 
 from typing import Any
@@ -20,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm.integrations.places import Place, Places, run_with_resets, takes
+from fastlstm.integrations.calls import run_with_resets, takes
+from fastlstm.integrations.places import Place, Places
 from fastlstm.layers.recurrent import Recurrent
 
 
@@ -35,7 +25,6 @@ def _run(module: Any, input: Tensor, states: Any, done_masks: Tensor | None = No
 
 
 _RECURRENT = "rl_games.common.layers.recurrent"
-_places = Places(
-    __name__, *[Place(_RECURRENT, name, "rl_games", "1.6", _run) for name in ("LSTMWithDones", "GRUWithDones")]
-)
+_kinds = [Place(_RECURRENT, f"{name}WithDones", "rl_games", "1.6", _run) for name in ("LSTM", "GRU")]
+_places = Places(__name__, *_kinds)
 accelerate, restore, __getattr__ = _places.accelerate, _places.restore, _places.named

@@ -1,13 +1,7 @@
-"""torchrecurrent: layers of cells from papers run fastlstm on the CPU:
+"""torchrecurrent: its layers of the classes in `KINDS` make one call for all steps, on the CPU.
 
-    model = torchrecurrent.JANET(20, 50, num_layers=2)
-    fastlstm.integrations.torchrecurrent.accelerate(model)
-
-The package runs its layers one step after the other. After `accelerate` each layer makes one call for all steps. The
-classes that fastlstm runs are those of `KINDS`. A layer with other activations than its class has by default stays as
-it is. In training, dropout between layers draws its numbers in another order.
-
-`accelerate` and `restore` are those of `fastlstm.integrations.places.Places`.
+A layer with other activations than its class has by default stays as it is. In training, dropout between layers draws
+its numbers in another order.
 """
 
 from collections.abc import Callable
@@ -15,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fastlstm.cells import Cell, cell, cornn, li_gru, multiplicative_lstm, peephole_lstm, relu, sigmoid, tanh
-from fastlstm.integrations.places import Place, Places, run_cell, takes
+from fastlstm.integrations.calls import run_cell, takes
+from fastlstm.integrations.places import Place, Places
 
 
 @cell(gates={"s": "xh", "n": "xh"}, states=("h", "c"), params=("beta",))
@@ -54,39 +50,33 @@ def ugrnn(n: Any, z: Any, h: Any) -> Any:
     return n + sigmoid(z) * (h - n)
 
 
-def _four(own: Any, *others: Any) -> tuple[Any, ...]:
-    """Return the weights that most cells have, and after them a cell's others. A number is the same for all units."""
+def _usual(own: Any, *others: Any, bias: Any = 0.0) -> tuple[Any, ...]:
+    """Return the weights that most cells have, `bias` added to that of x, and others. A number is for all units."""
     vectors = [torch.as_tensor(a, dtype=own.weight_ih.dtype) for a in others]
     others = tuple([a.expand(own.hidden_size) if a.dim() == 0 else a for a in vectors])
-    return own.weight_ih, own.weight_hh, own.bias_ih, own.bias_hh, *others
+    return own.weight_ih, own.weight_hh, own.bias_ih + bias, own.bias_hh, *others
 
 
 def _of_mgu(own: Any) -> tuple[Any, ...]:
     (weight, product), (bias, last) = own.weight_hh.chunk(2), own.bias_hh.chunk(2)
-    return own.weight_ih, weight, own.bias_ih + torch.cat([torch.zeros_like(bias), last]), bias, product
-
-
-def _of_cornn(own: Any) -> tuple[Any, ...]:
-    weight_ih, weight_hh, bias_ih, *others = _four(own, own.dt, own.gamma, own.epsilon, own.weight_ch)
-    return weight_ih, weight_hh, bias_ih + own.bias_ch, *others
+    return own.weight_ih, weight, own.bias_ih + pad(last, (len(bias), 0)), bias, product
 
 
 def _of_multiplicative(own: Any) -> tuple[Any, ...]:
-    weight_ih, weight_hh, bias_ih, *others = _four(own, *own.weight_mh.chunk(4))
-    return weight_ih, weight_hh, bias_ih + torch.cat([torch.zeros_like(own.bias_hh), own.bias_mh]), *others
+    return _usual(own, *own.weight_mh.chunk(4), bias=pad(own.bias_mh, (len(own.bias_hh), 0)))
 
 
 KINDS: dict[str, tuple[Cell, Callable[[Any], tuple[Any, ...]]]] = {
-    "JANET": (janet, lambda own: _four(own, own.beta)),
-    "LiGRU": (li_gru, _four),
-    "LightRU": (light_ru, _four),
+    "JANET": (janet, lambda own: _usual(own, own.beta)),
+    "LiGRU": (li_gru, _usual),
+    "LightRU": (light_ru, _usual),
     "MGU": (mgu, _of_mgu),
     "MultiplicativeLSTM": (multiplicative_lstm, _of_multiplicative),
-    "NAS": (nas, _four),
-    "PeepholeLSTM": (peephole_lstm, lambda own: _four(own, *own.weight_ph.chunk(3))),
-    "STAR": (star, _four),
-    "UGRNN": (ugrnn, _four),
-    "coRNN": (cornn, _of_cornn),
+    "NAS": (nas, _usual),
+    "PeepholeLSTM": (peephole_lstm, lambda own: _usual(own, *own.weight_ph.chunk(3))),
+    "STAR": (star, _usual),
+    "UGRNN": (ugrnn, _usual),
+    "coRNN": (cornn, lambda own: _usual(own, own.dt, own.gamma, own.epsilon, own.weight_ch, bias=own.bias_ch)),
 }
 
 

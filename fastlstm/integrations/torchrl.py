@@ -1,15 +1,7 @@
-"""TorchRL: its modules `LSTMModule` and `GRUModule` run rollouts with resets.
+"""TorchRL: its modules `LSTMModule` and `GRUModule` run rollouts by one call with resets, in recurrent mode on the CPU.
 
-    module = LSTMModule(input_size=4, hidden_size=32, in_key="observation", out_key="hidden")
-    fastlstm.integrations.torchrl.accelerate(module)
-
-Where an episode begins inside a rollout, TorchRL cuts all its tensors into episodes, pads these, runs them, and puts
-the results together again. After `accelerate` one call with `reset` runs the rollout as it is, in recurrent mode on the
-CPU. TorchRL's own code cuts a rollout into episodes, and then runs fastlstm's layers, in four cases: for more than one
-layer or direction, for an episode that begins with other states than zeros, for tensors in place of a tensordict, and
-under a compiler. A module with ``python_based=True`` stays as it is.
-
-`accelerate` and `restore` are those of `fastlstm.integrations.places.Places`.
+TorchRL's own code cuts a rollout into episodes, and then runs fastlstm's layers, for more than one layer or direction,
+an episode that begins with other states than zeros, tensors in place of a tensordict, and under a compiler.
 """
 
 from typing import Any
@@ -31,22 +23,11 @@ def _in_python(module: Any) -> str:
 
 
 def _run(module: Any, tensordict: Any) -> Any:
-    """Do what `forward` of a module does."""
+    """Do what `forward` of a module does: write the output (*, T, H), and the states (*, T, 1, H), which are zeros
+    except at the last steps of episodes.
+    """
     if isinstance(tensordict, Tensor | None) or not module.recurrent_mode or torch.compiler.is_compiling():
         return None
-    results = _results(module, tensordict)
-    if results is None:
-        return None
-    for key, value in zip(module.out_keys, results, strict=True):
-        tensordict.set(key, value)
-    return tensordict
-
-
-def _results(module: Any, tensordict: Any) -> list[Tensor] | None:
-    """Run a rollout in which episodes begin. Return None if the rollout is TorchRL's matter.
-
-    Otherwise return the output (*, T, H), and the states (*, T, 1, H): zeros but at the last steps of episodes.
-    """
     layer = _layer(module)
     x, *states = (tensordict.get(key, None) for key in module.in_keys[: len(module.out_keys)])
     first = [a for a in states if a is not None]
@@ -67,7 +48,9 @@ def _results(module: Any, tensordict: Any) -> list[Tensor] | None:
     output, _, *cells = layer(x, (hx if len(hx) == 2 else hx[0]) if hx else None, reset=reset, **options)
     ends = torch.cat([later, edge], 1).unsqueeze(2)
     last = [torch.where(ends, a, 0).unflatten(2, (1, -1)) for a in (output, *cells)]
-    return [a.reshape(*rows, *a.shape[1:]) for a in (output, *last)]
+    for key, value in zip(module.out_keys, (output, *last), strict=True):
+        tensordict.set(key, value.reshape(*rows, *value.shape[1:]))
+    return tensordict
 
 
 _RNN = "torchrl.modules.tensordict_module.rnn"

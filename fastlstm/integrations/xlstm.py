@@ -1,18 +1,12 @@
-"""xLSTM and TiRex: sLSTM cells of the packages xlstm, tirex-ts and tirex-2 run fastlstm on the CPU:
+"""xLSTM and TiRex: sLSTM cells of the packages xlstm, tirex-ts and tirex-2 make one call for all steps, on the CPU.
 
-    model = xlstm.xLSTMBlockStack(config)  # with backend="vanilla" for its sLSTM layers
-    fastlstm.integrations.xlstm.accelerate(model)
-
-All three packages run the sLSTM of Beck et al. (2024, arXiv:2405.04517) with heads, one step after the other in plain
-PyTorch. The layer around the cell multiplies x, so that values of x come to the cell as inputs, and no gate sums x.
-
-The cell of tirex-ts rounds its input, its weights and its states at each step to bfloat16, whatever type the model has.
-Ours does not, so that it differs by that rounding. Calls without steps or rows, and with initial states of which some
-units have seen a step and others have not, run the packages' own code.
-
-`accelerate` and `restore` are those of `fastlstm.integrations.places.Places`.
+All three run the sLSTM of Beck et al. (2024, arXiv:2405.04517) with heads. The layer around the cell multiplies x, so
+that values of x come to the cell as inputs, and no gate sums x. The cell of tirex-ts rounds to bfloat16 at each step,
+and ours does not. Calls without steps or rows, and with initial states of which some units have seen a step and others
+have not, run the packages' own code.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,40 +14,27 @@ from torch import Tensor
 
 from fastlstm.backends.base import Run
 from fastlstm.cells import Cell, cell, clamp, exp, log_sigmoid, maximum, minimum, sigmoid, tanh, where
-from fastlstm.integrations.places import Place, Places, run_cell, takes
-
-_declare = cell(
-    gates={"i": "h", "f": "h", "z": "h", "o": "h"}, states=("h", "c", "n", "m"), inputs=("x_i", "x_f", "x_z", "x_o")
-)
+from fastlstm.integrations.calls import run_cell, takes
+from fastlstm.integrations.places import Place, Places
 
 
-def _unit(i: Any, f_log: Any, z: Any, o: Any, c: Any, n: Any, m: Any) -> Any:
-    """Return the output and the new states of a unit. While its n is zero it has seen nothing, and its m is i."""
-    f_log = f_log + m
-    m = where(n > 0, maximum(i, f_log), i)
-    i, f = minimum(exp(i - m), 1.0), minimum(exp(f_log - m), 1.0)
-    c, n = f * c + i * tanh(z), f * n + i
-    return sigmoid(o) * c / n, c, n, m
+@cache
+def slstm_of(package: str) -> Cell:
+    """Return the sLSTM as a package computes it. While n of a unit is zero, the unit has seen nothing."""
 
+    @cell(gates=dict.fromkeys("ifzo", "h"), states=("h", "c", "n", "m"), inputs=("x_i", "x_f", "x_z", "x_o"))
+    def slstm(i: Any, f: Any, z: Any, o: Any, c: Any, n: Any, m: Any, x_i: Any, x_f: Any, x_z: Any, x_o: Any) -> Any:
+        i, f = i + x_i, f + x_f
+        f_log = log_sigmoid(clamp(f, max=15.0) if package == "tirex-ts" else f) + m
+        m = where(n > 0, maximum(i, f_log), i)
+        i, f = exp(i - m), exp(f_log - m)
+        if package != "tirex-2":
+            i, f = minimum(i, 1.0), minimum(f, 1.0)
+        c, n = f * c + i * tanh(z + x_z), f * n + i
+        n = maximum(n, 1.0) if package == "tirex-2" else n
+        return sigmoid(o + x_o) * c / n, c, n, m
 
-@_declare
-def of_xlstm(i: Any, f: Any, z: Any, o: Any, c: Any, n: Any, m: Any, x_i: Any, x_f: Any, x_z: Any, x_o: Any) -> Any:
-    return _unit(i + x_i, log_sigmoid(f + x_f), z + x_z, o + x_o, c, n, m)
-
-
-@_declare
-def of_tirex(i: Any, f: Any, z: Any, o: Any, c: Any, n: Any, m: Any, x_i: Any, x_f: Any, x_z: Any, x_o: Any) -> Any:
-    return _unit(i + x_i, log_sigmoid(clamp(f + x_f, max=15.0)), z + x_z, o + x_o, c, n, m)
-
-
-@_declare
-def of_tirex2(i: Any, f: Any, z: Any, o: Any, c: Any, n: Any, m: Any, x_i: Any, x_f: Any, x_z: Any, x_o: Any) -> Any:
-    """The sLSTM of FlashRNN, whose n is 1 or more."""
-    i, f_log = i + x_i, log_sigmoid(f + x_f) + m
-    m = where(n > 0, maximum(i, f_log), i)
-    i, f = exp(i - m), exp(f_log - m)
-    c, n = f * c + i * tanh(z + x_z), maximum(f * n + i, 1.0)
-    return sigmoid(o + x_o) * c / n, c, n, m
+    return slstm
 
 
 def _run(module: Any, input: Tensor, state: Tensor | None = None, lengths: Any = None) -> Any:  # noqa: A002
@@ -66,13 +47,13 @@ def _run(module: Any, input: Tensor, state: Tensor | None = None, lengths: Any =
         return None
     if hasattr(module, "_permute_input"):  # a cell of xlstm
         module._check_input(input)
-        x, kind = module._permute_input(input), of_xlstm
+        x, package = module._permute_input(input), "xlstm"
         R, b = module._recurrent_kernel_int2ext(R), module._bias_int2ext(b)
     else:
-        x, kind = module._get_input(input), of_tirex
+        x, package = module._get_input(input), "tirex-ts"
         R, b = R.unflatten(2, (4, -1)), b.view(K, 4, -1)
     states = () if state is None else module._get_state(x, state).unbind()
-    result = _of_heads(kind, x.reshape(*x.shape[:2], 4, -1), R, b, states)
+    result = _of_heads(package, x.reshape(*x.shape[:2], 4, -1), R, b, states)
     return module._permute_output(result.h), torch.stack(result.last)
 
 
@@ -85,15 +66,15 @@ def _recurrence(module: Any, Wx: Tensor, states: Tensor | None = None) -> Any:
     if not _takes(Wx, states, R, b):
         return None
     given = () if states is None else states.flatten(2).unbind()
-    result = _of_heads(of_tirex2, Wx.transpose(0, 1).flatten(3), R, b, given)
+    result = _of_heads("tirex-2", Wx.transpose(0, 1).flatten(3), R, b, given)
     heads = Wx.shape[3:]
     return result.h.transpose(0, 1).unflatten(2, heads)[None], torch.stack(result.last).unflatten(2, heads).unsqueeze(2)
 
 
-def _of_heads(kind: Cell, x: Tensor, R: Tensor, b: Tensor, states: tuple[Any, ...]) -> Run:
-    """Run a cell over values of x (T, B, 4, K D), with R (K, D, 4, D) and b (K, 4, D)."""
+def _of_heads(package: str, x: Tensor, R: Tensor, b: Tensor, states: tuple[Any, ...]) -> Run:
+    """Run a package's cell over values of x (T, B, 4, K D), with R (K, D, 4, D) and b (K, 4, D)."""
     weights = None, R.permute(2, 0, 3, 1).flatten(0, 2), None, b.transpose(0, 1).flatten()
-    return run_cell(kind, x.new_empty(*x.shape[:2], 0), weights, states, x.unbind(2))
+    return run_cell(slstm_of(package), x.new_empty(*x.shape[:2], 0), weights, states, x.unbind(2))
 
 
 def _takes(x: Tensor, state: Tensor | None, *weights: Tensor) -> bool:

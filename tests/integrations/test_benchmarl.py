@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fastlstm.integrations import benchmarl as integration
+from tests.helpers.libraries import check, gradients, library
 from tests.helpers.tolerances import close
 
 pytest.importorskip("benchmarl", reason="needs the package benchmarl: pip install .[benchmarl]")
@@ -34,27 +35,14 @@ def rollout():
     return torch.randn(B, T, AGENTS, I), torch.rand(B, T, 1) < 0.3
 
 
-def results(model):
+def check_rollout(model, refused):
     """The output and the last states of a rollout, and the gradients of the parameters."""
-    values = model(*rollout())
-    torch.manual_seed(2)
-    gradients = torch.autograd.grad(values, list(model.parameters()), [torch.randn(a.shape) for a in values])
-    return [a.detach() for a in values], gradients
 
+    def results(model):
+        values = model(*rollout())
+        return values, gradients(values, list(model.parameters()))
 
-def check(ours, theirs):
-    expected, got = results(theirs), results(ours)
-    close(got[0], expected[0], "values")
-    close(got[1], expected[1], "gradients")
-
-
-def refuses(monkeypatch, model, kind):
-    """Have BenchMARL's loop raise."""
-
-    def forward(*arguments):
-        raise AssertionError("BenchMARL's own code ran")
-
-    monkeypatch.setattr(type(stack(model, kind)), "forward", forward)
+    check(integration, model, results, refused=refused)
 
 
 @pytest.mark.parametrize(
@@ -69,14 +57,9 @@ def refuses(monkeypatch, model, kind):
     ids=["shared", "apart", "central", "central and apart", "two layers without biases"],
 )
 @kinds
-def test_rollouts_with_resets(kind, options, monkeypatch):
+def test_rollouts_with_resets(kind, options):
     theirs = model(kind, **options)
-    ours = integration.accelerate(copy.deepcopy(theirs))
-    expected = results(theirs)
-    refuses(monkeypatch, theirs, kind)
-    got = results(ours)
-    close(got[0], expected[0], "values")
-    close(got[1], expected[1], "gradients")
+    check_rollout(theirs, [type(stack(theirs, kind))])
 
 
 @kinds
@@ -93,8 +76,8 @@ def test_single_steps_and_dropout_are_the_librarys_matter(kind):
     theirs = model(kind, n_layers=2)
     ours, (x, is_init) = integration.accelerate(copy.deepcopy(theirs)), rollout()
     states = [torch.randn(B, AGENTS, 2, H) for _ in range(KINDS[kind][2])]
-    for got, expected in zip(ours(x[:, 0], is_init[:, 0], *states), theirs(x[:, 0], is_init[:, 0], *states)):
-        assert torch.equal(got, expected)
+    step = x[:, 0], is_init[:, 0], *states
+    assert all(map(torch.equal, ours(*step), theirs(*step)))
     central = model(kind, n_layers=2, dropout=0.5, centralised=True)  # the others refuse dropout under vmap
     torch.manual_seed(3)
     expected = central(x, is_init)
@@ -126,7 +109,7 @@ def experiment(config, folder):
 @pytest.mark.slow
 @kinds
 def test_an_iteration_of_mappo_is_the_same(kind, tmp_path):
-    pytest.importorskip("vmas", reason="needs the package vmas: pip install .[benchmarl]")
+    library("vmas", extra="benchmarl")
     from benchmarl.models import GruConfig, LstmConfig
 
     config = {"LSTM": LstmConfig, "GRU": GruConfig}[kind]

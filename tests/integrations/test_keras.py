@@ -13,10 +13,11 @@ import torch
 
 from fastlstm.integrations import keras as integration
 from tests.helpers import ROOT
+from tests.helpers.libraries import gradients, library
 from tests.helpers.tolerances import close
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
-keras = pytest.importorskip("keras", reason="needs the package keras: pip install .[integrations]")
+keras = library("keras")
 if keras.backend.backend() != "torch":
     pytest.skip(f"needs Keras on torch, and KERAS_BACKEND is {keras.backend.backend()}", allow_module_level=True)
 
@@ -84,8 +85,7 @@ def results(layer, mask=None, initial=None, training=False):
     outputs = layer(x, mask=mask, training=training, **({} if initial is None else {"initial_state": initial}))
     outputs = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
     weights = [v.value for v in layer.trainable_variables]
-    gradients = torch.autograd.grad(outputs, [x, *weights, *(initial or ())], [torch.randn(a.shape) for a in outputs])
-    return [a.detach() for a in outputs], gradients
+    return [a.detach() for a in outputs], gradients(outputs, [x, *weights, *(initial or ())])
 
 
 def check(make, calls, **arguments):
@@ -110,11 +110,16 @@ def test_layers(name, mask, sequences, backwards, calls):
     check(lambda: built(cls, **options), calls, mask=MASKS[mask])
 
 
+@pytest.mark.parametrize("case", ["initial states", "dropout", "recurrent dropout without training"])
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "SimpleRNN"])
-def test_initial_states(name, calls):
-    states = [torch.randn(B, H, requires_grad=True) for _ in range(2 if name == "LSTM" else 1)]
-    cls = LAYERS[name][0]
-    check(lambda: built(cls, return_sequences=True, return_state=True), calls, mask=SUFFIX, initial=states)
+def test_options(name, case, calls):
+    cls, states = LAYERS[name][0], [torch.randn(B, H, requires_grad=True) for _ in range(2 if name == "LSTM" else 1)]
+    options, arguments = {
+        "initial states": ({"return_state": True}, {"mask": SUFFIX, "initial": states}),
+        "dropout": ({"dropout": 0.5}, {"training": True}),
+        "recurrent dropout without training": ({"recurrent_dropout": 0.5}, {}),
+    }[case]
+    check(lambda: built(cls, return_sequences=True, **options), calls, **arguments)
 
 
 @pytest.mark.parametrize("name", ["GRU", "SimpleRNN"])
@@ -137,11 +142,6 @@ def test_both_directions(name, mask, merge, calls):
 
     check(make, calls, mask=MASKS[mask])
     assert len(calls) == 2
-
-
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "SimpleRNN"])
-def test_dropout_of_the_input(name, calls):
-    check(lambda: built(LAYERS[name][0], dropout=0.5, return_sequences=True), calls, training=True)
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "SimpleRNN"])
@@ -169,20 +169,20 @@ def test_gradients_of_a_stateful_layer():
     plain.set_weights(layer.get_weights()[:3])
     torch.manual_seed(2)
     x = torch.randn(B, T, I)
-    both = [torch.autograd.grad(each.sum(), w.cell.kernel.value) for w, each in (
-        (layer, layer(x)), (plain, plain(x, initial_state=states))
-    )]  # fmt: skip
-    close(*both, "gradients")
+    outputs = layer(x), plain(x, initial_state=states)
+    close(*(gradients([a], each.cell.kernel.value) for a, each in zip(outputs, (layer, plain))), "gradients")
+
+
+def around(make, **options):
+    """A layer of Keras around a single cell."""
+    keras.utils.set_random_seed(1)
+    layer = keras.layers.RNN(make(), **options)
+    layer.build((B, T, I))
+    return layer
 
 
 def test_a_cell_in_keras_layers_rnn(calls):
-    def make():
-        keras.utils.set_random_seed(1)
-        layer = keras.layers.RNN(keras.layers.GRUCell(H), return_sequences=True)
-        layer.build((B, T, I))
-        return layer
-
-    check(make, calls)
+    check(lambda: around(lambda: keras.layers.GRUCell(H), return_sequences=True), calls)
 
 
 def test_a_cell_of_ones_own_is_keras_matter(calls):
@@ -191,8 +191,7 @@ def test_a_cell_of_ones_own_is_keras_matter(calls):
             output, states = super().call(inputs, states, training)
             return 2 * output, states
 
-    layer = keras.layers.RNN(Cell(H))
-    layer.build((B, T, I))
+    layer = around(lambda: Cell(H))
     expected = results(layer)
     integration.enable()
     assert torch.equal(results(layer)[0][0], expected[0][0])
@@ -224,9 +223,8 @@ def test_an_option_that_fastlstm_lacks(option, calls):
     cls, options, arguments = FALLING_BACK[option]
     expected = results(built(cls, **options), **arguments)
     integration.enable()
-    with pytest.warns(
-        UserWarning, match=f"^fastlstm lacks Keras's {option}, so that a keras.layers.{cls.__name__} runs Keras's"
-    ):
+    text = f"^fastlstm lacks Keras's {option}, so that a keras.layers.{cls.__name__} runs Keras's"
+    with pytest.warns(UserWarning, match=text):
         got = results(built(cls, **options), **arguments)
     assert calls == []
     close(got, expected, "values")  # Keras's products are not the same in each run
@@ -235,17 +233,11 @@ def test_an_option_that_fastlstm_lacks(option, calls):
 
 def test_dropout_with_a_mask_for_each_gate(calls):
     """Keras's LSTM raises for it, with its own code too; its cell does not."""
-    layer = keras.layers.RNN(keras.layers.LSTMCell(H, dropout=0.5, implementation=1))
-    layer.build((B, T, I))
+    layer = around(lambda: keras.layers.LSTMCell(H, dropout=0.5, implementation=1))
     integration.enable()
     with pytest.warns(UserWarning, match="fastlstm lacks Keras's implementation=1"):
         results(layer, training=True)
     assert calls == []
-
-
-@pytest.mark.parametrize("name", ["LSTM", "GRU"])
-def test_recurrent_dropout_does_nothing_without_training(name, calls):
-    check(lambda: built(LAYERS[name][0], recurrent_dropout=0.5), calls)
 
 
 def model():
@@ -272,9 +264,8 @@ def test_fit_predict_save_and_load(calls, tmp_path):
     assert calls == []
     integration.enable()
     keras.utils.set_random_seed(5)
-    assert ours.fit(words, classes, batch_size=8, epochs=2, verbose=0).history["loss"] == pytest.approx(
-        expected, abs=1e-5
-    )
+    got = ours.fit(words, classes, batch_size=8, epochs=2, verbose=0).history["loss"]
+    assert got == pytest.approx(expected, abs=1e-5)
     assert set(calls) == {"gru", "lstm", "elman_tanh"}
     close([torch.tensor(a) for a in ours.get_weights()], [torch.tensor(a) for a in plain.get_weights()], "models")
     predictions = ours.predict(words, verbose=0)
@@ -321,13 +312,6 @@ def test_a_compiled_layer_is_keras_matter(calls):
     assert calls == []
 
 
-PLUGIN = """
-from fastlstm.integrations import keras
-
-keras.enable()
-"""
-
-
 @pytest.mark.slow
 def test_keras_own_tests_pass(tmp_path):
     """The tests that Keras's package ships of its recurrent layers, with fastlstm enabled."""
@@ -336,7 +320,7 @@ def test_keras_own_tests_pass(tmp_path):
     files = [folder / f"{name}_test.py" for name in names]
     if not all(path.exists() for path in files):
         pytest.skip("this release of keras ships no tests")
-    (tmp_path / "enables_fastlstm.py").write_text(PLUGIN)
+    (tmp_path / "enables_fastlstm.py").write_text("from fastlstm.integrations import keras\n\nkeras.enable()\n")
     path = os.pathsep.join([str(ROOT), str(tmp_path)])
     command = [
         sys.executable,

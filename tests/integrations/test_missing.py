@@ -7,45 +7,37 @@ import sys
 
 import pytest
 
-from fastlstm.integrations import keras, sb3
+from fastlstm.integrations import keras
+from tests.helpers.libraries import library
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
-CALLS = {
-    "sb3-contrib": ("sb3_contrib", lambda: sb3.accelerate(object())),
-    "keras": ("keras", keras.enable),
-}
-parametrized = pytest.mark.parametrize("package", CALLS)
 
 
-@parametrized
-def test_a_library_that_cannot_be_imported(package, monkeypatch):
-    module, call = CALLS[package]
+def test_a_library_that_cannot_be_imported(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0")
-    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+    for name in [name for name in sys.modules if name.split(".")[0] == "keras"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, module, None)
-    message = rf"needs {package} [\d.]+ or newer, which cannot be imported: \S.*$"
+    monkeypatch.setitem(sys.modules, "keras", None)
+    message = r"needs keras [\d.]+ or newer, which cannot be imported: \S.*$"
     with pytest.raises(ImportError, match=message) as raised:
-        call()
+        keras.enable()
     assert "\n" not in str(raised.value)
 
 
-@parametrized
-def test_a_library_that_is_not_installed(package, monkeypatch):
+def test_a_library_that_is_not_installed(monkeypatch):
     def version(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    with pytest.raises(ImportError, match=f"needs {package} .* No package metadata was found for {package}$"):
-        CALLS[package][1]()
+    with pytest.raises(ImportError, match=r"needs keras .* No package metadata was found for keras$"):
+        keras.enable()
 
 
-@parametrized
-def test_a_library_that_is_too_old(package, monkeypatch):
-    pytest.importorskip(CALLS[package][0], reason=f"needs the package {package}: pip install .[integrations]")
+def test_a_library_that_is_too_old(monkeypatch):
+    library("keras")
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.9")
-    with pytest.raises(ImportError, match=rf"needs {package} [\d.]+ or newer, got 0\.0\.9$"):
-        CALLS[package][1]()
+    with pytest.raises(ImportError, match=r"needs keras [\d.]+ or newer, got 0\.0\.9$"):
+        keras.enable()
 
 
 def test_nothing_is_imported_before_it_is_used():

@@ -11,67 +11,91 @@ import torch
 from torch import nn
 
 import fastlstm
-from fastlstm.integrations import benchmarl, ncps, rl_games, rsl_rl, spiking, torchrecurrent, xlstm
-
-NEEDED = "needs the package {}: pip install .[integrations]"
-APART = "needs the package {0}: pip install .[{0}]"
+from fastlstm.integrations import benchmarl, ncps, rl_games, rsl_rl, sb3, spiking, torchrecurrent, torchrl, xlstm
+from tests.helpers import ROOT
+from tests.helpers.libraries import library
 
 
 def of_ncps():
-    library = pytest.importorskip("ncps.torch", reason=NEEDED.format("ncps"))
-    return library.CfC(5, 8, backbone_layers=0), (torch.randn(3, 9, 5),)
+    return library("ncps.torch", "ncps").CfC(5, 8, backbone_layers=0), (torch.randn(3, 9, 5),)
 
 
 def of_torchrecurrent():
-    library = pytest.importorskip("torchrecurrent", reason=NEEDED.format("torchrecurrent"))
-    return library.JANET(5, 8), (torch.randn(3, 9, 5),)
+    return library("torchrecurrent").JANET(5, 8), (torch.randn(3, 9, 5),)
+
+
+def of_xlstm():
+    package = library("xlstm.blocks.slstm.cell", "xlstm")
+    config = package.sLSTMCellConfig(hidden_size=48, num_heads=4, backend="vanilla", recurrent_weight_init="standard")
+    return package.sLSTMCell(config, skip_backend_init=True), (torch.randn(3, 9, 4 * 48), None)
 
 
 def of_tirex():
-    library = pytest.importorskip("tirex.models.slstm.cell", reason=NEEDED.format("tirex-ts"))
-    cell = library.sLSTMCell(library.sLSTMBlockConfig(embedding_dim=48, num_heads=4), "torch")
+    package = library("tirex.models.slstm.cell", "tirex-ts")
+    cell = package.sLSTMCell(package.sLSTMBlockConfig(embedding_dim=48, num_heads=4), "torch")
     for parameter in cell.parameters():
         nn.init.normal_(parameter, std=0.3)
     return cell, (torch.randn(3, 9, 4 * 48), None)
 
 
 def of_benchmarl():
-    library = pytest.importorskip("benchmarl.models.lstm", reason=APART.format("benchmarl"))
-    module = library.LSTM(5, 8, device="cpu", n_layers=1, dropout=0.0, bias=True)
+    module = library("benchmarl.models.lstm", "benchmarl", "benchmarl").LSTM(
+        5, 8, device="cpu", n_layers=1, dropout=0.0, bias=True
+    )
     return module, (torch.randn(3, 9, 5), torch.rand(3, 9, 1) < 0.3, torch.zeros(3, 1, 8), torch.zeros(3, 1, 8))
 
 
 def of_rl_games():
-    library = pytest.importorskip("rl_games.common.layers.recurrent", reason=APART.format("rl-games"))
+    package = library("rl_games.common.layers.recurrent", "rl_games", "rl-games")
     dones = (torch.rand(9, 3, 1) < 0.3).float()
-    return library.GRUWithDones(input_size=5, hidden_size=8), (torch.randn(9, 3, 5), torch.zeros(1, 3, 8), dones)
+    return package.GRUWithDones(input_size=5, hidden_size=8), (torch.randn(9, 3, 5), torch.zeros(1, 3, 8), dones)
 
 
 def of_rsl_rl():
-    library = pytest.importorskip("rsl_rl.modules", reason=APART.format("rsl-rl"))
     masks = torch.arange(9).unsqueeze(1) < torch.tensor([9, 4, 5])
-    return library.RNN(5, 8, 1, "gru"), (torch.randn(9, 3, 5), masks, torch.zeros(1, 3, 8))
+    module = library("rsl_rl.modules", "rsl-rl-lib", "rsl-rl").RNN(5, 8, 1, "gru")
+    return module, (torch.randn(9, 3, 5), masks, torch.zeros(1, 3, 8))
+
+
+def of_torchrl():
+    keys = {"in_keys": ["seen", "h"], "out_keys": ["out", ("next", "h")], "default_recurrent_mode": True}
+    pytest.importorskip("torchrl", "0.14", "needs torchrl 0.14: pip install .[integrations]")
+    module = library("torchrl.modules", "torchrl").GRUModule(5, 8, **keys)
+    seen = {"seen": torch.randn(3, 9, 5), "is_init": torch.rand(3, 9, 1) < 0.3}
+    return module, (library("tensordict").TensorDict(seen, (3, 9)),)
+
+
+def of_sb3():
+    spaces, package = library("gymnasium").spaces, library("sb3_contrib.ppo_recurrent", "sb3-contrib")
+    boxes = spaces.Box(-1, 1, (5,)), spaces.Box(-1, 1, (2,))
+    policy = package.MlpLstmPolicy(*boxes, float, lstm_hidden_size=8)
+    states = library("sb3_contrib.common.recurrent.type_aliases", "sb3-contrib").RNNStates(
+        *[[torch.zeros(1, 3, 8)] * 2] * 2
+    )
+    return policy, (torch.randn(27, 5), states, (torch.rand(27) < 0.3).float(), True)
 
 
 def of_norse():
-    library = pytest.importorskip("norse.torch", reason=NEEDED.format("norse"))
-    return library.LIF(), (torch.rand(9, 3, 5),)
+    return library("norse.torch", "norse").LIF(), (torch.rand(9, 3, 5),)
 
 
 def of_spikingjelly():
-    library = pytest.importorskip("spikingjelly.activation_based.neuron", reason=NEEDED.format("spikingjelly"))
-    return library.LIFNode(step_mode="m"), (torch.rand(9, 3, 5),)
+    package = library("spikingjelly.activation_based.neuron", "spikingjelly")
+    return package.LIFNode(step_mode="m"), (torch.rand(9, 3, 5),)
 
 
 CASES = {
     "ncps": (ncps, of_ncps),
     "norse": (spiking, of_norse),
     "spikingjelly": (spiking, of_spikingjelly),
+    "xlstm": (xlstm, of_xlstm),
     "tirex-ts": (xlstm, of_tirex),
     "torchrecurrent": (torchrecurrent, of_torchrecurrent),
     "benchmarl": (benchmarl, of_benchmarl),
     "rl_games": (rl_games, of_rl_games),
     "rsl-rl-lib": (rsl_rl, of_rsl_rl),
+    "sb3-contrib": (sb3, of_sb3),
+    "torchrl": (torchrl, of_torchrl),
 }
 cases = pytest.mark.parametrize("package", CASES)
 
@@ -86,8 +110,9 @@ def accelerated(package):
 def output(module, x):
     if hasattr(module, "reset"):  # spikingjelly's neurons go on where the last call ended
         module.reset()
-    y = module(*x)
-    return y[0] if isinstance(y, tuple) else y
+    with torch.no_grad():  # sb3-contrib cannot copy a policy that holds a graph
+        y = module(*x)
+    return y if isinstance(y, torch.Tensor) else y["out"] if hasattr(y, "keys") else y[0]
 
 
 def replica(module):
@@ -109,7 +134,9 @@ COPIES = {
 }
 
 
-PICKLED = [package for package in CASES if package != "norse"]  # whose neurons cannot be, with fastlstm or without
+PICKLED = [
+    package for package in CASES if package not in ("norse", "xlstm")
+]  # those cannot be, with or without fastlstm
 WAYS = [(package, way) for package in CASES for way in COPIES if way != "pickled" or package in PICKLED]
 
 
@@ -125,6 +152,12 @@ def test_a_copy(package, way):
             for parameter in other.parameters():
                 parameter.zero_()
         assert not torch.equal(output(other, x), expected)
+    elif package in ("xlstm", "tirex-ts"):  # whose cells have the weights themselves
+        own = dict(module.named_parameters(recurse=False))
+        other._parameters = dict(other._parameters)  # a shallow copy shares them until it has a dict of its own
+        for name, parameter in own.items():
+            setattr(other, name, type(getattr(other, name))(torch.zeros_like(parameter)))
+        assert not torch.equal(output(other, x), expected)
     assert torch.equal(output(module, x), expected)
 
 
@@ -133,9 +166,8 @@ def test_a_pickle_loads_in_a_new_process(package, tmp_path):
     module, x = accelerated(package)
     torch.save((module, x, output(module, x)), tmp_path / "module.pt")
     load = "import sys, torch; module, x, y = torch.load(sys.argv[1], weights_only=False)"
-    call = "getattr(module, 'reset', list)(); got = module(*x); got = got[0] if isinstance(got, tuple) else got"
-    code = f"{load}; {call}; assert torch.equal(got, y)"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "module.pt")], check=True, timeout=300)
+    code = f"{load}; from tests.integrations.test_places import output; assert torch.equal(output(module, x), y)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "module.pt")], check=True, timeout=300, cwd=ROOT)
 
 
 @cases
@@ -161,7 +193,7 @@ def test_under_a_compiler(package):
     torch.testing.assert_close(output(torch.compile(module, backend="eager"), x), output(module, x))
 
 
-@cases
+@pytest.mark.parametrize("package", [package for package in CASES if package != "sb3-contrib"])
 def test_a_derived_class_stays(package):
     """Its own methods may compute something else."""
     integration, make = CASES[package]

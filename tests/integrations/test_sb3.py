@@ -7,10 +7,10 @@ from torch import nn
 
 import fastlstm
 from fastlstm.integrations import sb3
+from tests.helpers.libraries import check, check_stays, gradients, library
 from tests.helpers.tolerances import close
 
-sb3_contrib = pytest.importorskip("sb3_contrib", reason="needs the package sb3-contrib: pip install .[integrations]")
-gymnasium = pytest.importorskip("gymnasium", reason="needs the package gymnasium: pip install .[integrations]")
+sb3_contrib, gymnasium = library("sb3_contrib", "sb3-contrib"), library("gymnasium")
 
 POLICIES = {
     "two LSTMs": {},
@@ -35,24 +35,23 @@ def model(**options):
 def test_learning_is_the_same(options):
     theirs = model(**options).learn(3 * 3 * 32)  # its constructor seeds all generators
     ours = sb3.accelerate(model(**options)).learn(3 * 3 * 32)
-    assert type(ours.policy.lstm_actor) is fastlstm.LSTM
+    assert isinstance(ours.policy.lstm_actor, fastlstm.LSTM)
     assert [info["r"] for info in ours.ep_info_buffer] == [info["r"] for info in theirs.ep_info_buffer]
     assert len(theirs.ep_info_buffer) > 5
     close(ours.policy.parameters(), theirs.policy.parameters(), "models")
 
 
 def test_sequences_and_gradients_are_the_same():
-    policy = model().policy
     torch.manual_seed(0)
     features, states = torch.randn(5 * 9, 4), (torch.randn(1, 5, 24), torch.randn(1, 5, 24))
     starts = (torch.rand(5 * 9) < 0.2).float()
-    weights = list(policy.lstm_actor.parameters())
-    expected, last = policy._process_sequence(features, states, starts, policy.lstm_actor)
-    gradients = torch.autograd.grad(expected.pow(2).sum() + last[1].sum(), weights)
-    fastlstm.replace(policy)
-    got, ends = sb3.process_sequence(features, states, starts, policy.lstm_actor)
-    close([got, *ends], [expected, *last], "values")
-    close(torch.autograd.grad(got.pow(2).sum() + ends[1].sum(), weights), gradients, "gradients")
+
+    def results(policy):
+        output, last = policy._process_sequence(features, states, starts, policy.lstm_actor)
+        values = [output, *last]
+        return values, gradients(values, list(policy.lstm_actor.parameters()))
+
+    check(sb3, model().policy, results)
 
 
 def actions(model):
@@ -77,40 +76,28 @@ def test_predictions_and_files_are_the_same(tmp_path):
     assert np.array_equal(actions(sb3.accelerate(loaded)), expected)
 
 
-def test_a_policy_without_its_model():
-    policy = model().policy
-    expected = actions(policy)
-    assert type(sb3.accelerate(policy).lstm_actor) is fastlstm.LSTM
-    assert np.array_equal(actions(policy), expected)
-    assert type(sb3.restore(policy).lstm_actor) is nn.LSTM
-
-
-def test_restored():
-    ours, other = sb3.accelerate(sb3.accelerate(model())), model()
-    assert ours.policy._process_sequence is not other.policy._process_sequence
-    assert sb3.restore(ours) is ours
-    assert type(ours.policy.lstm_actor) is type(ours.policy.lstm_critic) is nn.LSTM
-    assert ours.policy._process_sequence is other.policy._process_sequence
-    sb3.restore(other)  # which was never accelerated
-
-
 def test_what_has_no_recurrent_policy_raises():
     from stable_baselines3 import PPO
 
-    plain = PPO("MlpPolicy", "CartPole-v1", device="cpu")
-    with pytest.raises(TypeError, match=r"recurrent policy of sb3-contrib, got PPO with ActorCriticPolicy$"):
-        sb3.accelerate(plain)
-    with pytest.raises(TypeError, match=r"got str$"):
-        sb3.accelerate("model")
+    with pytest.raises(
+        TypeError, match=r"^model must have modules of RecurrentActorCriticPolicy, .* got PPO without any$"
+    ):
+        sb3.accelerate(PPO("MlpPolicy", "CartPole-v1", device="cpu"))
 
 
-def test_a_policy_with_a_loop_of_its_own_raises():
+def test_policies_of_derived_classes():
+    """They run fastlstm, unless they run sequences in a way of their own."""
+
     class Policy(sb3_contrib.ppo_recurrent.MlpLstmPolicy):
+        pass
+
+    class Own(Policy):
         @staticmethod
         def _process_sequence(features, lstm_states, episode_starts, lstm):
             raise AssertionError("not called here")
 
-    ours = sb3_contrib.RecurrentPPO(Policy, "CartPole-v1", device="cpu")
-    with pytest.raises(TypeError, match="got Policy with a _process_sequence of its own"):
-        sb3.accelerate(ours)
-    assert type(ours.policy.lstm_actor) is nn.LSTM
+    ours, own = [sb3_contrib.RecurrentPPO(cls, "CartPole-v1", device="cpu").policy for cls in (Policy, Own)]
+    assert isinstance(sb3.accelerate(ours).lstm_actor, fastlstm.LSTM)
+    assert isinstance(ours, Policy)
+    assert type(sb3.restore(ours)) is Policy
+    check_stays(sb3, own, "it has a _process_sequence of its own$")

@@ -8,28 +8,26 @@ import torch
 from torch import nn
 
 from fastlstm.integrations import spiking
+from tests.helpers.libraries import check_stays, check_their_code, check_training, library
 from tests.helpers.tolerances import close, equal
-from tests.helpers.training import losses_of
 
-NEEDED = "needs the package {}: pip install .[integrations]"
 T, B = 25, 16
 
 
 def norse(**options):
-    library = pytest.importorskip("norse.torch", reason=NEEDED.format("norse"))
-    return library.LIF(library.LIFParameters(**options))
+    package = library("norse.torch", "norse")
+    return package.LIF(package.LIFParameters(**options))
 
 
 def spikingjelly(surrogate="Sigmoid", **options):
-    needed = {"reason": NEEDED.format("spikingjelly")}
-    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", **needed)
-    surrogates = pytest.importorskip("spikingjelly.activation_based.surrogate", **needed)
-    return neuron.LIFNode(step_mode="m", surrogate_function=getattr(surrogates, surrogate)(), **options)
+    package = library("spikingjelly.activation_based.neuron", "spikingjelly")
+    surrogates = library("spikingjelly.activation_based.surrogate", "spikingjelly")
+    return package.LIFNode(step_mode="m", surrogate_function=getattr(surrogates, surrogate)(), **options)
 
 
 def leaky(surrogate="atan", **options):
-    library = pytest.importorskip("snntorch", reason=NEEDED.format("snntorch"))
-    return library.Leaky(**{"beta": 0.9, "spike_grad": getattr(library.surrogate, surrogate)(), **options})
+    package = library("snntorch")
+    return package.Leaky(**{"beta": 0.9, "spike_grad": getattr(package.surrogate, surrogate)(), **options})
 
 
 def loop(neuron, currents, v):
@@ -46,17 +44,13 @@ def drawn(*shape, scale=2.0):
 
 
 def check(got, expected, wanted):
-    """Spikes bit for bit, and potentials. `wanted` are what has gradients, in pairs of ours and the library's."""
+    """Spikes bit for bit, potentials, and the gradients of `wanted`."""
     assert 0.02 < expected[0].mean() < 0.98  # spikes and pauses
     equal(got[0], expected[0])
     close(got[1:], expected[1:], "values")
     weights = [torch.randn_like(a) for a in expected]
-    for ours, theirs in wanted:
-        a, b = (
-            torch.autograd.grad(got, ours, weights, retain_graph=True),
-            torch.autograd.grad(expected, theirs, weights, retain_graph=True),
-        )
-        close(a, b, "long")
+    if wanted:
+        close(*(torch.autograd.grad(values, wanted, weights) for values in (got, expected)), "long")
 
 
 def results_of(module, currents):
@@ -84,7 +78,7 @@ def test_neurons(name, shape):
     theirs, currents = NEURONS[name](), drawn(*shape)
     ours = spiking.accelerate(copy.deepcopy(theirs))
     expected, got = results_of(theirs, currents), results_of(ours, currents)
-    check(got, expected, [(currents, currents)])
+    check(got, expected, [currents])
 
 
 @pytest.mark.parametrize("surrogate", ["atan", "fast_sigmoid", "sigmoid"])
@@ -92,7 +86,7 @@ def test_neurons(name, shape):
 def test_leaky(options, surrogate):
     torch.manual_seed(0)
     theirs, currents, v = leaky(surrogate, **options), drawn(33, scale=0.5), torch.rand(B, 33).requires_grad_()
-    wanted = [(currents, currents), (v, v), *((p, p) for p in theirs.parameters())]
+    wanted = [currents, v, *theirs.parameters()]
     check(spiking.over_time(theirs, currents, v), loop(theirs, currents, v), wanted)
     got, expected = spiking.over_time(theirs, currents), loop(theirs, currents, torch.zeros(B, 33))
     check(got, expected, [])
@@ -105,14 +99,14 @@ def test_a_state_goes_on():
         ours = spiking.accelerate(copy.deepcopy(theirs))
         for each in (theirs, ours):
             results_of(each, currents)
-        if theirs.__class__.__name__ == "LIF":
-            _, state = theirs(currents)
-            equal(ours(currents, state)[0], theirs(currents, state)[0])
-        else:
+        if hasattr(theirs, "reset"):
             equal(ours(currents), theirs(currents))
             ours.reset()
             theirs.reset()
             equal(ours(currents), theirs(currents))
+        else:
+            _, state = theirs(currents)
+            equal(ours(currents, state)[0], theirs(currents, state)[0])
 
 
 @pytest.mark.parametrize("make", [norse, spikingjelly])
@@ -129,12 +123,8 @@ def test_training_goes_on_from_a_state_of_inference_mode(make):
 
 
 def test_options_that_change_later():
-    surrogates = pytest.importorskip("spikingjelly.activation_based.surrogate", reason=NEEDED.format("spikingjelly"))
-    changes = {
-        "surrogate_function": surrogates.Sigmoid(spiking=False),
-        "store_v_seq": True,
-    }
-    for name, value in changes.items():
+    surrogates = library("spikingjelly.activation_based.surrogate", "spikingjelly")
+    for name, value in (("surrogate_function", surrogates.Sigmoid(spiking=False)), ("store_v_seq", True)):
         theirs, currents = spikingjelly(), drawn(9)
         ours = spiking.accelerate(copy.deepcopy(theirs))
         setattr(theirs, name, value)
@@ -164,20 +154,15 @@ def test_arguments_that_the_library_alone_takes(monkeypatch):
 @pytest.mark.parametrize("case", ["one row", "autocast"])
 @pytest.mark.parametrize("make", [norse, spikingjelly])
 def test_what_runs_the_code_of_the_library(make, case, monkeypatch):
-    theirs, currents = make(), drawn(9).detach()
+    currents = drawn(9).detach()
     currents = currents[:, 0] if case == "one row" else currents
     with torch.autocast("cpu", enabled=case == "autocast"):
-        expected = results_of(theirs, currents)[0]
-        ours = spiking.accelerate(make())
-        monkeypatch.setattr(spiking, "run_cell", None)  # which would be called
-        equal(results_of(ours, currents)[0], expected)
+        check_their_code(spiking, make(), lambda neuron: results_of(copy.deepcopy(neuron), currents), monkeypatch)
 
 
 def test_what_stays():
     for module in (norse(method="tanh"), spikingjelly("PiecewiseQuadratic")):
-        with pytest.warns(UserWarning, match=r"^LIF(Node)? stays as it is: its surrogate is none that fastlstm has$"):
-            spiking.accelerate(module)
-        assert type(module).__module__ != spiking.__name__
+        check_stays(spiking, module, "its surrogate is none that fastlstm has$")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -220,14 +205,13 @@ def test_a_factor_of_one_for_each_unit():
 
 @pytest.mark.parametrize("kind", ["ReLU", "Synaptic", "RLeaky", "RSynaptic", "Derived"])
 def test_another_neuron(kind):
-    library, rest = pytest.importorskip("snntorch", reason=NEEDED.format("snntorch")), {"linear_features": 3}
-    derived = type("Derived", (library.Leaky,), {"forward": lambda self, *given: library.Leaky.forward(self, *given)})
+    package, rest = library("snntorch"), {"linear_features": 3}
     neuron = {
         "ReLU": nn.ReLU,
-        "Synaptic": lambda: library.Synaptic(0.8, 0.9),
-        "RLeaky": lambda: library.RLeaky(0.9, **rest),
-        "RSynaptic": lambda: library.RSynaptic(0.8, 0.9, **rest),
-        "Derived": lambda: derived(0.9),
+        "Synaptic": lambda: package.Synaptic(0.8, 0.9),
+        "RLeaky": lambda: package.RLeaky(0.9, **rest),
+        "RSynaptic": lambda: package.RSynaptic(0.8, 0.9, **rest),
+        "Derived": lambda: type("Derived", (package.Leaky,), {})(0.9),
     }[kind]()
     with pytest.raises(TypeError, match=rf"^neuron must be a Leaky of snnTorch .*, got {kind}"):
         spiking.over_time(neuron, drawn(3))
@@ -244,12 +228,14 @@ def test_currents_of_a_leaky_that_are_not_taken(shape):
 class Tutorial(nn.Module):
     """The network of snnTorch's tutorial 5, with its loop or layer after layer."""
 
+    by_layers = False
+
     def __init__(self):
         super().__init__()
         self.fc1, self.lif1, self.fc2, self.lif2 = nn.Linear(20, 40), leaky(), nn.Linear(40, 4), leaky()
 
-    def forward(self, x, by_layers):
-        if by_layers:
+    def forward(self, x):
+        if self.by_layers:
             spikes, _ = spiking.over_time(self.lif1, self.fc1(x))
             return spiking.over_time(self.lif2, self.fc2(spikes))
         v1, v2, outputs = torch.zeros(B, 40), torch.zeros(B, 4), []
@@ -262,16 +248,12 @@ class Tutorial(nn.Module):
 
 def test_training():
     torch.manual_seed(0)
-    x, labels = torch.rand(T, B, 20), torch.randint(4, (B,))
-    curves = []
-    for by_layers in (False, True):
-        torch.manual_seed(1)
-        model = Tutorial()
+    x, labels, theirs = torch.rand(T, B, 20), torch.randint(4, (B,)), Tutorial()
+    ours = copy.deepcopy(theirs)
+    ours.by_layers = True
 
-        def loss(model, by_layers=by_layers):
-            _, membranes = model(x, by_layers)
-            return sum(nn.functional.cross_entropy(v, labels) for v in membranes) / T
+    def loss(model):
+        _, membranes = model(x)
+        return sum(nn.functional.cross_entropy(v, labels) for v in membranes) / T
 
-        curves.append(losses_of(model, loss, 5e-3, 10))
-    close(curves[1], curves[0], "models")
-    assert curves[1][-1] < 0.95 * curves[1][0]
+    check_training(theirs, ours, loss, 5e-3, 10)

@@ -1,29 +1,27 @@
 """TorchRL's LSTMModule and GRUModule compute the same with fastlstm."""
 
 import copy
-import pickle
 
 import pytest
 import torch
-from torch import nn
 
-import fastlstm
 from fastlstm.integrations import torchrl as integration
+from tests.helpers.libraries import check, check_stays, gradients
 from tests.helpers.tolerances import close
 
-pytest.importorskip("torchrl", reason="needs the package torchrl: pip install .[integrations]")
+pytest.importorskip("torchrl", "0.14", "needs torchrl 0.14: pip install .[integrations]")
 from tensordict import TensorDict
 from torchrl.modules import GRUModule, LSTMModule, set_recurrent_mode
 
 T, I, H = 9, 3, 7
-KINDS = {"LSTM": (LSTMModule, ["h", "c"], fastlstm.LSTM), "GRU": (GRUModule, ["h"], fastlstm.GRU)}
+KINDS = {"LSTM": (LSTMModule, ["h", "c"]), "GRU": (GRUModule, ["h"])}
 kinds = pytest.mark.parametrize("kind", KINDS)
 NO_SCAN = "TorchRL's backend scan needs the package hoptorch: pip install hoptorch"
 
 
 def module(kind, **options):
     torch.manual_seed(0)
-    cls, states, _ = KINDS[kind]
+    cls, states = KINDS[kind]
     in_keys, out_keys = ["seen", *states], ["out", *(("next", key) for key in states)]
     return cls(input_size=I, hidden_size=H, in_keys=in_keys, out_keys=out_keys, **options)
 
@@ -42,45 +40,26 @@ def rollout(kind, shape, layers=1, begins=0.3, given=True, states_at_resets=Fals
     return data
 
 
-def results(module, data):
+def check_rollout(theirs, data, **options):
     """All that a module writes, and the gradients of its parameters."""
-    data = data.clone()
-    with set_recurrent_mode(True):
-        module(data)
-    written = [data[key] for key in module.out_keys]
-    torch.manual_seed(2)
-    gradients = torch.autograd.grad(written, list(module.parameters()), [torch.randn(a.shape) for a in written])
-    return [a.detach() for a in written], gradients
 
+    def results(module):
+        written = data.clone()
+        with set_recurrent_mode(True):
+            module(written)
+        values = [written[key] for key in module.out_keys]
+        return values, gradients(values, list(module.parameters()))
 
-def check(ours, theirs, data):
-    expected, got = results(theirs, data), results(ours, data)
-    close(got[0], expected[0], "values")
-    close(got[1], expected[1], "gradients")
-
-
-def refuses(monkeypatch):
-    """Have TorchRL's own code for rollouts raise."""
-
-    def forward(self, tensordict):
-        raise AssertionError("TorchRL's own code ran")
-
-    for cls in (LSTMModule, GRUModule):
-        monkeypatch.setattr(cls, "forward", forward)
+    check(integration, theirs, results, **options)
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["states", "no states"])
 @pytest.mark.parametrize("shape", [(4, T), (2, 3, T), (T,)], ids=str)
 @kinds
-def test_rollouts_with_resets(kind, shape, given, monkeypatch):
-    theirs, data = module(kind), rollout(kind, shape, given=given)
+def test_rollouts_with_resets(kind, shape, given):
+    data = rollout(kind, shape, given=given)
     assert data["is_init"][..., 1:, :].any()
-    ours = integration.accelerate(copy.deepcopy(theirs))
-    expected = results(theirs, data)
-    refuses(monkeypatch)
-    got = results(ours, data)
-    close(got[0], expected[0], "values")
-    close(got[1], expected[1], "gradients")
+    check_rollout(module(kind), data, refused=[LSTMModule, GRUModule])
 
 
 @pytest.mark.parametrize(
@@ -90,16 +69,14 @@ def test_rollouts_with_resets(kind, shape, given, monkeypatch):
 )
 @kinds
 def test_other_rollouts(kind, of_module, of_rollout):
-    theirs = module(kind, **of_module)
-    ours = integration.accelerate(copy.deepcopy(theirs))
-    check(ours, theirs, rollout(kind, (4, T), **of_rollout))
+    check_rollout(module(kind, **of_module), rollout(kind, (4, T), **of_rollout))
 
 
 @kinds
 def test_the_results_are_those_of_the_backend_scan(kind):
     pytest.importorskip("hoptorch", reason=NO_SCAN)
-    ours, scan = integration.accelerate(module(kind)), module(kind, recurrent_backend="scan")
-    check(ours, scan, rollout(kind, (4, T)))
+    scan = module(kind, recurrent_backend="scan")
+    check_rollout(scan, rollout(kind, (4, T)), ours=integration.accelerate(module(kind)))
 
 
 @kinds
@@ -142,43 +119,16 @@ def test_tensors_in_place_of_a_tensordict(kind):
 
 
 @kinds
-def test_changed_and_restored(kind):
-    theirs, plain, layer = module(kind), KINDS[kind][0], kind.lower()
-    model = nn.ModuleDict({"policy": nn.Sequential(theirs), "value": nn.Linear(2, 1)})
-    weights = list(model.parameters())
-    assert integration.accelerate(model) is model
-    integration.accelerate(model)
-    assert isinstance(theirs, plain)
-    assert isinstance(getattr(theirs, layer), KINDS[kind][2])
-    assert all(a is b for a, b in zip(model.parameters(), weights, strict=True))
-    loaded = pickle.loads(pickle.dumps(theirs))
-    assert type(loaded) is type(copy.copy(theirs)) is type(copy.deepcopy(theirs)) is type(theirs)
-    check(loaded, theirs, rollout(kind, (4, T)))
-    assert integration.restore(model) is model
-    assert type(theirs) is plain
-    assert type(getattr(theirs, layer)) is getattr(nn, kind)
-    integration.restore(model)
-
-
-@kinds
 def test_another_layer_in_an_accelerated_module(kind):
     theirs, data = module(kind), rollout(kind, (4, T))
     ours = integration.accelerate(copy.deepcopy(theirs))
-    check(ours.make_python_based(), theirs, data)
-    check(ours.make_cudnn_based(), theirs, data)
-
-
-def test_nothing_to_change():
-    with pytest.raises(TypeError, match=r"^model must have modules of LSTMModule, GRUModule, got Linear without any$"):
-        integration.accelerate(nn.Linear(2, 2))
+    check_rollout(theirs, data, ours=ours.make_python_based())
+    check_rollout(theirs, data, ours=ours.make_cudnn_based())
 
 
 @kinds
 def test_a_module_in_python_stays(kind):
-    theirs = module(kind, python_based=True)
-    with pytest.warns(UserWarning, match=rf"^{kind}Module stays as it is: it has python_based=True$"):
-        integration.accelerate(theirs)
-    assert type(theirs) is KINDS[kind][0]
+    check_stays(integration, module(kind, python_based=True), "it has python_based=True$")
 
 
 def test_a_compiled_module_is_torchrls_matter():

@@ -2,22 +2,20 @@
 
 import copy
 import io
-import pickle
 
 import pytest
 import torch
 from torch import nn
 
 from fastlstm.integrations import xlstm
+from tests.helpers.libraries import check, check_stays, check_their_code, check_training, gradients, library
 from tests.helpers.tolerances import close
-from tests.helpers.training import losses_of
 
-NEEDED = "needs the package {}: pip install .[integrations]"
 BF16 = 2**-6  # of the largest value: TiRex's own cell rounds to the 8 bits of bfloat16 at each of a few dozen steps
 
 
 def cell_of_xlstm(**options):
-    theirs = pytest.importorskip("xlstm.blocks.slstm.cell", reason=NEEDED.format("xlstm"))
+    theirs = library("xlstm.blocks.slstm.cell", "xlstm")
     start = {"recurrent_weight_init": "standard", "bias_init": "standard"}
     config = theirs.sLSTMCellConfig(**{"hidden_size": 48, "num_heads": 4, "backend": "vanilla", **start, **options})
     torch.manual_seed(0)
@@ -25,7 +23,7 @@ def cell_of_xlstm(**options):
 
 
 def cell_of_tirex(backend="torch"):
-    theirs = pytest.importorskip("tirex.models.slstm.cell", reason=NEEDED.format("tirex-ts"))
+    theirs = library("tirex.models.slstm.cell", "tirex-ts")
     torch.manual_seed(0)
     return drawn(theirs.sLSTMCell(theirs.sLSTMBlockConfig(embedding_dim=48, num_heads=4), backend))
 
@@ -42,23 +40,19 @@ def states():
     return torch.stack([h, c, n.abs() + 0.5, m])
 
 
-def results(cell, x, state):
-    output, last = cell(x, state)
-    gradients = torch.autograd.grad(output.pow(2).sum() + last.sin().sum(), [x, *cell.parameters()])
-    return [output, last], gradients
-
-
 @pytest.mark.parametrize("state", [None, "zeros", "given"])
 @pytest.mark.parametrize("shapes", [{}, {"input_shape": "SBGNH", "output_shape": "SBH"}, {"num_heads": 1}])
 def test_a_cell_of_xlstm(shapes, state):
     cell = cell_of_xlstm(**shapes)
     x = (3 * torch.randn(*((25, 3) if shapes.get("input_shape") else (3, 25)), 4 * 48)).requires_grad_()
     state = states() if state == "given" else torch.zeros(4, 3, 48) if state == "zeros" else None
-    expected, gradients = results(cell, x, state)
-    assert xlstm.accelerate(cell) is cell
-    got, found = results(cell, x, state)
-    close(got, expected, "sums")
-    close(found, gradients, "long")
+
+    def results(cell):
+        output, last = cell(x, state)
+        loss = output.pow(2).sum() + last.sin().sum()
+        return [output, last], torch.autograd.grad(loss, [x, *cell.parameters()])
+
+    check(xlstm, cell, results, ("sums", "long"))
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -91,7 +85,7 @@ def test_a_cell_of_tirex(given):
 
 
 def test_a_model_of_xlstm_learns_the_same():
-    theirs = pytest.importorskip("xlstm", reason=NEEDED.format("xlstm"))
+    theirs = library("xlstm")
     options = {"backend": "vanilla", "recurrent_weight_init": "standard"}
     layer = theirs.sLSTMLayerConfig(num_heads=4, conv1d_kernel_size=4, **options)
     block = theirs.sLSTMBlockConfig(slstm=layer, feedforward=theirs.FeedForwardConfig(proj_factor=1.3))
@@ -112,7 +106,7 @@ def test_a_model_of_xlstm_learns_the_same():
 
 
 def tirex():
-    theirs = pytest.importorskip("tirex.models.tirex", reason=NEEDED.format("tirex-ts"))
+    theirs = library("tirex.models.tirex", "tirex-ts")
     block = {"num_blocks": 2, "embedding_dim": 64, "num_heads": 4}
     config = {"input_patch_size": 16, "output_patch_size": 16, "quantiles": [0.1, 0.5, 0.9], "input_ff_dim": 64}
     torch.manual_seed(0)
@@ -137,45 +131,6 @@ def test_a_forecast_of_tirex():
     assert torch.equal(restored, expected)
 
 
-def replica(module):
-    """What DataParallel makes of a module for another device: its parameters are tensors."""
-    of = module._replicate_for_data_parallel()
-    for name, parameter in module.named_parameters(recurse=False):
-        setattr(of, name, parameter.clone())
-    return of
-
-
-COPIES = {
-    "shallow": copy.copy,
-    "deep": copy.deepcopy,
-    "pickled": lambda module: pickle.loads(pickle.dumps(module)),
-    "replica": replica,
-}
-
-
-# A cell of xlstm has proxies of its parameters, which pickle cannot load, with fastlstm or without.
-WAYS = [(cell_of_tirex, way) for way in COPIES] + [(cell_of_xlstm, way) for way in COPIES if way != "pickled"]
-
-
-@pytest.mark.parametrize(("make", "way"), WAYS)
-def test_a_copy_computes_with_its_own_weights(make, way):
-    cell, x = xlstm.accelerate(make()), torch.randn(3, 9, 4 * 48)
-    output, _ = cell(x, None)
-    other = COPIES[way](cell)
-    assert torch.equal(other(x, None)[0], output)
-    if way == "shallow":  # it shares the dict of parameters until it has one of its own
-        other._parameters = dict(other._parameters)
-    other._recurrent_kernel_ = type(other._recurrent_kernel_)(torch.zeros_like(cell._recurrent_kernel_))
-    other._bias_ = type(other._bias_)(torch.full_like(cell._bias_, 0.1))
-    fresh = make()
-    with torch.no_grad():
-        fresh._recurrent_kernel_.zero_()
-        fresh._bias_.fill_(0.1)
-    assert torch.equal(other(x, None)[0], xlstm.accelerate(fresh)(x, None)[0])
-    assert torch.equal(cell(x, None)[0], output)
-    assert type(xlstm.restore(other)) is type(make())
-
-
 @pytest.mark.parametrize("case", ["autocast", "weights of two dtypes", "rows of which some have seen a step"])
 def test_what_runs_the_code_of_xlstm(case, monkeypatch):
     cell, x, state = cell_of_xlstm(), torch.randn(3, 9, 4 * 48), states()
@@ -184,24 +139,17 @@ def test_what_runs_the_code_of_xlstm(case, monkeypatch):
     elif case != "autocast":
         state[:, 1] = 0
     with torch.autocast("cpu", enabled=case == "autocast"):
-        expected = cell(x, state)
-        xlstm.accelerate(cell)
-        monkeypatch.setattr(xlstm, "run_cell", None)  # which would be called
-        got = cell(x, state)
-    assert all(torch.equal(a, b) for a, b in zip(got, expected))
+        check_their_code(xlstm, cell, lambda cell: cell(x, state), monkeypatch)
 
 
 @pytest.mark.parametrize("make", [lambda: cell_of_xlstm(function="lstm"), lambda: cell_of_tirex("cuda")])
 def test_a_cell_that_stays(make):
-    cell = make()
-    with pytest.warns(UserWarning, match=r"^sLSTMCell\w* stays as it is: fastlstm runs those with the function slstm"):
-        xlstm.accelerate(nn.Sequential(cell))
-    assert type(cell).__module__ != xlstm.__name__
+    check_stays(xlstm, make(), "fastlstm runs those with the function slstm on the backend vanilla or torch$")
 
 
 def layer_of_tirex2(dtype=torch.float64, **options):
-    theirs = pytest.importorskip("tirex2.model.component", reason=NEEDED.format("tirex-2"))
-    pytest.importorskip("flashrnn", reason=NEEDED.format("tirex-2"))
+    theirs = library("tirex2.model.component", "tirex-2")
+    library("flashrnn", "tirex-2")
     shapes = {"recurrent_shape": "HPGD", "bias_shape": "HGD"}  # as the package's models have them
     config = theirs.FlashRNNLayerConfig(48, num_heads=4, **{"backend": "vanilla", **shapes, **options})
     torch.manual_seed(0)
@@ -212,18 +160,13 @@ def layer_of_tirex2(dtype=torch.float64, **options):
 def test_a_layer_of_tirex2(dtype):
     """A norm scales the outputs to one mean square, so a loss of that alone would have no gradient but rounding."""
     layer = layer_of_tirex2(dtype)
-    x, weight = torch.randn(2, 3, 25, 48, dtype=dtype)
-    x.requires_grad_()
-    ours = xlstm.accelerate(copy.deepcopy(layer))
-    outputs = [each(x) for each in (ours, layer)]
-    close(*outputs, "sums")
-    close(
-        *(
-            torch.autograd.grad((y.flatten(2) * weight).sum(), [x, *m.parameters()])
-            for y, m in zip(outputs, (ours, layer))
-        ),
-        "long",
-    )
+    x = torch.randn(3, 25, 48, dtype=dtype).requires_grad_()
+
+    def results(layer):
+        output = layer(x)
+        return [output], gradients([output], [x, *layer.parameters()])
+
+    check(xlstm, layer, results, ("sums", "long"))
 
 
 def test_steps_of_a_layer_of_tirex2():
@@ -239,15 +182,10 @@ def test_steps_of_a_layer_of_tirex2():
 
 
 def test_a_layer_of_tirex2_learns_the_same():
-    layer = layer_of_tirex2()
-    x, y = torch.randn(2, 4, 12, 48).double()
-    curves = []
-    for each in (layer, xlstm.accelerate(copy.deepcopy(layer))):
-        curves.append(losses_of(each, lambda layer: (layer(x).flatten(2) - y).square().mean(), 1e-2, 10))
-    close(curves[1], curves[0], "models")
-    assert curves[1][-1] < 0.95 * curves[1][0]
+    layer, (x, y) = layer_of_tirex2(), torch.randn(2, 4, 12, 48).double()
+    ours = xlstm.accelerate(copy.deepcopy(layer))
+    check_training(layer, ours, lambda layer: (layer(x).flatten(2) - y).square().mean(), 1e-2, 10)
 
 
 def test_a_layer_of_tirex2_for_a_gpu_stays():
-    with pytest.warns(UserWarning, match=r"^sLSTMFlashRNNLayer stays as it is: fastlstm runs those with"):
-        xlstm.accelerate(layer_of_tirex2(backend="cuda"))
+    check_stays(xlstm, layer_of_tirex2(backend="cuda"), "fastlstm runs those with")
