@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import fastlstm
 from fastlstm import lstm
-from tests.helpers.layers import BACKENDS, CPU_BACKENDS, OUTPUTS, Layer, compare, draws, error, nn_lstm_errors
+from tests.helpers.layers import BACKENDS, CPU_BACKENDS, OUTPUTS, Layer, compare, draws, float32_errors
 from tests.helpers.threads import on_any_split, splits
 from tests.helpers.tolerances import close
 
@@ -38,15 +38,10 @@ def test_as_close_to_float64_as_nn_lstm(backend, size):
     theirs, ours = [], []
     for _ in range(2 if size[1] > 100 else 8):
         layer = Layer(*size)
-        theirs.append(nn_lstm_errors(layer))
-        truth, inputs = layer.to(torch.double), layer.to(torch.float32)
-        want, got = layer.truth(truth)[:3], layer.run(inputs, backend)[:3]
-        want_grads = torch.autograd.grad(want, truth, layer.gradients[:3])
-        got_grads = torch.autograd.grad(got, inputs, [g.float() for g in layer.gradients[:3]])
-        ours.append((max(map(error, got, want)), max(map(error, got_grads, want_grads))))
-    outputs, gradients = map(max, zip(*theirs))
-    assert max(error_of_outputs for error_of_outputs, _ in ours) <= max(3 * outputs, 5e-7)
-    assert max(error_of_gradients for _, error_of_gradients in ours) <= max(3 * gradients, 1e-6)
+        ours.append(float32_errors(layer, backend))
+        theirs.append(float32_errors(layer, None))
+    for of_ours, of_theirs, least in zip(zip(*ours), zip(*theirs), (5e-7, 1e-6)):
+        assert max(of_ours) <= max(3 * max(of_theirs), least)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

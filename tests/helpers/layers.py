@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 import fastlstm
 from fastlstm import cells, lstm
@@ -114,19 +115,20 @@ def error(got: Tensor, want: Tensor) -> float:
     return 0.0 if difference == 0 else torch.nan_to_num(difference / want.abs().max(), nan=float("inf")).item()
 
 
-def nn_lstm_errors(layer: Layer) -> tuple[float, float]:
-    """How far torch.nn.LSTM in float32 is from float64:
-    of the outputs and of the gradients, on an unmasked forward layer.
+def float32_errors(layer: Layer, backend: str | None) -> tuple[float, float]:
+    """How far a backend in float32, or torch.nn.LSTM for None, is from float64: of the outputs and of the gradients, on
+    an unmasked forward layer.
     """
-    x, h_0, c_0, *weights = layer.to(torch.float32)
-    module = torch.nn.LSTM(layer.I, layer.H)
-    for parameter, weight in zip(module.parameters(), weights):
-        parameter.data = weight.detach().clone()
-    output, (h_n, c_n) = module(x, (h_0[None], c_0[None]))
-    grads = [g.float() for g in layer.gradients]
-    outputs = (output, h_n[0], c_n[0])
-    got = torch.autograd.grad(outputs, [x, h_0, c_0, *module.parameters()], grads[:3])
-    inputs = layer.to(torch.double)
-    want = layer.truth(inputs)[:3]
-    want_grads = torch.autograd.grad(want, inputs, layer.gradients[:3])
-    return max(map(error, outputs, want)), max(map(error, got, want_grads))
+    inputs, exact = layer.to(torch.float32), layer.to(torch.double)
+    if backend is None:
+        x, h_0, c_0, *weights = inputs
+        module = torch.nn.LSTM(layer.I, layer.H)
+        named = dict(zip(dict(module.named_parameters()), weights))
+        output, states = functional_call(module, named, (x, (h_0[None], c_0[None])))
+        got = output, *(a[0] for a in states)
+    else:
+        got = layer.run(inputs, backend)[:3]
+    want = layer.truth(exact)[:3]
+    grads = torch.autograd.grad(got, inputs, [g.float() for g in layer.gradients[:3]])
+    want_grads = torch.autograd.grad(want, exact, layer.gradients[:3])
+    return max(map(error, got, want)), max(map(error, grads, want_grads))

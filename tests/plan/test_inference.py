@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 import fastlstm
 from tests.helpers import interpreter
-from tests.helpers.kept import assert_same_bits, both
 from tests.helpers.layers import needs_native
 from tests.helpers.memory import resident
-from tests.helpers.modules import flat
+from tests.helpers.modules import assert_same_bits, both, flat
 from tests.helpers.threads import at_once, on_any_split, splits
 from tests.helpers.tolerances import close, equal
 

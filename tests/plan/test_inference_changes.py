@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastlstm
-from tests.helpers.kept import assert_same_bits
+from tests.helpers.modules import assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
 

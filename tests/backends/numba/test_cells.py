@@ -306,7 +306,3 @@ def of_names_of_phases(a, h, row0, sum0, kept0, _head0):
 
 def test_names_may_be_those_that_phases_use():
     check(Case(of_names_of_phases, 3, 5, 4, 20), F32)
-
-
-def test_the_cells_of_the_library_are_here():
-    assert set(cells.CELLS) <= set(CELLS)
