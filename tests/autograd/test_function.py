@@ -99,11 +99,7 @@ def test_an_input_changed_in_place_between_the_passes_is_refused(backend, dtype,
             result.sum().backward(retain_graph=True)
 
 
-def test_meta_and_fake_tensors():
-    layer = Layer(4, 3, 5, 6)
-    inputs = [a.to("meta") for a in layer.to(torch.float32)]
-    output, (h_n, c_n) = lstm(inputs[0], (inputs[1], inputs[2]), *inputs[3:])
-    assert (output.shape, h_n.shape, c_n.shape, output.device.type) == ((4, 3, 6), (3, 6), (3, 6), "meta")
+def test_fake_tensors():
     with torch._subclasses.FakeTensorMode():
         x = torch.empty(4, 3, 5, requires_grad=True)
         weights = [torch.empty(24, 5), torch.empty(24, 6)]

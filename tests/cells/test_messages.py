@@ -165,9 +165,6 @@ SAID = [
     (lambda a, **h: a, "cell <lambda> takes **h, which is no gate"),
     (lambda a, b=0.5: a + b, "cell <lambda> takes b=0.5, but no argument may have a default"),
     (lambda a, b: {"h": a}, "arguments, got {'h': <a value of a cell: a_pre>}"),
-    # what Python and torch say of a value
-    (lambda a, b: a % 2, "a value of a cell"),
-    (lambda a, b: torch.cos(a), "a value of a cell"),
     *(
         (function, "a cell is declared by a Python function, got")
         for function in (torch.sigmoid, functools.partial(sigmoid, 1.0), None)
@@ -268,21 +265,15 @@ def test_a_misspelt_gate():
 
 
 def test_the_line_is_the_one_within_the_function():
-    def long(a, b):
-        c = a * b
-        d = c.cosh()
-        return d
+    """Also where the mistake is in another function, which it calls."""
 
-    with pytest.raises(TypeError, match=r"cell long, line \d+ `d = c\.cosh\(\)`: a value has no \.cosh"):
-        pre(long)
-
-
-def test_the_line_in_a_function_that_is_called():
     def helper(x):
-        return x.exp()
+        return x.cosh()
 
     def caller(a, b):
-        return helper(a) + b
+        c = a * b
+        d = helper(c)
+        return d
 
-    with pytest.raises(TypeError, match=r"cell caller, line \d+ `return helper\(a\) \+ b`"):
+    with pytest.raises(TypeError, match=r"cell caller, line \d+ `d = helper\(c\)`: a value has no \.cosh"):
         pre(caller)

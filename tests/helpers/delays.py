@@ -21,7 +21,7 @@ from fastlstm.backends.numba.host import kernel_files, tasks
 from fastlstm.backends.numba.kernels import backward, forward, states, threads, values
 from fastlstm.backends.numba.llvm.intrinsics import call_int
 from tests.helpers import ROOT
-from tests.helpers.threads import forget
+from tests.helpers.threads import forget, replaced
 
 # The kernels' functions that the ones below call, and replace in the kernels.
 wait_at_once, wait_for_at_once = threads.wait, threads.wait_for
@@ -102,11 +102,5 @@ def build_native(folder):
 @contextmanager
 def delays_in_native(library):
     """Within it, `native` calls another library, that of `build_native`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(csrc, "LIBRARY", library)
-        patch.setattr(csrc, "library", csrc._load())
-        forget()
-        try:
-            yield
-        finally:
-            forget()
+    with replaced(csrc, LIBRARY=library), replaced(csrc, library=csrc._load()):
+        yield

@@ -49,16 +49,19 @@ def forget():
 
 
 @contextmanager
-def limits(**values):
-    """Within it, limits of `sizes` have other values."""
+def replaced(module, **values):
+    """Within it, names of a module have other values. What is kept by signature is made anew, within it and after."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():
-            patch.setattr(sizes, name, value)
+            patch.setattr(module, name, value)
         forget()
         try:
             yield
         finally:
             forget()
+
+
+limits = functools.partial(replaced, sizes)
 
 
 @contextmanager
@@ -69,17 +72,14 @@ def split(teams, members):
     count, before = teams * members, torch.get_num_threads()
     pair = ctypes.c_int64 * 2
     forced = pair() if csrc.reason else pair.in_dll(csrc.library, "fastlstm_forced_split")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(thread_split, "split_threads", lambda *_: (count, teams))
+    with replaced(thread_split, split_threads=lambda *_: (count, teams)):
         torch.set_num_threads(count)  # by which plans are kept apart
-        forget()
         try:
             forced[:] = teams, members
             yield
         finally:
             forced[:] = 0, 0
             torch.set_num_threads(before)
-            forget()
 
 
 def on_any_split(test):

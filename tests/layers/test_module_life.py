@@ -234,14 +234,3 @@ def test_traced_steps_and_cells(torch_s, cell):
     state = (h, c) if torch_s is nn.LSTM else h
     compiled = torch.compile(run, backend="eager", fullgraph=True)
     assert all(map(torch.equal, flat(compiled(x, state)), flat(run(x, state))))
-
-
-def test_subclass_may_wrap_the_constructor():
-    class Stacked(fastlstm.LSTM):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, num_layers=2, **kwargs)
-
-        def forward(self, input, hx=None):  # noqa: A002
-            return super().forward(input, hx)[0]
-
-    assert Stacked(3, 5)(torch.zeros(4, 2, 3)).shape == (4, 2, 5)

@@ -1,10 +1,9 @@
-"""The project's own rules: imports point down, `import fastlstm` stays light, public names are those that are meant."""
+"""The project's own rules: `import fastlstm` stays light, public names are those that are meant."""
 
 import inspect
 import re
 
 import pytest
-from importlinter.cli import lint_imports
 
 from benchmarks import run
 from benchmarks.shared import machine
@@ -14,12 +13,6 @@ from fastlstm import torch_private
 from tests.helpers import ROOT, interpreter
 
 LAZY = {"numba", "llvmlite", "triton", "matplotlib", "tqdm"}
-
-
-def test_imports_point_only_down(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    status = lint_imports(no_cache=True, no_logo=True)
-    assert status == 0, capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch_private.PUBLIC, reason="by public names torch's compiler is imported with the package")

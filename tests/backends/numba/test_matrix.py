@@ -18,7 +18,7 @@ from fastlstm.backends.base import Gradients, Run
 from fastlstm.backends.numba.host import sizes
 from tests.helpers.layers import OUTPUTS, Layer, compare, draws, error, float32_errors
 from tests.helpers.numba import PRECISIONS, needs_pieces, needs_unit, primitive, signature
-from tests.helpers.threads import forget, on_any_split, splits
+from tests.helpers.threads import limits, on_any_split, splits
 
 # the last is numba with all that it ever runs on the unit, see `some_products`
 BACKENDS = (
@@ -37,28 +37,14 @@ BOUNDS["numba"] = BOUNDS["numba-bf16x6"]
 @pytest.fixture(autouse=True, scope="module")
 def some_products():
     """Small layers, too, multiply inputs wider than two states, and sum the weights' gradients, on the unit."""
-    with pytest.MonkeyPatch.context() as patch:
-        for limit in ("MIN_UNIT_INPUTS", "MIN_UNIT_STEP"):
-            patch.setattr(sizes, limit, 0)
-        forget()
+    with limits(MIN_UNIT_INPUTS=0, MIN_UNIT_STEP=0):
         yield
-    forget()
 
 
-@pytest.fixture
-def without_unit():
-    """Calls a function as on a processor that has none."""
-
-    def call(function):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sizes, "max_components", lambda: 0)
-            forget()
-            try:
-                return function()
-            finally:
-                forget()
-
-    return call
+def without_unit(function):
+    """What a function returns on a processor that has none."""
+    with limits(max_components=lambda: 0):
+        return function()
 
 
 @needs_pieces
@@ -119,12 +105,10 @@ def test_six_products_are_as_exact_as_nn_lstm(backend, size):
 
 
 @pytest.fixture
-def vector_sums(monkeypatch):
+def vector_sums():
     """No sums for the weights are large enough for the unit."""
-    forget()
-    monkeypatch.setattr(sizes, "MIN_UNIT_STEP", 1 << 60)
-    yield
-    forget()
+    with limits(MIN_UNIT_STEP=1 << 60):
+        yield
 
 
 def chosen(T, B, I, H, dtype=torch.float32, **options):
@@ -215,7 +199,7 @@ def results(layer, backend):
 
 @pytest.mark.parametrize("where", [0, 1, 3, 4])  # x, h_0, weight_ih, weight_hh
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-def test_an_infinite_number_is_computed_without_the_unit(backend, where, without_unit):
+def test_an_infinite_number_is_computed_without_the_unit(backend, where):
     layer = Layer(4, 70, 40, 17)
     layer.inputs[where].view(-1)[7] = math.inf
     met = backend != "numba" or where in (0, 3)  # whose products with h and weight_hh are not there
@@ -225,7 +209,7 @@ def test_an_infinite_number_is_computed_without_the_unit(backend, where, without
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_large_numbers_overflow_only_where_their_products_do(backend, without_unit):
+def test_large_numbers_overflow_only_where_their_products_do(backend):
     """Products of pieces could overflow one way and then the other."""
     x, weight_ih, weight_hh = torch.rand(1, 64, 32) * 1e30, torch.rand(64, 32) * 1e11, torch.zeros(64, 16)
     for sign in (1, -1):

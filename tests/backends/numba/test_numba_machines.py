@@ -20,7 +20,7 @@ from fastlstm.backends.numba.llvm.sources import fingerprint
 from tests.helpers import ROOT
 from tests.helpers.layers import Layer, error
 from tests.helpers.numba import run
-from tests.helpers.threads import forget
+from tests.helpers.threads import replaced
 
 MACHINE = platform.machine().lower()
 needs_x86 = pytest.mark.skipif(MACHINE not in ("x86_64", "amd64"), reason="names an x86-64 processor")
@@ -214,17 +214,15 @@ def test_all_kernels_compile(features, target):
     assert output == [f"{name} True" for name in tasks.KERNELS]
 
 
-def test_without_openmp(monkeypatch, two_threads):
+def test_without_openmp(two_threads):
     """Where torch brings no libgomp, plain Python threads run the same team: the bits are the same."""
     layer = Layer(9, 24, 28, 100)
     results = []
     for openmp in (cpu.openmp(), None):
-        monkeypatch.setattr(cpu, "openmp", lambda found=openmp: found)
-        forget()
-        inputs = layer.to(torch.float32)
-        outputs = layer.run(inputs, "numba")
-        grads = torch.autograd.grad(outputs, inputs, [g.float() for g in layer.gradients])
+        with replaced(cpu, openmp=lambda found=openmp: found):
+            inputs = layer.to(torch.float32)
+            outputs = layer.run(inputs, "numba")
+            grads = torch.autograd.grad(outputs, inputs, [g.float() for g in layer.gradients])
         results.append([*outputs, *grads])
-    forget()
     assert all(torch.equal(a, b) for a, b in zip(*results))
     assert error(results[0][0], layer.truth(layer.to(torch.double))[0]) < 4e-6
