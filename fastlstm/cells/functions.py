@@ -166,7 +166,7 @@ def clamp(x: Any, min: Any = None, max: Any = None) -> Any:  # noqa: A002
     Raises:
         ValueError: if both limits are None.
 
-    Equivalent to `torch.clamp`.
+    Equivalent to `torch.clamp`, whose derivative at a limit is 0 from torch 2.14 on.
     """
     if min is None and max is None:
         raise ValueError("clamp needs min or max, got None for both")

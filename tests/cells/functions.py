@@ -1,5 +1,7 @@
 """Layers of any cell as the package runs them, by the pair of Functions in plain PyTorch; functions beside torch's."""
 
+import math
+
 import torch
 from torch.func import jvp
 from torch.nn import functional as F
@@ -49,6 +51,11 @@ def with_half(function):
     return lambda x: function(x, torch.full_like(x, 0.5))
 
 
+def clamped(low, high):
+    """The clamp of torch before 2.14, whose derivative is 1 at both ends. That of later releases is 0 there."""
+    return lambda x: torch.where((x >= low) & (x <= high), x, torch.clamp(x, low, high).detach())
+
+
 OF_TORCH = {
     "sigmoid": (cells.sigmoid, torch.sigmoid),
     "tanh": (cells.tanh, torch.tanh),
@@ -68,9 +75,9 @@ OF_TORCH = {
     "where_number": (lambda x: cells.where(x <= 0.5, 1.0, x), lambda x: torch.where(x <= 0.5, 1.0, x)),
     "maximum": (lambda x: cells.maximum(x, 0.5), with_half(torch.maximum)),
     "minimum": (lambda x: cells.minimum(0.5, x), with_half(torch.minimum)),
-    "clamp": (lambda x: cells.clamp(x, -3.0, 0.5), lambda x: torch.clamp(x, -3.0, 0.5)),
-    "clamp_below": (lambda x: cells.clamp(x, min=3.0), lambda x: torch.clamp(x, min=3.0)),
-    "clamp_above": (lambda x: cells.clamp(x, max=3.0), lambda x: torch.clamp(x, max=3.0)),
-    "clamp_crossed": (lambda x: cells.clamp(x, 3.0, -3.0), lambda x: torch.clamp(x, 3.0, -3.0)),
+    "clamp": (lambda x: cells.clamp(x, -3.0, 0.5), clamped(-3.0, 0.5)),
+    "clamp_below": (lambda x: cells.clamp(x, min=3.0), clamped(3.0, math.inf)),
+    "clamp_above": (lambda x: cells.clamp(x, max=3.0), clamped(-math.inf, 3.0)),
+    "clamp_crossed": (lambda x: cells.clamp(x, 3.0, -3.0), clamped(3.0, -3.0)),
     "hard_sigmoid": (cells.hard_sigmoid, F.hardsigmoid),
 }
