@@ -40,7 +40,7 @@ def markdown(report: dict[str, Any]) -> str:
         ours = [f"{row['seconds'][name] * 1e6:.1f}" if name in row["seconds"] else "" for name in OURS]
         rows.append([name_of(row), *ours, *(cells.get(name, "") for name in others)])
     machine = f"{about['cpu']}, {about['threads']} threads, load average {about['load']} before the run"
-    header = ["layer", *(f"{name}, us" for name in OURS), *others]
+    header = ["layer", *(f"{name}, microseconds" for name in OURS), *others]
     return "\n".join([f"{machine}, {report['date']}; {versions}.", "", *table(header, rows)]) + "\n"
 
 
