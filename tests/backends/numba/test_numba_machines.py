@@ -139,7 +139,7 @@ def test_another_process_finds_what_was_compiled(copy, tmp_path):
 @pytest.mark.parametrize(
     ("features", "target", "fma", "tiles"),
     [
-        ("+avx512f,+avx2,+fma", ("x86_64-unknown-linux-gnu", "skylake-avx512"), "vfmadd", (6, 8, 12, 12)),
+        ("+avx512f,+avx2,+fma", ("x86_64-unknown-linux-gnu", "skylake-avx512"), "vfmadd", (6, 8, 12, 16)),
         ("+avx2,+fma", ("x86_64-unknown-linux-gnu", "haswell"), "vfmadd", (3, 4, 6, 12)),
         ("+neon", ("aarch64-unknown-linux-gnu", "neoverse-n1"), "fmla", (6, 8, 12, 16)),
     ],
