@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--lr", type=positive_float, metavar="X", help=f"Adam's step size (default: {recipe.lr})")
     seed = functools.partial(whole_number, 0, 2**63 - 1)
     add("--seed", type=seed, metavar="N", help=f"of the initial weights and the batches (default: {recipe.seed})")
-    add("--parts", nargs="*", choices=PARTS, help="what is added to plain Adam, in the place of the recipe's own parts")
+    parts = "what is added to plain Adam, in the place of the recipe's own parts"
+    add("--parts", nargs="*", action="extend", choices=PARTS, help=parts)
     add("--compare", action="store_true", default=None, help=f"also train {THEIRS} from the same weights and batches")
 
     add = parser.add_argument_group("model").add_argument
@@ -170,7 +171,7 @@ def _take_over(parser: Parser, args: argparse.Namespace, path: Path, content: di
         if isinstance(value, bool):
             words += [option] * value
         elif isinstance(value, tuple):
-            words += [option, *map(str, value)]
+            words += [option, *(f"{option}={member}" for member in value)]  # with =, no member is read as an option
         elif str(value) != str(getattr(Recipe, name, None)):
             words.append(f"{option}={value}")
     parser.source = f"argument --resume: {path}: "

@@ -13,7 +13,6 @@ from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.recipe import Recipe
 
 AVERAGE_DECAY = 0.999
-KEPT = "loss", "accuracy", "validation", "seconds"  # of a history, in a checkpoint
 
 
 @dataclass
@@ -28,10 +27,14 @@ class History:
     trouble: str = ""  # what could not be written, which interrupts a run too
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in KEPT}
+        return {name: getattr(self, name) for name in ("loss", "accuracy", "validation", "seconds")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update({name: state[name] for name in KEPT})
+        """Take over what `state_dict` returned. What it cannot have returned raises an error of some type."""
+        pairs = [*zip(state["loss"], state["accuracy"], strict=True)]
+        self.loss, self.accuracy = [float(loss) for loss, _ in pairs], [float(accuracy) for _, accuracy in pairs]
+        self.validation = {int(done): float(accuracy) for done, accuracy in state["validation"].items()}
+        self.seconds = float(state["seconds"])
 
 
 class State:

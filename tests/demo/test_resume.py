@@ -3,6 +3,7 @@
 import copy
 import io
 import os
+import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 
@@ -197,6 +198,7 @@ def test_a_checkpoint_with_other_contents(tmp_path, content):
         ("backend", "", "backend: invalid choice: ''"),
         ("compare", "x", "compare: ignored explicit argument 'x'"),
         ("parts", 1, "parts: invalid choice: '1'"),
+        ("parts", ("average", "--version"), "parts: invalid choice: '--version'"),
         ("hidden_size", 0, "hidden-size: must be a whole number from 1 to 2147483647, got '0'"),
         ("lr", torch.ones(2), "lr: must be a number above 0, got 'tensor([1., 1.])'"),
     ],
@@ -208,6 +210,19 @@ def test_an_entry_of_a_checkpoint_that_no_run_has_is_named(tmp_path, entry, valu
     code, error, _ = outcome("train", tmp_path)
     assert (code, error.count("\n")) == (2, 1)
     assert f"argument --resume: {tmp_path / 'checkpoint.pt'}: argument --{said}" in error
+
+
+@pytest.mark.parametrize(
+    "damage", [{"loss": "abcd"}, {"accuracy": [0.5]}, {"validation": [1]}, {"validation": {2: "x"}}, {"seconds": "x"}]
+)
+def test_a_history_that_no_run_has(finished, tmp_path, damage):
+    for path in finished.iterdir():
+        shutil.copy(path, tmp_path)
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    content["states"]["fastlstm.LSTM"]["history"].update(damage)
+    saved.write(tmp_path / "checkpoint.pt", content)
+    code, error, _ = outcome("train", tmp_path)
+    assert (code, error.count("\n"), f"{tmp_path / 'checkpoint.pt'}: " in error) == (2, 1, True)
 
 
 @pytest.mark.parametrize("command", FILES)
