@@ -13,6 +13,7 @@ import torch
 import fastlstm
 from fastlstm.backends import pool
 from tests.helpers.layers import CPU_BACKENDS
+from tests.helpers.memory import resident
 from tests.helpers.threads import at_once
 
 
@@ -44,6 +45,16 @@ def test_small_buffers_of_other_sizes_touch_each_their_own_memory():
     del buffers
     assert pool.pooled(like, 1300 * KB).data_ptr() == large
     assert pool.pooled(like, 690 * KB).data_ptr() == small
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_nothing_is_saved_without_a_gradient(backend):
+    model, x = fastlstm.LSTM(3, 64, backend=backend), torch.randn(500, 64, 3)
+    with torch.no_grad():
+        model(x[:2])  # compiled, and with its threads
+        before = resident()
+        output, _ = model(x)
+    assert resident() - before < 2 * output.nbytes  # the gates alone would be 4 times the output
 
 
 def test_a_finalizer_may_ask_for_memory_while_the_pool_is_looked_through():

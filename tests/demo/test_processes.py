@@ -58,6 +58,18 @@ def test_two_processes_train_as_one(tiny, tmp_path, train, no_pictures):
     assert metrics(two)["test_accuracy"] == pytest.approx(together["test_accuracy"], abs=1.5 / 130)
 
 
+@pytest.mark.slow
+def test_two_processes_continue_what_one_began(tiny, tmp_path, train, interrupted, no_pictures):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    arguments = ["--data", tiny, *OPTIONS, "--iterations", "9", "--out"]
+    train(*arguments, whole)
+    interrupted(4, *arguments, cut)
+    finish(torchrun("--resume", cut))
+    assert metrics(cut)["loss"][:4] == metrics(whole)["loss"][:4]
+    # the steps after it by sums in another order, as above
+    assert metrics(cut)["loss"] == pytest.approx(metrics(whole)["loss"], rel=1e-5)
+
+
 THREADS = """
 import os, sys, threading
 import fastlstm.train

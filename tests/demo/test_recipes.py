@@ -131,3 +131,9 @@ def test_both_ends_of_a_bidirectional_reading_give_the_class():
     output, _ = model.lstm(images.transpose(0, 1))
     both = torch.cat((output[-1, :, :7], output[0, :, 7:]), 1)
     assert torch.equal(model(images), model.linear(both))
+
+
+def test_pixels_are_read_one_by_one_in_order():
+    images, model = torch.rand(5, 4, 3), RowLSTM(1, 7)
+    _, (h_n, _) = model.lstm(images.flatten(1).T.unsqueeze(2))
+    assert torch.equal(model(images), model.linear(h_n[0]))

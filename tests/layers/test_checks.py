@@ -140,3 +140,8 @@ def test_weights_that_are_no_tensors(call):
             call(x, None, *given)
     with pytest.raises(ValueError, match="weight_ih must be given"):
         call(x, None, None, weights[1])
+
+
+def test_a_direction_that_is_no_bool():
+    with pytest.raises(TypeError, match="reverse must be a bool, got str"):
+        fastlstm.lstm(**layer(reverse="no"))

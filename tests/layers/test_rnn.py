@@ -132,6 +132,11 @@ def test_copies(cell):
         assert (copy.cell, copy.heads, repr(copy)) == (cell, 3, repr(rnn))
         assert all(a is not b for a, b in zip(copy.parameters(), rnn.parameters(), strict=True))
         close(copy(x, states, inputs), expected, "sums")
+    old = RNN(cell, 3, 6, 2)
+    expected_of_old, text = old(x, states, inputs), repr(old)
+    del old.__dict__["heads"]  # as in a pickle of before there were heads
+    assert repr(old) == text
+    close(old(x, states, inputs), expected_of_old, "sums")
     name = f"{cell.__module__}\n".encode() + cell.name.encode()
     assert name in pickle.dumps(rnn, protocol=0)
     other = RNN(cell, 3, 6, 2, heads=3)
