@@ -191,7 +191,9 @@ def surrogate(value: Any, slope: Any) -> Any:
 
 
 def softplus(x: Any) -> Any:
-    """Return ``log(1 + exp(x))``: `torch.nn.functional.softplus` without its threshold, above which it returns x."""
+    """Return ``log(1 + exp(x))``, without overflow. Equivalent to `torch.nn.functional.softplus` without its threshold,
+    above which it returns x.
+    """
     _check_values("softplus", x)
     return -log_sigmoid(-x)
 

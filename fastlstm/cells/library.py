@@ -118,7 +118,9 @@ def min_lstm(f: Any, i: Any, n: Any, h: Any) -> Any:
 
 @cell(gates={"a": "x"}, states=("h",), params=("u",))
 def ind_rnn(a: Any, h: Any, u: Any) -> Any:
-    """Independent units, each with one recurrent weight. Li et al., Independently recurrent neural network, 2018."""
+    """Independent units: each has one recurrent weight, u, and there is no weight_hh. Li et al., Independently
+    recurrent neural network, 2018.
+    """
     return relu(a + u * h)
 
 

@@ -43,7 +43,8 @@ def layer_norm_gru(
     bias_n_x, bias_n_h,
 ):  # fmt: skip
     """The GRU with four layer normalizations: of the product with x and of that with h, each over both gates and apart
-    over the candidate. z lets the candidate in, where `gru` has 1 - z. Paper and biases are those of `layer_norm_lstm`.
+    over the candidate. z lets the candidate in, where `gru` has 1 - z. The paper is that of `layer_norm_lstm`, and its
+    products have no biases, which is ``bias=False``. Its two biases of a gate are one here, their sum.
     """
     r_x, z_x = layer_norm(r_x, z_x, weight=(gain_r_x, gain_z_x))
     r_h, z_h = layer_norm(r_h, z_h, weight=(gain_r_h, gain_z_h))

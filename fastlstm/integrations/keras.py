@@ -28,10 +28,11 @@ _plans = Plans(caches=False)  # Keras's weights lie transposed: comparing them w
 def enable() -> None:
     """Make Keras's layers LSTM, GRU and SimpleRNN run fastlstm on the CPU, those that exist and those to come.
 
-    Bidirectional layers of them do so too, and so does ``keras.layers.RNN`` with a single cell of theirs. Keras's own
-    code runs on other devices, and under a compiler or tracer. With a UserWarning that names the option it also runs
-    for an activation other than Keras's default or a SimpleRNN's ``"relu"``; in training for ``recurrent_dropout``, and
-    for ``dropout`` with ``implementation=1``; and for a mask (B, T, H).
+    Bidirectional layers of them do so too, and so does ``keras.layers.RNN`` with a single cell of theirs. Results stay
+    the same up to rounding, and models are saved and loaded as before. Keras's own code runs on other devices, and
+    under a compiler or tracer. With a UserWarning that names the option it also runs for an activation other than
+    Keras's default or a SimpleRNN's ``"relu"``; in training for ``recurrent_dropout``, and for ``dropout`` with
+    ``implementation=1``; and for a mask (B, T, H).
 
     Raises:
         ImportError: without Keras 3.6 or newer.

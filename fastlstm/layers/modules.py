@@ -109,7 +109,9 @@ class CellModule:
         return super()._apply(*args, **kwargs)  # type: ignore[misc]
 
     def release_memory(self) -> None:
-        """Give back the memory of plans and packed weights, which later calls make again, as need be."""
+        """Give back the memory of plans and packed copies of the weights, which later calls make again. Nobody needs to
+        call it when weights change, since a call that uses a packed copy compares it with the weights.
+        """
         vars(self).pop("_plans", None)
 
     def _get_name(self) -> str:

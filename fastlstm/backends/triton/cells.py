@@ -130,8 +130,7 @@ class CellFunctions:
 
     Attributes:
         forward: (pre-activations in the order of `Layout.preacts`, states, params, inputs, weights of products) -> the
-            new
-            states and the saved values.
+            new states and the saved values.
         backward: (the new states' gradients, saved values, states of `read`, params, inputs, transposed weights of
             products) -> the gradients of the pre-activations, the carried states, params, inputs and products.
         read: which states backward reads: 2 k for state k after the step, and 2 k + 1 for state k before it.

@@ -70,7 +70,7 @@ class Plan:
         self, layer: Layer, save: bool, caches: dict[Any, Any] | None, state_axes: tuple[int, ...], components: int,
         shares: int = 1, part: int = 0, directions: int = 1,
     ) -> None:  # fmt: skip
-        """Prepare the kernels. `shares`: how many calls share the threads. See `plan`, and `Forward` for `options`."""
+        """Prepare the kernels. `shares`: how many calls share the threads. `part`, `directions`: see `Forward`."""
         components = components_for(layer, components)
         self.is_bfloat16 = components == 1 and layer.x.dtype is torch.bfloat16
         self.saves_sequences = layer.x.dim() == 3 and layer.x.dtype in WIDE
