@@ -46,4 +46,4 @@ def _run(stack: Any, x: Tensor, is_init: Tensor, *states: Tensor) -> Any:
 
 _kinds = [Place(f"benchmarl.models.{name.lower()}", name, "benchmarl", "1.5", _run) for name in ("LSTM", "GRU")]
 _places = Places(__name__, *_kinds, within=_models_of)
-accelerate, restore, __getattr__ = _places.accelerate, _places.restore, _places.named
+accelerate, restore = _places.accelerate, _places.restore

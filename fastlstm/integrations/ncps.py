@@ -77,4 +77,4 @@ def _weights(layer: Any) -> tuple[Any, ...]:
 
 
 _places = Places(__name__, Place("ncps.torch", "CfC", "ncps", "1.0", _run, _unlike))
-accelerate, restore, __getattr__ = _places.accelerate, _places.restore, _places.named
+accelerate, restore = _places.accelerate, _places.restore

@@ -35,8 +35,8 @@ class Place(NamedTuple):
 
 
 class Places:
-    """The places of an integration, whose name is that of its module: pickles look for the classes there. `within`
-    returns the modules of what users pass, where that is no module itself.
+    """The places of an integration, whose name is that of its module. There they are `_places`, which pickles ask for.
+    `within` returns the modules of what users pass, where that is no module itself.
     """
 
     def __init__(self, integration: str, *places: Place, within: Callable[[Any], Any] = lambda model: model) -> None:
@@ -60,12 +60,9 @@ class Places:
             ImportError: for a release of the library that is too old.
             TypeError: for a model without such modules.
         """
-        found = False
-        for module in getattr(self._within(model), "modules", tuple)():
+        for module, place in self._modules_of(model):
             cls: Any = type(module)
-            place = next((place for parent in cls.__mro__ for place in self._places if place.is_of(parent)), None)
-            found |= place is not None
-            if place is None or cls.__module__ == self._integration:
+            if cls.__module__ == self._integration:
                 continue
             import_library(place.module, place.package, place.oldest)
             difference = place.unlike(module) if place.derived or place.is_of(cls) else "it is of a derived class"
@@ -75,28 +72,32 @@ class Places:
                 module.__class__ = _class_for(place, self._integration, cls)
                 if any(isinstance(each, pair) for each in module.modules() for pair in convert.PAIRS):
                     convert.replace(module, keep_type=True)
-        if not found:
-            names = ", ".join(dict.fromkeys(place.name for place in self._places))
-            raise TypeError(f"model must have modules of {names}, got {type(model).__name__} without any")
         return model
 
     def restore(self, model: Model) -> Model:
         """Undo `accelerate`: the modules run the library's code again, and their layers are torch's. Return `model`.
 
-        That holds also for a layer that was fastlstm's before `accelerate`, by `fastlstm.replace`.
+        That holds also for a layer that was fastlstm's before `accelerate`, by `fastlstm.replace`. Raises TypeError
+        where `accelerate` does.
         """
-        for module in self._within(model).modules():
+        for module, _ in self._modules_of(model):
             if type(module).__module__ == self._integration:
                 module.__class__ = type(module).__bases__[0]
                 convert.restore(module)
         return model
 
-    def named(self, name: str) -> type:
-        """Return the class in the place of the library's of this name, or raise AttributeError. Pickles ask for it."""
-        for place in self._places:
-            if place.name == name:
-                return _class_for(place, self._integration, getattr(import_module(place.module), name))
-        raise AttributeError(f"module {self._integration!r} has no attribute {name!r}")
+    def place_of(self, cls: type) -> Any:
+        """Return the place of a class of the library or of one derived from it, or None for another class."""
+        return next((place for parent in cls.__mro__ for place in self._places if place.is_of(parent)), None)
+
+    def _modules_of(self, model: Any) -> list[tuple[Any, Place]]:
+        """Return the library's modules in a model, each with its place. Raise TypeError for a model without any."""
+        modules: Any = getattr(self._within(model), "modules", tuple)()
+        found = [(module, place) for module in modules if (place := self.place_of(type(module)))]
+        if not found:
+            names = ", ".join(dict.fromkeys(place.name for place in self._places))
+            raise TypeError(f"model must have modules of {names}, got {type(model).__name__} without any")
+        return found
 
 
 @cache
@@ -110,8 +111,21 @@ def _class_for(place: Place, integration: str, theirs: type) -> type:
             if error.__traceback__ is None or error.__traceback__.tb_next is not None:
                 raise  # from within `run`, which does have these arguments
             result = None
-        return getattr(theirs, place.method)(self, *args, **kwargs) if result is None else result
+        return getattr(super(cls, self), place.method)(*args, **kwargs) if result is None else result
 
-    return type(
-        theirs.__name__, (theirs,), {place.method: method, "__module__": integration, "__doc__": theirs.__doc__}
-    )
+    def reduce(self: Any, protocol: Any) -> Any:
+        make, args, *state = super(cls, self).__reduce_ex__(protocol)
+        plain = [theirs if each is cls else each for each in (make, *args)]
+        return _rebuilt, (integration, *plain), *state
+
+    members = {place.method: method, "__reduce_ex__": reduce, "__module__": integration, "__doc__": theirs.__doc__}
+    cls: Any = type(theirs.__name__, (theirs,), members)
+    return cls
+
+
+def _rebuilt(integration: str, make: Callable[..., Any], *args: Any) -> Any:
+    """Return the module that `make` returns with the class that `accelerate` gives it. Copies and pickles call this."""
+    module = make(*args)
+    theirs: Any = type(module)
+    module.__class__ = _class_for(import_module(integration)._places.place_of(theirs), integration, theirs)
+    return module

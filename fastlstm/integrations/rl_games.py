@@ -27,4 +27,4 @@ def _run(module: Any, input: Tensor, states: Any, done_masks: Tensor | None = No
 _RECURRENT = "rl_games.common.layers.recurrent"
 _kinds = [Place(_RECURRENT, f"{name}WithDones", "rl_games", "1.6", _run) for name in ("LSTM", "GRU")]
 _places = Places(__name__, *_kinds)
-accelerate, restore, __getattr__ = _places.accelerate, _places.restore, _places.named
+accelerate, restore = _places.accelerate, _places.restore

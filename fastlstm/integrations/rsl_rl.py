@@ -36,4 +36,4 @@ _places = Places(
     Place("rsl_rl.modules.rnn", "RNN", "rsl-rl-lib", "5.0", _run),
     Place("rsl_rl.models.rnn_model", "RNNModel", "rsl-rl-lib", "5.0", _as_jit, method="as_jit"),
 )
-accelerate, restore, __getattr__ = _places.accelerate, _places.restore, _places.named
+accelerate, restore = _places.accelerate, _places.restore

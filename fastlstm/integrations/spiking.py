@@ -100,4 +100,4 @@ _leaky = Place("snntorch", "Leaky", "snntorch", "1.0", over_time)
 _norse = Place("norse.torch", "LIF", "norse", "1.1", _run_norse, _unlike)
 _NEURON, _METHOD = "spikingjelly.activation_based.neuron", "multi_step_forward"
 _places = Places(__name__, _norse, Place(_NEURON, "LIFNode", "spikingjelly", "2.0", _run_jelly, _unlike, _METHOD))
-accelerate, restore, __getattr__ = _places.accelerate, _places.restore, _places.named
+accelerate, restore = _places.accelerate, _places.restore

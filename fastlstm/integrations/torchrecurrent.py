@@ -109,4 +109,4 @@ def _run(module: Any, inp: Tensor, state: Any = None) -> Any:
 
 
 _places = Places(__name__, *(Place("torchrecurrent", kind, "torchrecurrent", "0.2", _run, _unlike) for kind in KINDS))
-accelerate, restore, __getattr__ = _places.accelerate, _places.restore, _places.named
+accelerate, restore = _places.accelerate, _places.restore

@@ -56,4 +56,4 @@ def _run(module: Any, tensordict: Any) -> Any:
 _RNN = "torchrl.modules.tensordict_module.rnn"
 _kinds = [Place(_RNN, name, "torchrl", "0.14", _run, _in_python) for name in ("LSTMModule", "GRUModule")]
 _places = Places(__name__, *_kinds)
-accelerate, restore, __getattr__ = _places.accelerate, _places.restore, _places.named
+accelerate, restore = _places.accelerate, _places.restore

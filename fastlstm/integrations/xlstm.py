@@ -97,4 +97,4 @@ _places = Places(
     Place("tirex.models.slstm.cell", "sLSTMCell", "tirex-ts", "1.4", _run, _unlike),
     Place("tirex2.model.component", "sLSTMFlashRNNLayer", "tirex-2", "0.4", _recurrence, _unlike, "recurrence"),
 )
-accelerate, restore, __getattr__ = _places.accelerate, _places.restore, _places.named
+accelerate, restore = _places.accelerate, _places.restore

@@ -1,5 +1,7 @@
 """RecurrentPPO of sb3-contrib learns and acts the same with fastlstm."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,20 @@ def test_sequences_and_gradients_are_the_same():
     check(sb3, model().policy, results)
 
 
+@pytest.mark.parametrize("case", ["autocast", "layers of torch"])
+def test_what_runs_the_code_of_sb3_contrib(case, monkeypatch):
+    policy = sb3.accelerate(model().policy)
+    if case == "layers of torch":
+        fastlstm.restore(policy)
+    monkeypatch.setattr(sb3, "run_with_resets", None)  # which would be called
+    features, states = torch.randn(5 * 9, 4), (torch.randn(1, 5, 24), torch.randn(1, 5, 24))
+    arguments = features, states, (torch.rand(5 * 9) < 0.2).float(), policy.lstm_actor
+    with torch.autocast("cpu", enabled=case == "autocast"):
+        output, last = policy._process_sequence(*arguments)
+        expected, expected_last = sb3_contrib.ppo_recurrent.MlpLstmPolicy._process_sequence(*arguments)
+    assert all(torch.equal(a, b) for a, b in zip((output, *last), (expected, *expected_last), strict=True))
+
+
 def actions(model):
     """The actions of a few steps, at some of which an episode begins."""
     state, chosen = None, []
@@ -76,20 +92,22 @@ def test_predictions_and_files_are_the_same(tmp_path):
     assert np.array_equal(actions(sb3.accelerate(loaded)), expected)
 
 
-def test_what_has_no_recurrent_policy_raises():
+@pytest.mark.parametrize("change", [sb3.accelerate, sb3.restore])
+def test_what_has_no_recurrent_policy_raises(change):
     from stable_baselines3 import PPO
 
     with pytest.raises(
         TypeError, match=r"^model must have modules of RecurrentActorCriticPolicy, .* got PPO without any$"
     ):
-        sb3.accelerate(PPO("MlpPolicy", "CartPole-v1", device="cpu"))
+        change(PPO("MlpPolicy", "CartPole-v1", device="cpu"))
+
+
+class Policy(sb3_contrib.ppo_recurrent.MlpLstmPolicy):
+    pass
 
 
 def test_policies_of_derived_classes():
     """They run fastlstm, unless they run sequences in a way of their own."""
-
-    class Policy(sb3_contrib.ppo_recurrent.MlpLstmPolicy):
-        pass
 
     class Own(Policy):
         @staticmethod
@@ -99,5 +117,8 @@ def test_policies_of_derived_classes():
     ours, own = [sb3_contrib.RecurrentPPO(cls, "CartPole-v1", device="cpu").policy for cls in (Policy, Own)]
     assert isinstance(sb3.accelerate(ours).lstm_actor, fastlstm.LSTM)
     assert isinstance(ours, Policy)
+    loaded = pickle.loads(pickle.dumps(ours))
+    assert type(loaded) is type(ours)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), ours.parameters(), strict=True))
     assert type(sb3.restore(ours)) is Policy
     check_stays(sb3, own, "it has a _process_sequence of its own$")
