@@ -6,7 +6,6 @@ and ours does not. Calls without steps or rows, and with initial states of which
 have not, run the packages' own code.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -18,23 +17,26 @@ from fastlstm.integrations.calls import run_cell, takes
 from fastlstm.integrations.places import Place, Places
 
 
-@cache
-def slstm_of(package: str) -> Cell:
+def _slstm_of(package: str) -> Cell:
     """Return the sLSTM as a package computes it. While n of a unit is zero, the unit has seen nothing."""
 
-    @cell(gates=dict.fromkeys("ifzo", "h"), states=("h", "c", "n", "m"), inputs=("x_i", "x_f", "x_z", "x_o"))
     def slstm(i: Any, f: Any, z: Any, o: Any, c: Any, n: Any, m: Any, x_i: Any, x_f: Any, x_z: Any, x_o: Any) -> Any:
         i, f = i + x_i, f + x_f
-        f_log = log_sigmoid(clamp(f, max=15.0) if package == "tirex-ts" else f) + m
+        f_log = log_sigmoid(clamp(f, max=15.0) if package == "tirex_ts" else f) + m
         m = where(n > 0, maximum(i, f_log), i)
         i, f = exp(i - m), exp(f_log - m)
-        if package != "tirex-2":
+        if package != "tirex_2":
             i, f = minimum(i, 1.0), minimum(f, 1.0)
         c, n = f * c + i * tanh(z + x_z), f * n + i
-        n = maximum(n, 1.0) if package == "tirex-2" else n
+        n = maximum(n, 1.0) if package == "tirex_2" else n
         return sigmoid(o + x_o) * c / n, c, n, m
 
-    return slstm
+    slstm.__qualname__ = f"slstm_of_{package}"  # exported programs and pickles name it
+    states, inputs = ("h", "c", "n", "m"), ("x_i", "x_f", "x_z", "x_o")
+    return cell(gates=dict.fromkeys("ifzo", "h"), states=states, inputs=inputs)(slstm)
+
+
+slstm_of_xlstm, slstm_of_tirex_ts, slstm_of_tirex_2 = map(_slstm_of, ("xlstm", "tirex_ts", "tirex_2"))
 
 
 def _run(module: Any, input: Tensor, state: Tensor | None = None, lengths: Any = None) -> Any:  # noqa: A002
@@ -47,13 +49,13 @@ def _run(module: Any, input: Tensor, state: Tensor | None = None, lengths: Any =
         return None
     if hasattr(module, "_permute_input"):  # a cell of xlstm
         module._check_input(input)
-        x, package = module._permute_input(input), "xlstm"
+        x, slstm = module._permute_input(input), slstm_of_xlstm
         R, b = module._recurrent_kernel_int2ext(R), module._bias_int2ext(b)
     else:
-        x, package = module._get_input(input), "tirex-ts"
+        x, slstm = module._get_input(input), slstm_of_tirex_ts
         R, b = R.unflatten(2, (4, -1)), b.view(K, 4, -1)
     states = () if state is None else module._get_state(x, state).unbind()
-    result = _of_heads(package, x.reshape(*x.shape[:2], 4, -1), R, b, states)
+    result = _of_heads(slstm, x.reshape(*x.shape[:2], 4, -1), R, b, states)
     return module._permute_output(result.h), torch.stack(result.last)
 
 
@@ -66,15 +68,15 @@ def _recurrence(module: Any, Wx: Tensor, states: Tensor | None = None) -> Any:
     if not _takes(Wx, states, R, b):
         return None
     given = () if states is None else states.flatten(2).unbind()
-    result = _of_heads("tirex-2", Wx.transpose(0, 1).flatten(3), R, b, given)
+    result = _of_heads(slstm_of_tirex_2, Wx.transpose(0, 1).flatten(3), R, b, given)
     heads = Wx.shape[3:]
     return result.h.transpose(0, 1).unflatten(2, heads)[None], torch.stack(result.last).unflatten(2, heads).unsqueeze(2)
 
 
-def _of_heads(package: str, x: Tensor, R: Tensor, b: Tensor, states: tuple[Any, ...]) -> Run:
-    """Run a package's cell over values of x (T, B, 4, K D), with R (K, D, 4, D) and b (K, 4, D)."""
+def _of_heads(slstm: Cell, x: Tensor, R: Tensor, b: Tensor, states: tuple[Any, ...]) -> Run:
+    """Run a cell over values of x (T, B, 4, K D), with R (K, D, 4, D) and b (K, 4, D)."""
     weights = None, R.permute(2, 0, 3, 1).flatten(0, 2), None, b.transpose(0, 1).flatten()
-    return run_cell(slstm_of(package), x.new_empty(*x.shape[:2], 0), weights, states, x.unbind(2))
+    return run_cell(slstm, x.new_empty(*x.shape[:2], 0), weights, states, x.unbind(2))
 
 
 def _takes(x: Tensor, state: Tensor | None, *weights: Tensor) -> bool:

@@ -41,7 +41,7 @@ def test_a_library_that_is_too_old(monkeypatch):
 
 
 def test_nothing_is_imported_before_it_is_used():
-    libraries = "benchmarl", "keras", "rl_games", "rsl_rl", "sb3_contrib", "torchrl"
+    libraries = "benchmarl", "keras", "rl_games", "rsl_rl", "sb3_contrib", "torchrl", "xlstm"
     names = [f"fastlstm.integrations.{library.removesuffix('_contrib')}" for library in libraries]
     code = f"import sys, fastlstm, {', '.join(names)}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

@@ -2,12 +2,14 @@
 
 import copy
 import io
+import os
 
 import pytest
 import torch
 from torch import nn
 
 from fastlstm.integrations import xlstm
+from tests.helpers import ROOT, interpreter
 from tests.helpers.libraries import check, check_stays, check_their_code, check_training, gradients, library
 from tests.helpers.tolerances import close
 
@@ -145,6 +147,34 @@ def test_what_runs_the_code_of_xlstm(case, monkeypatch):
 @pytest.mark.parametrize("make", [lambda: cell_of_xlstm(function="lstm"), lambda: cell_of_tirex("cuda")])
 def test_a_cell_that_stays(make):
     check_stays(xlstm, make(), "fastlstm runs those with the function slstm on the backend vanilla or torch$")
+
+
+CELLS = {"xlstm": cell_of_xlstm, "tirex-ts": cell_of_tirex, "tirex-2": lambda: layer_of_tirex2(torch.float32)}
+
+
+def inputs_of(package):
+    return torch.randn(3, 9, 48 if package == "tirex-2" else 4 * 48)
+
+
+@pytest.mark.parametrize("package", CELLS)
+def test_a_compiler_sees_one_graph(package):
+    ours, x = xlstm.accelerate(CELLS[package]()), inputs_of(package)
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    close(compiled(x), ours(x), "sums")
+
+
+def test_an_export_loads_in_a_new_process(tmp_path):
+    ours, x = xlstm.accelerate(cell_of_xlstm()), inputs_of("xlstm")
+    program = torch.export.export(ours, (x,))
+    assert "xlstm_slstm_of_xlstm" in str(program.graph)
+    torch.export.save(program, tmp_path / "cell.pt2")
+    torch.save((x, ours(x)), tmp_path / "expected.pt")
+    code = """if True:
+        import torch, fastlstm.integrations.xlstm
+        x, expected = torch.load("expected.pt")
+        assert all(map(torch.equal, torch.export.load("cell.pt2").module()(x), expected))
+    """
+    interpreter.run(code, cwd=tmp_path, environment={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
 
 
 def layer_of_tirex2(dtype=torch.float64, **options):
