@@ -115,9 +115,11 @@ def _run(layer: Any, cell: Cell, arrays: list[Any], states: list[Any], training:
     of_layer = kernel.t(), blocks[:rows], *biases, *[blocks[rows:]] * len(cell.products)
     # Keras writes the new states of a stateful layer over the old ones, which the backward pass reads.
     first = tuple([a.to(kernel.dtype, copy=layer.stateful) for a in states])
-    runs = torch.ones(x.shape[:2]).bool() if runs is None else runs.bool().flatten(1).expand(x.shape[:2])
-    x, runs = [a.flip(1) if layer.go_backwards else a for a in (x.to(kernel.dtype), runs)]
-    lengths = None if runs.all() else runs.sum(1)
+    x = x.to(kernel.dtype).flip(1) if layer.go_backwards else x.to(kernel.dtype)
+    if runs is not None:
+        runs = runs.bool().flatten(1).expand(x.shape[:2])
+        runs = runs.flip(1) if layer.go_backwards else runs
+    lengths = None if runs is None or runs.all() else runs.sum(1)
     if lengths is not None:  # the steps that run move to the front of each row, and below the outputs move back
         x = x.take_along_dim((~runs).sort(dim=1, stable=True).indices.unsqueeze(2), 1)
     output, last, _ = run(Layer(x.transpose(0, 1), of_layer, first, lengths, None, False, cell), plans=_plans)

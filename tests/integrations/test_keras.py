@@ -198,6 +198,16 @@ def test_a_cell_of_ones_own_is_keras_matter(calls):
     assert calls == []
 
 
+def test_a_call_under_another_default_device(calls):
+    layer, x = built(keras.layers.LSTM, go_backwards=True), torch.randn(B, T, I)
+    integration.enable()
+    expected = layer(x)
+    with torch.device("meta"):
+        got = layer(x, initial_state=[torch.zeros(B, H, device="cpu")] * 2)
+    assert torch.equal(got, expected)
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "float64"])
 def test_other_types(dtype, calls):
     layer = built(keras.layers.LSTM, dtype=dtype)
