@@ -98,6 +98,7 @@ def _unlike(module: Any) -> str:
 
 _leaky = Place("snntorch", "Leaky", "snntorch", "1.0", over_time)
 _norse = Place("norse.torch", "LIF", "norse", "1.1", _run_norse, _unlike)
-_NEURON, _METHOD = "spikingjelly.activation_based.neuron", "multi_step_forward"
-_places = Places(__name__, _norse, Place(_NEURON, "LIFNode", "spikingjelly", "2.0", _run_jelly, _unlike, _METHOD))
+_JELLY = "spikingjelly.activation_based.neuron"
+_jelly = Place(_JELLY, "LIFNode", "spikingjelly", "2.0", _run_jelly, _unlike, method="multi_step_forward")
+_places = Places(__name__, _norse, _jelly)
 accelerate, restore = _places.accelerate, _places.restore
