@@ -132,11 +132,11 @@ def _described(error: Exception, failed: tuple[Any, str | None], arguments: Iter
     """Say what went wrong, without the name of a class that authors have never met. `failed`: the frame and line that
     last called a C function which raised, and the function's name. `arguments`: of the cell's function.
     """
-    *_, place = traceback.walk_tb(error.__traceback__)
+    places = [*traceback.walk_tb(error.__traceback__)]
     kinds = NameError, AttributeError, NoAttribute
     unknown = next((each.name for each in (error, error.__cause__) if isinstance(each, kinds)), None)
-    of_torch = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__) if _is_torchs(frame)]
-    for name in (unknown, failed[1] if failed[0] == place else None, *of_torch):
+    of_torch = [frame.f_code.co_name for frame, _ in places if _is_torchs(frame)]
+    for name in (unknown, failed[1] if failed[0] in places else None, *of_torch):
         if text := instead(name):
             return text
     text = str(error).replace("'Product'", "a product, which takes a value: w(a),")
