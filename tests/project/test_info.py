@@ -144,7 +144,8 @@ def test_after_warming_up_nothing_is_compiled(tmp_path):
 @pytest.mark.slow  # it compiles kernels
 @pytest.mark.skipif(os.name == "nt", reason="sends a signal to a group of processes")
 def test_ctrl_c_ends_all_processes_that_compile(tmp_path):
-    command = [sys.executable, "-m", "fastlstm", "--warm-up", "--cell", "lstm", "gru", "peephole_lstm"]
+    cells = ["lstm", "gru", "peephole_lstm", "layer_norm_lstm", "layer_norm_gru", "slstm", "mgu", "cifg", "lem"]
+    command = [sys.executable, "-m", "fastlstm", "--warm-up", "--cell", *cells]  # far more than the first of them
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     variables = environment(NUMBA_CACHE_DIR=str(tmp_path), FASTLSTM_QUIET="1")
     running = subprocess.Popen(command, cwd=ROOT, env=variables, start_new_session=True, **streams)

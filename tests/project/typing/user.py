@@ -204,7 +204,6 @@ def integrations(model: Any, x: Tensor) -> None:
     assert_type(fastlstm.integrations.xlstm.restore(fastlstm.integrations.xlstm.accelerate(Tagger())), Tagger)
     recurrent = fastlstm.integrations.torchrecurrent
     assert_type(recurrent.restore(recurrent.accelerate(Tagger())), Tagger)
-    fastlstm.integrations.rsl_rl.accelerate([model])  # type: ignore[type-var]
 
 
 def int8(x: Tensor, state: State) -> None:
