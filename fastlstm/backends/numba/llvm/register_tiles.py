@@ -112,8 +112,9 @@ def for_row_tiles(name: str, height: int, tile: Callable[[int], Builder], row_ar
 
 
 def tile_rows(vecs: int) -> int:
-    """Return the rows of a register tile. 12 chains of sums keep the units busy, and 16 the four of some NEON
-    processors; 24 rows would leave 16 of a row block of 64. One vector a row takes 16 rows, which read weights once.
+    """Return the rows of a register tile with `vecs` vectors a row. 12 chains of sums keep the units busy, and 16 the
+    four of some NEON processors. A tile of one vector has 16 rows: a batch of 16 rows then needs one tile and not two,
+    and reads the weights once. With 24 rows, a row block of 64 would leave 16 over.
     """
     return min(TILE_ROWS * 4 // vecs, 16 if IS_NEON or vecs == 1 else 12)
 
