@@ -193,7 +193,7 @@ def _plan(
     example = cast_layer._replace(weights=layer.weights)  # weights are cast when they are packed
     with torch.inference_mode(False), torch.no_grad():
         plan: Plan = dispatch.module(name).plan(example, wants_gradients, packed_weights, (1,) * has_layer_axis)
-    plan.backend, plan.types = name, None
+    plan.backend, plan.types, plan.known = name, None, {}
     if wants_gradients:
         return partial(_differentiable, plan)
     return plan.forward if cast_type is None else partial(_cast, plan, cast_type)

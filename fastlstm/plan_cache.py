@@ -60,7 +60,7 @@ class Plans:
             return None, None
         weights += scales
         tensors = [a for a in weights if a is not None]
-        present = len(weights) if len(tensors) == len(weights) else tuple([a is not None for a in weights])
+        present = None if len(tensors) == len(weights) else tuple([a is not None for a in weights])
         tensors.append(x)
         has_states = states[0] is not None
         if has_states:
@@ -73,10 +73,11 @@ class Plans:
             tensors += inputs
         call = (
             x.shape, present, has_states, lengths is None, reset is None, reverse, has_layer_axis, cell, layers,
-            directions, activations, torch.is_grad_enabled(), settings.named(backend), rnn_precision(), threads_now(),
+            directions, activations, torch.is_grad_enabled(), settings.default if backend is None else backend,
+            rnn_precision(), threads_now(),
             settings.invariant(),
         )  # fmt: skip
-        if dispatch_mode_count() or dual_level() or torch.compiler.is_compiling():
+        if dispatch_mode_count() or dual_level():
             return None, None
         known = self.known.get(call)
         if (

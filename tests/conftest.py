@@ -104,16 +104,18 @@ def poisoned(monkeypatch):
     """Uninitialised memory is NaN, the pool's and scratch included: what a kernel forgets to write shows."""
     from fastlstm.backends import pool  # after the interpreter has been chosen
 
-    def poisoned_scratch():
-        scratch = pool.take_scratch()
-        scratch.memory.fill_(0xFF)
-        return scratch
+    class PoisonedScratch(collections.deque):
+        def append(self, scratch):
+            scratch.memory.fill_(0xFF)
+            super().append(scratch)
 
     def poisoned_memory(shape, strides, dtype):
         return torch.empty_strided(shape, strides, dtype=dtype, device="cpu")  # which torch fills in this mode
 
     torch.use_deterministic_algorithms(True)
-    monkeypatch.setattr("fastlstm.backends.numba.host.frames.take_scratch", poisoned_scratch)
+    scratch = PoisonedScratch()
+    scratch.append(pool.Scratch())
+    monkeypatch.setattr("fastlstm.backends.numba.host.frames.scratch", scratch)
     monkeypatch.setattr(pool, "empty_on_cpu", poisoned_memory)
     for size in (1 << 21, 1 << 22, 1 << 23):
         pool.pooled(torch.empty(0), size // 4).fill_(float("nan"))

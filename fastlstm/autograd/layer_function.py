@@ -19,8 +19,9 @@ from fastlstm.autograd import levels, operators
 from fastlstm.autograd.batching import backward_rule, forward_rule
 from fastlstm.autograd.modes import has_saved_tensor_hooks, is_plain, no_autocast, wants_autograd
 from fastlstm.backends import parts, reference
-from fastlstm.backends.base import Gradients, Layer, Plan, Run
-from fastlstm.torch_private import dual_level, plain_apply, transformed, when_compiling
+from fastlstm.backends.base import Gradients, Layer, Plan, Run, new_run
+from fastlstm.backends.cpu import threads_now
+from fastlstm.torch_private import dispatch_mode_count, dual_level, plain_apply, recognizer, transformed, when_compiling
 
 Optional = Tensor | None
 
@@ -177,17 +178,27 @@ class PlannedFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
-        (plan, cell, form, count), saved, needs = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[2:]
-        layer, h, saved_values = Layer.of(cell, saved[:count], *form), saved[count], saved[count + 1 :]
-        incoming = Run.of(len(cell.states), grads)
+        (plan, cell, axes, count), saved, needs = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[2:]
+        layer, h, saved_values = Layer.of(cell, saved[:count], *axes), saved[count], saved[count + 1 :]
+        incoming, run = Run.of(len(cell.states), grads), new_run((h, (), saved_values))
+        is_eager = not (torch.is_grad_enabled() or dual_level() or dispatch_mode_count() or torch.jit.is_tracing())
+        key = needs, threads_now(), *[a is None for a in grads]
+        tensors = [a for a in (*saved, *grads) if a is not None]
+        recognizes, form, own = plan.known.get(key, _NEVER)
+        # the storages of the layer's own tensors may have been resized to nothing since
+        if is_eager and recognizes(*tensors) and 0 not in map(Tensor.data_ptr, tensors[:own]):
+            return None, None, *plan.backward(incoming, layer, run, _record(cell, needs), form).flat
         check_types(plan.types, saved)
-        with no_autocast(layer.x):  # backward may run inside the caller's autocast
-            if torch.is_grad_enabled() or dual_level() or not is_plain(*grads, *saved):
-                gradients = _differentiable_gradients(plan, incoming, layer, (h, *saved_values), needs)
-            else:
-                run = Run(h, (None,) * len(cell.states), saved_values)
-                gradients = plan.backward(incoming, layer, run, _record(cell, needs)).flat
-        return None, None, *gradients
+        if not is_eager or not is_plain(*tensors):
+            with no_autocast(layer.x):  # backward may run inside the caller's autocast
+                return None, None, *_differentiable_gradients(plan, incoming, layer, (h, *saved_values), needs)
+        form = []
+        gradients = plan.backward(incoming, layer, run, _record(cell, needs), form)
+        own = sum(a is not None for a in saved[:count])
+        # neither a tensor that occurs twice would be recognized, nor one without numbers
+        if len({*map(id, tensors)}) == len(tensors) and 0 not in map(Tensor.data_ptr, tensors[:own]):
+            plan.known[key] = recognizer(tensors), form, own
+        return None, None, *gradients.flat
 
 
 def types_of(tensors: tuple[Optional, ...]) -> tuple[torch.dtype | None, ...]:
@@ -205,6 +216,7 @@ def check_types(types: tuple[torch.dtype | None, ...], saved: tuple[Optional, ..
         )
 
 
+_NEVER: Any = (lambda *_: False), [], 0  # recognizes no tensors
 apply_plan = plain_apply(PlannedFunction)
 _record = lru_cache(1024)(Gradients.of)  # of each cell a few choices of operands
 

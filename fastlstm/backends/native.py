@@ -74,6 +74,7 @@ class _Plan:
     backend: str  # set by `fastlstm.call`
     types: Any  # of saved tensors: set and read by `fastlstm.autograd.layer_function`
     reads_h = True  # whether backward needs h: read by `fastlstm.autograd.layer_function`
+    known: dict[Any, Any]
 
     def __init__(
         self, layer: Layer, save: bool, packed_weights: dict[Any, Any] | None, state_axes: tuple[int, ...]
@@ -145,7 +146,7 @@ class _Plan:
         csrc.call("fastlstm_forward", arguments, self.threads)
         return changed is None or changed.value == 0
 
-    def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
+    def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients, form: list[Any]) -> Gradients:
         # Hooks of saved tensors may give them back in another layout.
         return _backward(self.head[:4], grads, _readable(layer), run, needs)
 

@@ -57,7 +57,6 @@ class Pages:
 
 
 _pool: list[Pages] = []  # the newest piece is last
-_scratch: deque["Scratch"] = deque()  # one for each of the calls that ran at the same time
 _lock = threading.RLock()  # garbage collection inside may run a finalizer that takes the lock again
 
 
@@ -129,25 +128,16 @@ class Scratch:
         self.address = self.memory.data_ptr()
 
 
-def take_scratch() -> Scratch:
-    """Return memory for the small buffers of a call, usually the last call's, which is still in a cache."""
-    try:
-        return _scratch.pop()
-    except IndexError:
-        return Scratch()
-
-
-def release_scratch(memory: Scratch) -> None:
-    """Give back the memory that `take_scratch` returned."""
-    if len(_scratch) < MAX_PIECES:
-        _scratch.append(memory)
+# Memory for the small buffers of a call, one piece for each of the calls that ran at the same time. A call takes the
+# last one, mostly what the call before has left in a cache, and gives it back.
+scratch: deque[Scratch] = deque()
 
 
 def forget() -> None:
     """Give unused memory back to the system."""
     with _lock:
         _pool[:] = [pages for pages in _pool if pages.holder() is not None]
-    _scratch.clear()
+    scratch.clear()
 
 
 def unpooled(like: Tensor, *shape: int) -> Tensor:

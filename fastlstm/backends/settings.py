@@ -34,7 +34,7 @@ def check_name(name: str, argument: str = "backend") -> str:
     return name
 
 
-_default = check_name(os.environ.get("FASTLSTM_BACKEND", "auto"), "FASTLSTM_BACKEND")
+default = check_name(os.environ.get("FASTLSTM_BACKEND", "auto"), "FASTLSTM_BACKEND")
 
 
 class use_backend:
@@ -48,9 +48,9 @@ class use_backend:
     """
 
     def __init__(self, name: Backend) -> None:
-        global _default
-        self._name, self._previous = name, _default
-        _default = check_name(name)
+        global default
+        self._name, self._previous = name, default
+        default = check_name(name)
 
     def __call__(self, function: F) -> F:
         self.__exit__()  # only the function runs with this default
@@ -63,12 +63,12 @@ class use_backend:
         return cast(F, within)
 
     def __enter__(self) -> None:
-        global _default
-        _default = self._name  # again: another default may have been set since this was made
+        global default
+        default = self._name  # again: another default may have been set since this was made
 
     def __exit__(self, *exception: object) -> None:
-        global _default
-        _default = self._previous
+        global default
+        default = self._previous
 
 
 _invariant = False
@@ -120,4 +120,4 @@ def invariant() -> bool:
 
 def named(name: str | None) -> str:
     """Return `name`, or the default that `use_backend` sets if `name` is None."""
-    return _default if name is None else name
+    return default if name is None else name

@@ -227,11 +227,12 @@ class QuantizedLayers(Quantized, LikeTorch[States]):
 
     _flat_weights_names: Any = ("_like",)  # torch's check of an input looks at the dtype of the first
 
-    def _run_planned(self, layer: Layer, plans: Any) -> Run | None:
+    def _whole(self, *arguments: Any) -> Any:
+        layer = super()._whole(*arguments)
         x, example = layer.x, self._like
         if x.dtype is not torch.float32 or example.dtype is not x.dtype or autocast_of(x) is not None:
             return None
-        return super()._run_planned(self._with_scales(layer), plans)
+        return self._with_scales(layer)
 
     def _plans_of_all(self) -> None:
         return None  # native runs a layer a call

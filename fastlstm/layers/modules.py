@@ -40,20 +40,20 @@ class CellModule:
     _caches_tensors = False  # whether packed copies are kept of weights that are no Parameters
     _is_stacked = False  # whether the parameters are of several modules, see fastlstm.layers.ensemble
     _words: Words
+    _plans: dict[Any, Plans] | None = None  # there is none before the first call
 
     @property
     def _cell(self) -> Cell:
         """The cell: a property, since the strict exporter of torch 2.9 takes no attributes of its type."""
         raise NotImplementedError
 
-    def _states_of(self, hx: Any) -> tuple[Any, ...] | None:
+    def _states_of(self, cell: Cell, hx: Any) -> tuple[Any, ...] | None:
         """Return `hx` as a tuple of states, or of Nones; None if it has not their form, of which little is checked."""
         if self._has_bare_state:
             return (hx,) if hx is None or isinstance(hx, Tensor) else None
-        names = self._cell.states
         if hx is None:
-            return (None,) * len(names)
-        return hx if type(hx) is tuple and len(hx) == len(names) and hx[0] is not None else None
+            return (None,) * len(cell.states)
+        return hx if type(hx) is tuple and len(hx) == len(cell.states) and hx[0] is not None else None
 
     def _example(self, weights: list[Any]) -> Any:
         """Return a tensor with the dtype and device that inputs must have."""

@@ -9,8 +9,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.autograd.elementary import take_rows
 from fastlstm.backends import dispatch, settings
-from fastlstm.backends.base import Layer, Run
+from fastlstm.backends.base import Layer, new_layer
 from fastlstm.call import run, run_planned
+from fastlstm.cells.spec import Cell
 from fastlstm.layers import checks, input_checks
 from fastlstm.layers.modules import CellModule
 from fastlstm.layers.nested import forward_nested
@@ -60,7 +61,7 @@ class Recurrent(CellModule, nn.RNNBase):
         parameters: Any = self._parameters
         names = self._all_weights[index]
         try:
-            weights = [parameters[name] for name in names]
+            weights = [*map(parameters.__getitem__, names)]
         except KeyError:  # parametrized, or replaced by a plain tensor
             weights = [getattr(self, name) for name in names]
         if not self.bias:
@@ -69,7 +70,10 @@ class Recurrent(CellModule, nn.RNNBase):
 
     def _weights_of_all(self) -> list[Any]:
         """Return `_layer_weights` of all layers and directions, one after the other."""
-        return [a for k in range(len(self._all_weights)) for a in self._layer_weights(k)]
+        weights = self._layer_weights(0)
+        for k in range(1, len(self._all_weights)):
+            weights += self._layer_weights(k)
+        return weights
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", recompute=True" if self.recompute else "")
@@ -80,13 +84,13 @@ class Recurrent(CellModule, nn.RNNBase):
         """Return what `forward` returns, for a user's own arguments: the output, the states, and, if wanted, the inner
         states of all steps. x is None where no gate sums it. `inputs`: tensors in the cell's order.
         """
-        if isinstance(x, Tensor) and x.is_nested:
-            return forward_nested(self, x, hx, reset, lengths, inner_states, inputs)
         weights = self._weights_of_all()  # read once, since a parametrization may draw random numbers
         if reset is None and lengths is None and not inner_states and not inputs:
             results = self._planned(x, hx, weights)
             if results is not None:
                 return results
+        if isinstance(x, Tensor) and x.is_nested:
+            return forward_nested(self, x, hx, reset, lengths, inner_states, inputs)
         example = self._example(weights)
         if x is None and not self._cell.gates_of_x:
             x = empty_input(inputs, self._cell.inputs, example, 3)
@@ -117,17 +121,19 @@ class Recurrent(CellModule, nn.RNNBase):
 
     def _planned(self, x: Any, hx: Any, weights: list[Any]) -> tuple[Tensor, Any] | None:
         """Return the results of a planned call that only runs the cell, or None. It needs no check again."""
-        if torch.compiler.is_dynamo_compiling() or type(x) is not Tensor or x.dim() != 3:
+        if torch.compiler.is_dynamo_compiling() or type(x) is not Tensor or x.is_nested or len(x.shape) != 3:
             return None
-        plans, states = vars(self).get("_plans", {}).get(0), self._states_of(hx)  # no plans before the first call
-        if plans is None or states is None or self._drops:
+        cell, plans = self._cell, self._plans
+        states = self._states_of(cell, hx)
+        if not plans or 0 not in plans or states is None or (self.dropout > 0 and self._drops):
             return None
         if self.batch_first:
             x = x.transpose(0, 1)
-        run = self._run_planned(self._whole(x, weights, states), plans)
-        if run is None:
+        layer = self._whole(cell, x, weights, states)
+        plan = None if layer is None else plans[0].find(layer, self.backend, True)[1]
+        if plan is None:
             return None
-        output, last, _ = run
+        output, last, _ = plan(layer)
         return output.transpose(0, 1) if self.batch_first else output, last[0] if self._has_bare_state else last
 
     @property
@@ -135,16 +141,14 @@ class Recurrent(CellModule, nn.RNNBase):
         """Whether this call drops outputs between layers."""
         return self.training and self.dropout > 0 and self.num_layers > 1 and self._trains
 
-    def _whole(self, x: Tensor, weights: list[Any], states: tuple[Any, ...], masks: Masks = (None, None)) -> Layer:
-        directions, (lengths, reset) = 2 if self.bidirectional else 1, masks
-        return Layer(
-            x, tuple(weights), states, lengths, reset, False, self._cell, (), (), 0, False, self.num_layers,
-            directions,
-        )  # fmt: skip
-
-    def _run_planned(self, layer: Layer, plans: Any) -> Run | None:
-        plan = plans.find(layer, self.backend, True)[1]
-        return None if plan is None else plan(layer)
+    def _whole(
+        self, cell: Cell, x: Tensor, weights: list[Any], states: tuple[Any, ...], masks: Masks = (None, None)
+    ) -> Any:
+        """Return the record of a call of all layers and directions, or None where no plan serves."""
+        directions = 2 if self.bidirectional else 1
+        return new_layer(
+            (x, tuple(weights), states, *masks, False, cell, (), (), 0, False, self.num_layers, directions)
+        )
 
     def _run_in_order(
         self,
@@ -202,7 +206,7 @@ class Recurrent(CellModule, nn.RNNBase):
         cell, plans = self._cell, None if inner_states or inputs else self._plans_of_all()
         if plans is not None:
             states = (None,) * len(cell.states) if hx is None else tuple(hx)
-            run = run_planned(self._whole(x, weights, states, masks), plans, settings.named(self.backend))
+            run = run_planned(self._whole(cell, x, weights, states, masks), plans, settings.named(self.backend))
             if run is not None:
                 return run.h, run.last, run.saved
         last_states: list[Tensors] = []

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastlstm.backends.base import Layer
+from fastlstm.backends.base import new_layer
 from fastlstm.backends.settings import Backend
 from fastlstm.layers import input_checks
 from fastlstm.layers.functional import run_cell
@@ -66,9 +66,9 @@ class RecurrentCell(CellModule, nn.RNNCellBase, Generic[States]):
         """Return what `forward` returns, for arguments as a user gave them."""
         weights = tuple(self._layer_weights(0))
         if not torch.compiler.is_dynamo_compiling() and type(x) is Tensor:
-            plans = vars(self).get("_plans")  # none before the first call
-            if plans and (states := self._states_of(hx)) is not None:
-                layer = Layer(x, weights, states, None, None, False, self._cell)
+            cell, plans = self._cell, self._plans
+            if plans and (states := self._states_of(cell, hx)) is not None:
+                layer = new_layer((x, weights, states, None, None, False, cell, (), (), 0, False, 1, 1))
                 _, plan = plans[0].find(layer, self.backend, False)
                 if plan is not None:
                     last = plan(layer).last

@@ -18,6 +18,7 @@ class Plan:
     backend: str
     types: Any
     reads_h = True
+    known: dict[Any, Any]
 
     def __init__(self, layer: Layer, save: bool, state_axes: tuple[int, ...], precision: str | None) -> None:
         """See `plan`."""
@@ -39,7 +40,7 @@ class Plan:
             return run
         return run._replace(h=None, saved=(*run.saved, run.h) if self.save else ())  # some cells read h after the step
 
-    def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
+    def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients, form: list[Any]) -> Gradients:
         x, precision = layer.x, resolve_precision(self.dtype, self.precision)
         if self.step:
             layer, (*saved, h) = self._normalized(layer), run.saved

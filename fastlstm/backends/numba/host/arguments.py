@@ -6,8 +6,9 @@ at the end a record for each inner state, input and param, which kernels find by
 
 import ctypes
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from operator import itemgetter
 from typing import Any
 
 from fastlstm.backends.numba import fields
@@ -69,10 +70,48 @@ def struct_of(kind: str, counts: Counts) -> tuple[Any, dict[str, int]]:
     return type(head.__name__, (head,), {"_fields_": all_fields}), offsets
 
 
+Source = tuple[str, int]  # the name of a value, and what is added to it
+ZERO = "zero"  # the name of a value that is 0
+ADDED = ("flip", "mismatches")  # the values of a call that are no addresses of its tensors
+Writer = Callable[[ctypes.Structure, tuple[int, ...]], object]
+
+
+def kept_names(kind: str) -> list[str]:
+    """Return the fields of packed weights, in the order of `PackedWeights.addresses`."""
+    return [field for field in fields.names(_CALLS[kind][0]) if field not in ADDED]
+
+
+def writer(kind: str, is_cached: bool, counts: Counts, values: Sequence[str], sources: dict[str, Source]) -> Writer:
+    """Return a function that writes the fields of a call into a struct, in their order there.
+
+    Args:
+        is_cached: whether the call has packed weights that are kept, whose fields it then writes too.
+        values: the names of the values that the function gets, among them `ZERO`.
+        sources: of each field. A field is 0 if it has no source, or if `values` lack the source's name.
+    """
+    own, first, pack_into = _call_fields(kind, is_cached, counts)
+    known = [source if (source := sources.get(field, (ZERO, 0)))[0] in values else (ZERO, 0) for field in own]
+    constants = tuple({offset: None for name, offset in known if name == ZERO})
+    shifted = tuple({(values.index(name), offset): None for name, offset in known if name != ZERO and offset})
+    places = [*[(name, 0) for name in values], *[(ZERO, offset) for offset in constants]]
+    places += [(values[index], offset) for index, offset in shifted]
+    pick = _picker(*[places.index(source) for source in known])
+    if not shifted:
+        return lambda arguments, numbers: pack_into(arguments, first, *pick(numbers + constants))
+    return lambda arguments, numbers: pack_into(
+        arguments, first, *pick((*numbers, *constants, *[numbers[index] + offset for index, offset in shifted]))
+    )
+
+
+_picker = cache(itemgetter)  # calls of many signatures share one
+
+
 @cache
-def writer(kind: str, cached: bool, counts: Counts) -> tuple[Callable[..., None], int]:
-    """Return what writes a call's fields into a struct, with packed weights if `cached`, and the first offset."""
-    own = [field for table in _CALLS[kind][not cached :] for field in fields.names(table)]
-    count = len(own) + sum(map(len, _record_fields(kind, counts)))
-    # the format of pointers, which packs in half the time of other integers
-    return struct.Struct(f"{count}n").pack_into, getattr(_HEADS[kind], own[0]).offset
+def _call_fields(kind: str, is_cached: bool, counts: Counts) -> tuple[list[str], int, Callable[..., None]]:
+    """Return the fields that a call writes, the offset of the first one, and what packs their numbers."""
+    own = [field for table in _CALLS[kind][not is_cached :] for field in fields.names(table)]
+    first = getattr(_HEADS[kind], own[0]).offset
+    for record in _record_fields(kind, counts):
+        own += record
+    # the format of pointers packs in half the time of other integers
+    return own, first, struct.Struct(f"{len(own)}n").pack_into

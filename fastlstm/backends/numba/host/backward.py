@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fastlstm.backends.base import WEIGHTS, Gradients, Layer, Run
-from fastlstm.backends.cpu import LARGE, address, rows_contiguous
+from fastlstm.backends.base import Gradients, Layer, Run, new_gradients
+from fastlstm.backends.cpu import LARGE
 from fastlstm.backends.numba.constants import FEW_IN_PLACE
 from fastlstm.backends.numba.host import sizes
-from fastlstm.backends.numba.host.addresses import (
-    address_and_row_stride,
-    address_and_strides,
-    stack_row_strides,
-    stack_strides,
-)
 from fastlstm.backends.numba.host.frames import Frame
-from fastlstm.backends.numba.host.passes import NO_PRODUCTS, Pass
-from fastlstm.backends.numba.host.signature import Signature, contiguous
+from fastlstm.backends.numba.host.passes import Binding, Pass
+from fastlstm.backends.numba.host.signature import Signature, contiguous, with_rows
 from fastlstm.backends.pool import new_of
+
+MOST_BINDINGS = 64  # of one kernel, for gradients that lie in one way or another
 
 
 class Backward(Pass):
@@ -69,120 +65,106 @@ class Backward(Pass):
             *[(*stack, s.h_width, H // s.heads)] * counts.products,
             *self.state_shapes, *[(T, R, H)] * counts.inputs,
         )  # fmt: skip
-        self.inner_states = range(1, counts.inner_states + 1)
-        self.first_state = WEIGHTS + 1 + counts.params + counts.products  # index of dh_0 among the gradients
-        # of params, then of products as kernels have them
-        self.vectors = *range(WEIGHTS + 1, WEIGHTS + 1 + counts.params), *(1 + k for k in self.products)
-        wanted = wants_dx, *needs.weights, *needs.states, *needs.inputs
-        self.allocations = [
-            # the first three are dx, dweight_ih and dweight_hh
-            new_of(shape, weight_dtype if k < 3 else dtype) if want else None
-            for k, (want, shape) in enumerate(zip(wanted, shapes))
-        ]
+        wanted = [wants_dx, *needs.weights, *needs.states, *needs.inputs]
+        wanted[3:5] = [want and has_bias for want, has_bias in zip(wanted[3:5], s.biased)]
+        self.wanted = [k for k, want in enumerate(wanted) if want]
+        # the first three are dx, dweight_ih and dweight_hh
+        self.allocations = {
+            f"d_{self.names[k]}": new_of(shapes[k], weight_dtype if k < 3 else dtype) for k in self.wanted
+        }
+        self.none = [None] * len(wanted)
+        self.inner, self.is_single_step = counts.inner_states, s.is_single_step
+        self.first_state = 1 + len(needs.weights)  # index of dh_0 among the gradients
+        self.first_input = self.first_state + self.inner + 1
+        self.bindings: dict[Any, Binding] = {}
 
-    def run(self, grads: Run, layer: Layer, run: Run) -> Gradients:
+    def run(self, grads: Run, layer: Layer, run: Run, form: list[Any] | None = None) -> Gradients:
         """Return the wanted gradients of a layer: `begin`, the kernel, and `end`."""
-        frame = self.begin(grads, layer, run)
-        self.run_frame(frame)
+        frame = self.begin(grads, layer, run, form)
+        if frame.is_written:
+            frame.run()
         return self.end(frame)
 
-    def begin(self, grads: Run, layer: Layer, run: Run) -> Frame:
-        """Return a frame for the backward pass of a layer. dh, dx and weight gradients are bfloat16 if x is."""
-        x, weights, initial, lengths, reset, *_ = layer
-        initial = (*map(contiguous, initial),)
-        h, h_0, zeros, dh, (*sequences, gates) = (
-            run.h, initial[0], self.zeros_address, grads.h, map(contiguous, run.saved),
-        )  # fmt: skip
-        if self.signature.is_single_step and sequences:
-            h, *sequences = sequences
-        h_fields = 0, 0, 0
-        if h is not None:
-            h = rows_contiguous(h)
-            h_fields = h.data_ptr(), 0 if h.dim() == 2 else h.stride(0) * h.itemsize, h.stride(-2) * h.itemsize
-        gradients = [new if new is None else new() for new in self.allocations]
-        addresses = [0 if a is None else a.data_ptr() for a in gradients]
-        first_state, d_last, d_sequences = self.first_state, [grads.last[0]], []
-        h_0_address, h_0_row, row_stride, dh_fields, dh_n_fields = zeros, 0, 0, (zeros, 0, 0), (0, 0)
-        if h_0 is not None:
-            h_0_address, h_0_row, row_stride = h_0.data_ptr(), self.h_0_row_bytes, self.state_row_bytes
-        if dh is not None:
-            dh = rows_contiguous(dh)
-            dh_fields = address_and_strides(dh)
-        if d_last[0] is not None:
-            d_last[0] = rows_contiguous(d_last[0])
-            dh_n_fields = address_and_row_stride(d_last[0])
-        lengths, reset = contiguous(lengths), contiguous(reset)
-        fields = [
-            x.data_ptr(), h_0_address, h_0_row, address(lengths), address(reset), *h_fields, address(gates),
-            *dh_fields, *dh_n_fields, *addresses[: WEIGHTS + 1], addresses[first_state],
-        ]  # fmt: skip
-        for k in self.inner_states:
-            d_sequence, d_state = grads.saved[k - 1] if grads.saved else None, grads.last[k]
-            fields += zeros if h_0 is None else initial[k].data_ptr(), row_stride
-            fields.append(sequences[k - 1].data_ptr() if sequences else 0)  # absent where a single step needs none
-            if d_sequence is None:
-                fields += 0, 0, 0
-            else:
-                d_sequence = rows_contiguous(d_sequence)
-                fields += address_and_strides(d_sequence)
-            if d_state is None:
-                fields += 0, 0
-            else:
-                d_state = rows_contiguous(d_state)
-                fields += address_and_row_stride(d_state)
-            fields.append(addresses[first_state + k])
-            d_sequences.append(d_sequence)
-            d_last.append(d_state)
-        operands: list[Tensor] = []
-        products = self.product_weights(weights) if self.products else NO_PRODUCTS
-        if self.has_operands:
-            field_values, operands = self.operand_fields(layer.inputs, weights, 0)
-            inputs = len(layer.inputs)
-            # an input has four fields: its address, two strides, and the address of its gradient
-            field_values[3 : 4 * inputs : 4] = addresses[len(addresses) - inputs :]
-            fields += field_values
-        fields += [addresses[k] for k in self.vectors]
-        incoming = (dh, *d_sequences), d_last
-        kept = initial, lengths, reset, h, sequences, gates, incoming, operands
-        frame = self.start((*weights[:2], None, None, *products), fields, (gradients, (grads, layer, run), kept))
-        if self.stack_size > 1:
-            frame.strides = self._stack_strides(operands, initial, (h, *sequences), gates, *incoming, gradients)
-            frame.strides |= stack_strides(weight_products=products[0])
-        return frame
+    def begin(self, grads: Run, layer: Layer, run: Run, form: list[Any] | None = None) -> Frame:
+        """Return a frame for the backward pass of a readable layer. dh, dx and weight gradients are bfloat16 if x is.
+        `form`: see `fastlstm.backends.base.Plan`. It gets this kernel and the binding, if they serve all such calls.
+        """
+        x, weights, initial, lengths, reset, _, _, inputs, *_ = layer
+        if self.prepares_weights:
+            weights = self.prepared(weights)
+        h, saved, inner = run.h, run.saved, self.inner
+        if self.is_single_step:
+            h, saved = (saved[0], saved[1:]) if len(saved) > 1 else (None, (*[None] * inner, *saved))
+        operands = self.prototype, x, *weights, *initial, *inputs, lengths, reset
+        results: Sequence[Any] = h, *saved, grads.h, *grads.last, *(grads.saved or [None] * inner)
+        if form:
+            _, binding, unreadable = form
+            if unreadable:
+                results = readable = [*results]
+                for k in unreadable:
+                    readable[k] = with_rows(readable[k])
+        else:
+            given, first = results, inner + 2  # index of dh
+            results = with_rows(h), *map(contiguous, given[1:first]), *map(with_rows, given[first:])
+            binding = self.binding_of((*operands, *results), results, initial[0] is None)
+            unreadable = [k for k, (a, b) in enumerate(zip(results, given)) if a is not b]
+            if form is not None and not any(0 < k < first for k in unreadable):
+                form += self, binding, unreadable
+        return self.start(binding, (*operands, *results), (grads, layer, run))
+
+    def binding_of(self, operands: Sequence[Any], results: Sequence[Any], has_zeros: bool) -> Binding:
+        """Return the binding of readable operands, of which `results` are the last. `has_zeros`: whether the initial
+        states are missing.
+        """
+        key = has_zeros, *[None if a is None else a.stride() for a in results]
+        binding = self.bindings.get(key)
+        if binding is None:
+            if len(self.bindings) >= MOST_BINDINGS:
+                self.bindings.clear()
+            binding = self.bindings[key] = self._bind(operands, results)
+        return binding
+
+    def _bind(self, operands: Sequence[Any], results: Sequence[Any]) -> Binding:
+        counts, zero = self.signature.counts, "zero"
+        inner = range(counts.inner_states)
+        # the fields of the results and of their gradients, in the order of `results`
+        fields = ["h", *[f"sequence{k}" for k in inner], "gates", "dh", "dh_n"]
+        fields += [*[f"d_last{k}" for k in inner], *[f"d_sequence{k}" for k in inner]]
+        sources = {field: (field, 0) for field in fields}
+        for field, a in zip(fields, results):
+            if a is not None:
+                name = field.rstrip("0123456789")
+                for axis, stride in ("step", a.stride(0) if a.dim() > 2 else 0), ("row", a.stride(-2)):
+                    sources[f"{name}_{axis}_stride{field[len(name) :]}"] = zero, stride * a.element_size()
+            elif field == "dh":
+                sources[field] = zero, self.zeros_address
+        gradients = {"dx": "x", "dweight_ih": "weight_ih", "dweight_hh": "weight_hh", "dbias_ih": "bias"}
+        gradients |= {"dbias_hh": "bias_hh", "dh_0": "state0"}
+        gradients |= {f"d_initial{k}": f"state{k + 1}" for k in inner}
+        gradients |= {f"d_operand{k}": f"input{k}" for k in range(counts.inputs)}
+        # of params, then of products as kernels have them
+        vectors = *range(self.first_product - counts.params, self.first_product), *self.products
+        gradients |= {f"dparam{k}": self.names[1 + index] for k, index in enumerate(vectors)}
+        sources |= {field: (f"d_{name}", 0) for field, name in gradients.items()}
+        return self.bind(operands, fields, self.allocations, sources)
 
     def end(self, frame: Frame) -> Gradients:
         """Return the gradients of a frame that has run."""
-        gradients, arguments, _ = frame.results
+        _, _, results, arguments, *_ = frame.call
         if self.finish(frame):
             without_unit: Gradients = self.without_bf16_unit.run(*arguments)
             return without_unit
-        _, layer, _ = arguments
-        x, weights, initial, *_ = layer
-        first_state = self.first_state
-        dx, *dweights = gradients[:first_state]
-        for k in (2, 3):
-            if weights[k] is None:
-                dweights[k] = None
-        if dx is None and self.needs.x:  # a cell may multiply no x
-            dx = torch.zeros_like(x if x.dim() < 4 else x.flatten(1, 2))
-        first_input = first_state + len(initial)
-        return Gradients(dx, (*dweights,), (*gradients[first_state:first_input],), (*gradients[first_input:],))
+        gradients: list[Any] = [*self.none]
+        for k, a in zip(self.wanted, results):
+            gradients[k] = a
+        (_, layer, _), first_state, first_input = arguments, self.first_state, self.first_input
+        if gradients[0] is None and self.needs.x:  # a cell may multiply no x
+            gradients[0] = torch.zeros_like(layer.x if layer.x.dim() < 4 else layer.x.flatten(1, 2))
+        weights, states = gradients[1:first_state], gradients[first_state:first_input]
+        return new_gradients((gradients[0], tuple(weights), tuple(states), tuple(gradients[first_input:])))
 
-    def _stack_strides(
-        self, operands: list[Tensor], initial: Any, sequences: Any, gates: Any, d_sequences: Any, d_last: Any,
-        gradients: Any,
-    ) -> dict[str, int]:  # fmt: skip
-        """Return the stride of each address field from one stacked layer to the next."""
-        s, counts, first_state = self.signature, self.signature.counts, self.first_state
-        weights = dict(zip(("dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh"), gradients[1:]))
-        weights |= {f"dparam{k}": gradients[index] for k, index in enumerate(self.vectors)}
-        rows = {"dx": gradients[0], "h": sequences[0], "h_0": initial[0]}
-        rows |= {"dh": d_sequences[0], "dh_n": d_last[0], "dh_0": gradients[first_state]}
-        for k in range(counts.inner_states):
-            rows |= {f"initial{k}": initial[k + 1], f"sequence{k}": sequences[k + 1]}
-            rows |= {f"d_sequence{k}": d_sequences[k + 1], f"d_last{k}": d_last[k + 1]}
-            rows[f"d_initial{k}"] = gradients[first_state + k + 1]
-        rows |= {f"d_operand{k}": a for k, a in enumerate(gradients[first_state + counts.inner_states + 1 :])}
-        (weights if self.stacked_gates else rows)["gates"] = gates
-        strides = s.input_stack_strides | stack_row_strides(s.B, **rows) | stack_strides(**weights)
-        return strides | self.operand_stack_strides(operands)
+
+def _stride_field(field: str, axis: str) -> str:
+    """Return the name of the field of a stride: that of d_sequence0 has its number at the end."""
+    name = field.rstrip("0123456789")
+    return f"{name}_{axis}_stride{field[len(name) :]}"

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastlstm.backends.base import WEIGHTS, Layer, Run
+from fastlstm.backends.base import WEIGHTS, Layer, Run, new_run
 from fastlstm.backends.cpu import LARGE
 from fastlstm.backends.numba.constants import FEW_TRANSPOSED
 from fastlstm.backends.numba.host import sizes
-from fastlstm.backends.numba.host.addresses import stack_row_strides, stack_strides
 from fastlstm.backends.numba.host.frames import Frame
-from fastlstm.backends.numba.host.passes import NO_PRODUCTS, Pass
+from fastlstm.backends.numba.host.passes import Allocations, Binding, Pass
 from fastlstm.backends.numba.host.signature import Signature
 from fastlstm.backends.pool import new_of, pooled
 from fastlstm.cells.spec import Cell
 
-# What a part of a module reads and writes to: x, the output (T, B, D H) of its layer, and the last states (parts, B, H)
-Shared = tuple[Tensor, Tensor, tuple[Tensor, ...]]
+# What a part of a module reads and writes to: x, the output (T, B, D H) of its layer, and its last states (parts, B, H)
+Shared = tuple[Tensor, ...]
 
 
 def saved_shape(
@@ -48,7 +48,7 @@ class Forward(Pass):
     ) -> None:  # fmt: skip
         """`part`, `directions`: of a module, which of its parts this is and in how many directions its layers run."""
         super().__init__(signature, caches, save)
-        self.save, self.flip, s = save, 0, signature
+        self.save, s = save, signature
         self.options = {"save": save, "part": part, "directions": directions}
         T, R, I, H, dtype, size, counts = s.T, s.rows, s.I, s.H, s.dtype, s.dtype.itemsize, s.counts
         x_components = sizes.input_components(s)
@@ -65,7 +65,6 @@ class Forward(Pass):
         caches_weights = always_caches or may_cache
         packed_panels = self.panels if caches_weights or not is_read_once else 0 if is_in_place else self.threads
         fields["packed_panels"] = packed_panels
-        self.inner_states = range(1, counts.inner_states + 1)
         self.saves_states = save and (not s.is_single_step or counts.reads_new)
         if not self.saves_states:
             fields["inner_step_stride"] = 0
@@ -77,15 +76,28 @@ class Forward(Pass):
             components=x_components, x_components=x_components, fields=fields, buffers=buffers, packed=packed,
             caches_weights=caches_weights, digested=digested, in_place=packed_panels == 0,
         )  # fmt: skip
-        steps = () if s.is_single_step else (T,)
-        self.new_states = [new_of(shape, dtype) for shape in self.state_shapes]
-        self.new_h, self.new_sequence = (new_of((*steps, R, width), dtype) for width in (s.h_width, H))
-        x_dtype = torch.bfloat16 if s.is_bfloat16 else dtype
-        self.new_output = None if s.is_single_step else new_of((T, R, s.h_width), x_dtype)
-        self.new_gates = new_of(saved_shape(s.cell, T, R, H, dtype, s.stack_size), dtype, pooled)
+        x_dtype, steps = torch.bfloat16 if s.is_bfloat16 else dtype, () if s.is_single_step else (T,)
+        self.last = {f"last{k}": new_of(shape, dtype) for k, shape in enumerate(self.state_shapes)}
+        # A part of a module has its output and its last states among those of the module. In h_n's memory, the bfloat16
+        # rows of a step's h would overwrite float32 rows of other threads.
+        self.output = {} if s.is_single_step else {"h": new_of((T, R, s.h_width), x_dtype)}
+        self.unused = {"h": new_of((R, H), x_dtype)} if s.is_single_step and s.is_bfloat16 else {}
+        self.saved: Allocations = {}
+        if self.saves_states:
+            # the backward pass gets its own h, since a user may change a step's h_n
+            widths = {"h": s.h_width} if s.is_single_step else {}
+            widths |= {f"sequence{k}": H for k in range(counts.inner_states)}
+            self.saved = {name: new_of((*steps, R, width), dtype) for name, width in widths.items()}
+            self.unused = {}
+        if save:
+            self.saved["gates"] = new_of(saved_shape(s.cell, T, R, H, dtype, s.stack_size), dtype, pooled)
+        # among the results of a call, which are the last states, the output, and what is saved
+        self.states = len(self.last)
+        self.first_saved = self.states + len(self.output)
+        self.last_saved = self.first_saved + len(self.saved)
+        self.bindings: dict[Any, Binding] = {}
         width_bytes = s.h_width * s.kernel_element_bytes
         self.h_row_bytes, self.h_offset = directions * width_bytes, part % directions * width_bytes
-        self.h_step_bytes = R * self.h_row_bytes
         count = WEIGHTS + counts.params + counts.products
         self.own_weights = slice(part * count, (part + 1) * count)
         self.h_n_offset, self.state_offset = part * R * self.h_0_row_bytes, part * R * self.state_row_bytes
@@ -93,94 +105,53 @@ class Forward(Pass):
     def run(self, layer: Layer, shared: Shared | None = None) -> Run:
         """Run a layer of this signature: `begin`, the kernel, and `end`."""
         frame = self.begin(layer, shared)
-        self.run_frame(frame)
+        if frame.is_written:
+            frame.run()
         return self.end(frame)
 
     def begin(self, layer: Layer, shared: Shared | None = None) -> Frame:
-        """Return a frame for a layer of this signature. If x is bfloat16, h is too; states and saved values are
-        float32. `layer`: the whole module, where this runs a part of one, and `shared`: the tensors of such a part.
+        """Return a frame for a readable layer of this signature. If x is bfloat16, h is too; states and saved values
+        are float32. `layer`: the whole module, where this runs a part of one, and `shared`: the tensors of such a part.
         """
-        x, weights, initial, lengths, reset = layer[:5]
-        h_0, saves_states, offset, output = initial[0], self.saves_states, self.state_offset, None
-        sequences: tuple[Tensor, ...] = ()
-        h: Tensor | None
+        x, weights, initial, lengths, reset, _, _, inputs, *_ = layer
+        outputs: tuple[Tensor, ...] = ()
         if shared is not None:
-            x, h, last = shared
+            x, outputs = shared[0], shared[1:]
             weights = weights[self.own_weights]
-            h_n_address = last[0].data_ptr() + self.h_n_offset
-            h_address = h.data_ptr() + self.h_offset
-        else:
-            last = tuple([new() for new in self.new_states])
-            h_address = h_n_address = last[0].data_ptr()
-            h = None
-            if self.new_output is not None:
-                h = self.new_output()
-                h_address = h.data_ptr()
-            elif saves_states:  # the backward pass gets its own h, since a user may change a step's h_n
-                sequences = (self.new_h(),)
-                h_address = sequences[0].data_ptr()
-            elif self.signature.is_bfloat16:  # in h_n's memory, its rows would overwrite float32 rows of other threads
-                output = x.new_empty(self.signature.rows, self.signature.H)
-                h_address = output.data_ptr()
-        h_0_address, h_0_row, row_stride = self.zeros_address, 0, 0
-        if h_0 is not None:
-            initial = tuple([a.contiguous() for a in initial])
-            h_0_address = initial[0].data_ptr() + self.h_n_offset
-            h_0_row, row_stride = self.h_0_row_bytes, self.state_row_bytes
-        lengths_address = reset_address = gates_address = 0
-        if lengths is not None:
-            lengths = lengths.contiguous()
-            lengths_address = lengths.data_ptr()
-        if reset is not None:
-            reset = reset.contiguous()
-            reset_address = reset.data_ptr()
-        gates: tuple[Tensor, ...] = ()
-        if self.save:
-            gates = (self.new_gates(),)
-            gates_address = gates[0].data_ptr()
-        self.flip ^= 1
-        fields = [
-            x.data_ptr(), h_0_address, h_0_row, lengths_address, reset_address, h_address, self.h_step_bytes,
-            self.h_row_bytes, gates_address, h_n_address, self.flip,
-        ]  # fmt: skip
-        for k in self.inner_states:
-            last_address = sequence_address = last[k].data_ptr() + offset
-            if saves_states:
-                sequence = self.new_sequence()
-                sequence_address = sequence.data_ptr()
-                sequences += (sequence,)
-            initial_address = self.zeros_address if h_0 is None else initial[k].data_ptr() + offset
-            fields += initial_address, row_stride, sequence_address, last_address
-        operands: list[Tensor] = []
-        if self.has_operands:
-            field_values, operands = self.operand_fields(layer.inputs, weights)
-            fields += field_values
-        weights = weights[:WEIGHTS] + (self.product_weights(weights) if self.products else NO_PRODUCTS)
-        results = Run(h, last, sequences + gates), layer, shared, (initial, lengths, reset, output, operands)
-        frame = self.start(weights, fields, results)
-        if self.stack_size > 1:
-            output = last[0] if h is None else h
-            frame.strides = self._stack_strides(weights, initial, output, (*sequences, *gates), last, operands)
-        return frame
+        if self.prepares_weights:
+            weights = self.prepared(weights)
+        operands = self.prototype, x, *weights, *initial, *inputs, lengths, reset, *outputs
+        try:
+            binding = self.bindings[initial[0] is None, shared is None]
+        except KeyError:
+            binding = self.bindings[initial[0] is None, shared is None] = self._bind(operands, shared is not None)
+        return self.start(binding, operands, (layer, shared))
+
+    def _bind(self, operands: Sequence[Any], is_part: bool) -> Binding:
+        inner, states = range(self.signature.counts.inner_states), (*self.last,)
+        allocations = self.saved if is_part else self.last | self.output | self.saved | self.unused
+        h_n, state, h = (self.h_n_offset, self.state_offset, self.h_offset) if is_part else (0, 0, 0)
+        sources = {
+            "h": ("h", h) if is_part or "h" in allocations else ("last0", 0),
+            "h_step_stride": ("zero", self.signature.rows * self.h_row_bytes),
+            "h_row_stride": ("zero", self.h_row_bytes),
+            "gates": ("gates", 0),
+            "h_n": ("last0", h_n),
+        }
+        for k in inner:
+            sources[f"last{k}"] = f"last{k + 1}", state
+            sources[f"sequence{k}"] = (f"sequence{k}", 0) if self.saves_states else sources[f"last{k}"]
+        return self.bind(operands, ("h", *states) if is_part else (), allocations, sources, h_n, state)
 
     def end(self, frame: Frame) -> Run:
         """Return the results of a frame that has run."""
-        run: Run
-        run, layer, shared, _ = frame.results
+        _, _, results, (layer, shared), *_ = frame.call
         if self.finish(frame):
-            run = self.without_bf16_unit.run(layer, shared)
-        return run
-
-    def _stack_strides(
-        self, weights: Any, initial: Any, h: Tensor, saved: Any, last: Any, operands: list[Tensor]
-    ) -> dict[str, int]:
-        """Return the stride of each address field from one stacked layer to the next."""
-        s, rows = self.signature, {"h": h, "h_n": last[0], "h_0": initial[0]}
-        # A single step saves h before the inner states. That shifts the pairs, but h has the strides of inner states.
-        for k, (sequence, last_state) in enumerate(zip(saved if self.saves_states else last[1:], last[1:])):
-            rows |= {f"sequence{k}": sequence, f"last{k}": last_state}
-            rows |= {} if initial[0] is None else {f"initial{k}": initial[k + 1]}
-        strides = s.input_stack_strides | stack_row_strides(s.B, **rows) | self.operand_stack_strides(operands)
-        gates = saved[-1] if saved else None
-        more = {"bias": weights[2], "bias_hh": weights[3], "weight_products": weights[4]}
-        return strides | stack_strides(**more, gates=gates)
+            run: Run = self.without_bf16_unit.run(layer, shared)
+            return run
+        if shared is not None:
+            return new_run((shared[1], shared[2:], tuple(results)))
+        first, last = self.first_saved, self.last_saved
+        return new_run(
+            (results[first - 1] if self.output else None, tuple(results[: self.states]), tuple(results[first:last]))
+        )

@@ -12,7 +12,7 @@ import torch
 from fastlstm.backends.numba.constants import LINE, ONE_OFFSET
 from fastlstm.backends.numba.host.cell_counts import counts
 from fastlstm.backends.numba.host.panels import lanes_of
-from fastlstm.backends.pool import SCRATCH, SMALL, release_scratch, take, take_scratch
+from fastlstm.backends.pool import SCRATCH, SMALL, Scratch, scratch, take
 from fastlstm.cells.spec import Cell
 
 _Flags = ctypes.c_int64 * 2  # created once: each new ctypes array type is a reference cycle
@@ -93,7 +93,11 @@ class Kernel:
         except IndexError:
             frame = Frame(self)
         if self.small_bytes <= SCRATCH:
-            frame.memory = memory = take_scratch()  # mostly what the last call of any kernel has left in a cache
+            try:
+                memory = scratch.pop()
+            except IndexError:
+                memory = Scratch()
+            frame.memory = memory
             if memory.address != frame.small_address:
                 frame.set_addresses(self, memory.address)
         elif self.small_bytes < SMALL:
@@ -129,8 +133,8 @@ class Kernel:
     def take_back(self, frame: Frame) -> None:
         """Let go of a frame and of its buffers."""
         if self.small_bytes <= SCRATCH:
-            release_scratch(frame.memory)
-        frame.memory = frame.weights = frame.fields = frame.results = frame.packed = None
+            scratch.append(frame.memory)
+        frame.memory = frame.call = None
         frame.is_written = True
         if frame.views:
             frame.views.clear()
@@ -147,14 +151,13 @@ class Frame:
         small_address: where the barriers and the small buffers begin, or -1.
         task, threads: what it runs, and on how many threads.
         is_written: whether the arguments are those of the call. They are not where packed weights are still missing.
-        weights, fields, results, packed: of the call that it is borrowed for, see `Pass.start`.
-        strides: those of a stack's address fields from one layer to the next.
+        call: what the call that it is borrowed for needs when it has run, see `Pass.start`.
         beside: functions that run this frame and another one side by side, by the other.
     """
 
     __slots__ = (
-        "arguments", "barriers", "beside", "fields", "flags", "is_written", "memory", "mismatches", "packed", "results",
-        "run", "small_address", "strides", "task", "threads", "views", "weights",
+        "arguments", "barriers", "beside", "call", "flags", "is_written", "memory", "mismatches", "run",
+        "small_address", "task", "threads", "views",
     )  # fmt: skip
 
     def __init__(self, kernel: Kernel) -> None:
@@ -171,11 +174,7 @@ class Frame:
         self.run = tasks.bind(kernel.task, self.arguments, kernel.threads)
         self.small_address, self.barriers, self.is_written = -1, memoryview(bytearray()), True
         self.memory: Any = None
-        self.weights: Any = None
-        self.fields: Any = None
-        self.results: Any = None
-        self.packed: Any = None
-        self.strides: dict[str, int] = {}
+        self.call: Any = None
         self.views: list[memoryview] = []
 
     def set_addresses(self, kernel: Kernel, address: int) -> None:
@@ -189,10 +188,3 @@ class Frame:
     def reset_barriers(self) -> None:
         """Set the barriers to zero, from which they count in each run."""
         self.barriers[:] = bytes(len(self.barriers))
-
-    def take_flags(self) -> tuple[int, int]:
-        """Return and clear the flags: whether the bf16 unit met a number too large, and the count of mismatches."""
-        overflow, mismatches = self.flags
-        if overflow or mismatches:
-            self.flags[0] = self.flags[1] = 0
-        return overflow, mismatches

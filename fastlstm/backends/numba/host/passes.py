@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from operator import itemgetter, methodcaller
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastlstm.backends.base import WEIGHTS
-from fastlstm.backends.cpu import address, rows_contiguous, snapshot_of
+from fastlstm.backends.cpu import address, snapshot_of
 from fastlstm.backends.numba.host import sizes, thread_split
-from fastlstm.backends.numba.host.addresses import address_and_strides, stack_row_strides, stack_strides
 from fastlstm.backends.numba.host.frames import Frame, Kernel, zeros
 from fastlstm.backends.numba.host.packed_weights import PackedCache, digest_bytes
-from fastlstm.backends.numba.host.signature import Signature, Weights, contiguous
+from fastlstm.backends.numba.host.signature import Signature, Weights
 
-NO_PRODUCTS = (None,)  # the weights of the products of a cell without any
+FIRST_WEIGHT = 2  # index of weight_ih among the operands of a call, see `Pass.bind`
+WEIGHT_FIELDS = "weight_ih", "weight_hh", "bias", "bias_hh", "weight_products"
+_address, _made_by = Tensor.data_ptr, methodcaller("__call__")
+Source = tuple[str, int]  # see `arguments.writer`
+Allocations = dict[str, Callable[[], Tensor]]
+
+
+class Binding(NamedTuple):
+    """How calls with the same operands fill their fields. An operand that is missing in one is so in all of them.
+
+    Attributes:
+        given: returns the operands that are not None.
+        allocations: make the tensors that a call writes.
+        write: writes the fields of a call from its values: the addresses of the operands that are not None and of the
+            results, whether the panels are taken from last to first, and where packed weights are kept, their
+            addresses and that of the count of mismatches.
+        write_packing: the same for a call that packs weights, from further addresses: of the weights to pack, and of
+            those whose digests are stored.
+        stack_strides: the stride of each address from one stacked layer to the next.
+    """
+
+    given: Callable[[Sequence[Any]], tuple[Tensor, ...]]
+    allocations: list[Callable[[], Tensor]]
+    write: Any
+    write_packing: Any
+    stack_strides: dict[str, int]
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    return [f"{name}{k}" for k in range(count)]
 
 
 def run_frames(frames: Sequence[Frame], side_by_side: bool) -> None:
@@ -43,6 +72,7 @@ class Pass:
     """
 
     kind: str  # "Forward" or "Backward"
+    stacked_gates = True  # whether the gates of a stack have an axis of its layers
     options: dict[str, Any]  # what a subclass was made with beside `signature` and `caches`
 
     def __init__(self, signature: Signature, caches: dict[Any, Any] | None, saves: bool = False) -> None:
@@ -53,9 +83,15 @@ class Pass:
         self.cache: PackedCache | None = None
         self.panels = sizes.panels_of(s.H, self.lanes)
         self.prototype = torch.empty(0, dtype=s.dtype, device="cpu")
-        self.has_operands, first = s.counts.operands > 0, WEIGHTS + s.counts.params
+        self.flip, self.first_product = 0, WEIGHTS + s.counts.params
         # the weights of products, in the order in which kernels have them
-        self.products = [first + s.cell.products.index(name) for name in s.cell.layout.products]
+        self.products = [self.first_product + s.cell.products.index(name) for name in s.cell.layout.products]
+        # the tensors of a layer but lengths and reset, in their order there
+        self.names = [
+            "x", "weight_ih", "weight_hh", "bias", "bias_hh", *_numbered("param", s.counts.params),
+            *_numbered("weight_product", s.counts.products), *_numbered("state", s.counts.inner_states + 1),
+            *_numbered("input", s.counts.inputs),
+        ]  # fmt: skip
         self.needs_cast = not (s.weight_dtype is s.rounded_dtype is s.dtype)
         self.state_shape, self.state_row_bytes = (*s.state_axes, s.rows, s.H), s.H * size
         self.h_0_row_bytes = s.h_width * size
@@ -81,7 +117,6 @@ class Pass:
             digested: elements of each weight that is compared.
             in_place: whether the original weights are read.
         """
-        from fastlstm.backends.numba.host import arguments
 
         s, dtype = self.signature, self.signature.weight_dtype
         # without a cache if a weight is not whole words of 4 bytes, which digests read
@@ -104,83 +139,148 @@ class Pass:
             task, self.kind, s.cell, s.dtype, components, self.threads, self.team_count, fields, buffers, buffer_sets,
             rare,
         )  # fmt: skip
-        self.write_call, self.call_offset = arguments.writer(self.kind, False, s.counts)
-        self.write_cached_call, self.cached_call_offset = arguments.writer(self.kind, True, s.counts)
+        casts = self.needs_cast and (self.cache is None or s.counts.params > 0)
+        self.prepares_weights = casts or len(self.products) > 1
 
-    def operand_fields(self, inputs: Weights, weights: Weights, *more: int) -> tuple[list[int], list[Tensor]]:
-        """Return the fields of the cell's inputs and params, each followed by `more`, and tensors to keep for them."""
-        inputs = (*map(rows_contiguous, inputs),)
-        last = WEIGHTS + self.signature.counts.params
-        params = [*map(contiguous, self.signature.cast((*(None,) * WEIGHTS, *weights[WEIGHTS:last]))[WEIGHTS:])]
-        field_values = [n for a in inputs for n in (*address_and_strides(a), *more)]
-        field_values += [n for a in params for n in (a.data_ptr(), 0, 0, *more)]
-        return field_values, [*inputs, *params]
+    def prepared(self, weights: Weights) -> Weights:
+        """Return the weights as calls read them: all products as one, (products H, H / K), in the order of
+        `Layout.products`, and what no cache keeps packed in the type that the kernel computes in.
+        """
+        if len(self.products) > 1:
+            joined = torch.cat([weights[k] for k in self.products], -2)
+            weights = *weights[: self.first_product], joined, *[None] * (len(self.products) - 1)
+        cast = self.signature.cast(weights)
+        last = self.first_product
+        return cast if self.cache is None else (*weights[:WEIGHTS], *cast[WEIGHTS:last], *weights[last:])
 
-    def product_weights(self, weights: Weights) -> tuple[Tensor]:
-        """Return the weights of all products as one, (products H, H / K), in the order of `Layout.products`."""
-        own = [weights[k] for k in self.products]
-        return (own[0].contiguous() if len(own) == 1 else torch.cat(own, -2),)
+    def bind(
+        self, operands: Sequence[Any], more: Sequence[str], allocations: Allocations, sources: dict[str, Source],
+        h_offset: int = 0, state_offset: int = 0,
+    ) -> Binding:  # fmt: skip
+        """Return how calls with these operands fill their fields. This is the one place that knows the fields which
+        both passes have.
 
-    def operand_stack_strides(self, operands: list[Tensor]) -> dict[str, int]:
-        """Return the strides of inputs and params from one stacked layer to the next."""
-        s, named = self.signature, [(f"operand{k}", a) for k, a in enumerate(operands)]
-        inputs, params = dict(named[: s.counts.inputs]), dict(named[s.counts.inputs :])
-        return stack_row_strides(s.B, **inputs) | stack_strides(**params)
+        Args:
+            operands: of an example, see `Binding.given`: `prototype`, x, the weights, the initial states, the inputs,
+                lengths and reset of a layer, and the tensors that are named in `more`. They are readable.
+            allocations: the names of results, and what makes each.
+            sources: of the fields that only this pass has.
+            h_offset, state_offset: bytes from the beginning of h_0, and of the other states, to those of this part.
+        """
+        from fastlstm.backends.numba.host import arguments
 
-    def start(self, weights: Weights, fields: Sequence[int], results: Any) -> Frame:
-        """Return a frame with the arguments of a call on (weight_ih, weight_hh, bias_ih, bias_hh, product weights).
-        `fields`: those after the weights. `results`: what the frame holds until `finish`.
+        s, counts, kind = self.signature, self.signature.counts, self.kind
+        size = s.dtype.itemsize
+        names = [arguments.ZERO, *self.names, "lengths", "reset", *more]
+        indices = [k for k, a in enumerate(operands) if a is not None]
+        given = [names[k] for k in indices]
+        weights = {"weight_ih": "weight_ih", "weight_hh": "weight_hh", "weight_products": "weight_product0"}
+        if kind == "Forward":
+            weights |= {"bias": "bias", "bias_hh": "bias_hh"}
+        has_states = "state0" in given
+        rows = {"h_0_row_stride": self.h_0_row_bytes}
+        fields = {"x": ("x", 0), "h_0": ("state0", h_offset), "lengths": ("lengths", 0), "reset": ("reset", 0)}
+        for k in range(counts.inner_states):
+            fields[f"initial{k}"] = f"state{k + 1}", state_offset
+            rows[f"initial_row_stride{k}"] = self.state_row_bytes
+        if not has_states:  # one row of zeros stands for all
+            fields |= {name: (arguments.ZERO, self.zeros_address) for name, (of, _) in fields.items() if "state" in of}
+            rows = {}
+        for k, (step, *_, row, _) in enumerate(s.strides[3:]):
+            fields[f"operand{k}"] = f"input{k}", 0
+            rows |= {f"operand_step_stride{k}": step * size, f"operand_row_stride{k}": row * size}
+        fields |= {f"operand{counts.inputs + k}": (f"param{k}", 0) for k in range(counts.params)}
+        sources = sources | fields | {name: (arguments.ZERO, stride) for name, stride in rows.items()}
+        sources |= {name: (name, 0) for name in arguments.ADDED}
+        values, write_packing = [*given, *allocations, "flip"], None
+        read = {name: (of, 0) for name, of in weights.items()}
+        if self.cache is not None:
+            kept = {name: (name, 0) for name in arguments.kept_names(kind)}
+            values += *kept, "mismatches"
+            originals = [(name, f"original_{name.removeprefix('weight_')}") for name in WEIGHT_FIELDS]
+            copied = *(f"copy of {name}" for name in WEIGHT_FIELDS), *(name for _, name in originals)
+            packing = sources | kept | {name: (f"copy of {name}", 0) for name in weights}
+            packing |= {original: (original, 0) for name, original in originals if name in weights}
+            write_packing = arguments.writer(kind, True, counts, [*values, *copied], packing)
+            read = kept | {original: (weights[name], 0) for name, original in originals if name in weights}
+        write = arguments.writer(kind, self.cache is not None, counts, values, sources | read)
+        strides: dict[str, int] = {}
+        if self.stack_size > 1:
+            tensors = dict(zip(given, (operands[k] for k in indices))) | {
+                name: new() for name, new in allocations.items()
+            }
+            strides = self._stack_strides(tensors, sources | read)
+        return Binding(itemgetter(*indices), [*allocations.values()], write, write_packing, strides)
+
+    def _stack_strides(self, tensors: dict[str, Tensor], sources: dict[str, Source]) -> dict[str, int]:
+        """Return the stride of each field's address from one stacked layer to the next."""
+        s = self.signature
+        strides = s.input_stack_strides
+        for field, (name, _) in sources.items():
+            if name != "zero" and name in tensors and field not in strides:
+                a = tensors[name]
+                has_axis = name.removeprefix("d_").startswith(("weight", "bias", "param"))
+                has_axis = has_axis or (name == "gates" and self.stacked_gates)
+                strides[field] = (a.stride(0) if has_axis else s.B * a.stride(-2)) * a.element_size()
+        return strides
+
+    def start(self, binding: Binding, operands: Sequence[Any], rerun: Any) -> Frame:
+        """Return a frame with the arguments of a call.
+
+        Args:
+            operands: the tensors that the call reads, see `bind`.
+            rerun: the arguments of `run`, for a call that meets a number which the bf16 unit cannot take.
         """
         cache, frame, packed = self.cache, self.kernel.borrow(), None
+        self.flip ^= 1
+        results = [*map(_made_by, binding.allocations)]
+        numbers = *map(_address, binding.given(operands)), *map(_address, results), self.flip
         if cache is None:
-            if self.needs_cast:
-                weights = self.signature.cast(weights)
-            # the five zeros: no digests are computed, so no originals are read
-            self.write_call(frame.arguments, self.call_offset, *map(address, weights), 0, 0, 0, 0, 0, *fields)
+            binding.write(frame.arguments, numbers)
         elif (packed := cache.packed) is not None:
-            ih, hh, b_ih, b_hh, products = weights  # the originals; the five zeros below: no weights are packed
-            self.write_cached_call(
-                frame.arguments, self.cached_call_offset, *packed.addresses, frame.mismatches, 0, 0, 0, 0, 0,
-                0 if ih is None else ih.data_ptr(), 0 if hh is None else hh.data_ptr(),
-                0 if b_ih is None else b_ih.data_ptr(), 0 if b_hh is None else b_hh.data_ptr(),
-                0 if products is None else products.data_ptr(), *fields,
-            )  # fmt: skip
+            binding.write(frame.arguments, (*numbers, *packed.addresses, frame.mismatches))
         else:
             frame.is_written = False
         # the packed weights too: another thread may replace the cache's while the kernel runs
-        frame.weights, frame.fields, frame.results, frame.packed = weights, fields, results, packed
+        frame.call = binding, operands, results, rerun, numbers, packed
+        if binding.stack_strides:
+            self._run_as_stack(frame, binding)
         return frame
+
+    def _run_as_stack(self, frame: Frame, binding: Binding) -> None:
+        """Make a frame run once for each layer of a stack, which has no cache of packed weights."""
+        from fastlstm.backends.numba.host.tasks import run_stack
+
+        kernel, strides = self.kernel, binding.stack_strides
+        frame.run = partial(
+            run_stack, kernel.task, frame.arguments, self.stack_size, strides, kernel.buffer_bytes, kernel.threads
+        )
 
     def finish(self, frame: Frame) -> int:
         """Give back a frame that has run, after packing new weights and running it again if need be. Return whether the
         kernel met a number that the bf16 unit cannot take.
         """
-        overflow, mismatches = frame.take_flags()
+        overflow, mismatches = frame.flags
+        if overflow or mismatches:
+            frame.flags[0] = frame.flags[1] = 0
         if self.cache is not None and (mismatches or not frame.is_written):
-            overflow = self._pack_and_run(self.cache, frame, frame.weights, frame.fields)
+            overflow = self._pack_and_run(self.cache, frame)
         self.kernel.take_back(frame)
         return overflow
 
-    def run_frame(self, frame: Frame) -> None:
-        """Run a prepared frame: in a stack, which has no cache of packed weights, once for each layer."""
-        if self.stack_size == 1:
-            if frame.is_written:
-                frame.run()
-            return
-        from fastlstm.backends.numba.host.tasks import run_stack
-
-        kernel = self.kernel
-        run_stack(kernel.task, frame.arguments, self.stack_size, frame.strides, kernel.buffer_bytes, kernel.threads)
-
-    def _pack_and_run(self, cache: PackedCache, frame: Frame, weights: Weights, call: Sequence[int]) -> int:
+    def _pack_and_run(self, cache: PackedCache, frame: Frame) -> int:
         """Run on newly packed weights. The cache gets them, unless the bf16 unit cannot take a number in them."""
+        binding, operands, _, _, numbers, _ = frame.call
+        first = FIRST_WEIGHT + self.first_product
+        weights = *operands[FIRST_WEIGHT : FIRST_WEIGHT + WEIGHTS], operands[first] if self.products else None
         packed, originals = cache.allocate(), (*snapshot_of(weights),)  # whatever is written to the weights meanwhile
         copies = self.signature.cast(originals)
-        weight_addresses = (*map(address, (*copies, *originals)),)
-        self.write_cached_call(frame.arguments, self.cached_call_offset, *packed.addresses, 0, *weight_addresses, *call)
+        numbers = *numbers, *packed.addresses, 0, *map(address, copies), *map(address, originals)
+        binding.write_packing(frame.arguments, numbers)
         frame.reset_barriers()
         frame.run()
-        overflow, _ = frame.take_flags()
+        overflow, _ = frame.flags
+        frame.flags[0] = 0
         if not overflow:
             cache.packed = packed
         return overflow

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
+from operator import is_
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from fastlstm.backends.numba.host import thread_split
 from fastlstm.backends.numba.host.backward import Backward
 from fastlstm.backends.numba.host.cell_counts import counts
 from fastlstm.backends.numba.host.forward import Forward
+from fastlstm.backends.numba.host.frames import Frame
 from fastlstm.backends.numba.host.panels import lanes_of, panels_of
 from fastlstm.backends.numba.host.passes import run_frames
 from fastlstm.backends.numba.host.signature import Signature, contiguous, readable, signature_of, strides
@@ -65,6 +67,7 @@ class Plan:
     backend: str
     types: Any
     reads_h = True
+    known: dict[Any, Any]
 
     def __init__(
         self, layer: Layer, save: bool, caches: dict[Any, Any] | None, state_axes: tuple[int, ...], components: int,
@@ -84,7 +87,7 @@ class Plan:
         self.caches = caches if caches_weights else None
         self.kernel = Forward(s, save, self.caches, part=part, directions=directions)
         self.backwards: dict[Any, Backward] = {}
-        self.is_readable = all(a is b for a, b in zip((example.x, *example.weights), (base.x, *base.weights)))
+        self.is_readable = all(map(is_, example.tensors, base.tensors))
 
     def signature_of(
         self, layer: Layer, state_axes: tuple[int, ...], components: int, rounded_dtype: torch.dtype
@@ -93,32 +96,35 @@ class Plan:
         s = signature_of(layer, state_axes, components)
         return s._replace(rounded_dtype=rounded_dtype, threads=max(1, s.threads // self.shares))
 
-    def readable(self, layer: Layer) -> Layer:
-        return layer if self.is_readable else readable_in_plan(layer)
-
     def forward(self, layer: Layer) -> Run:
-        return self.kernel.run(self.readable(layer))
+        return self.kernel.run(layer if self.is_readable else readable_in_plan(layer))
 
-    def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
+    def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients, form: list[Any]) -> Gradients:
         """Return the gradients of a layer that this plan has run, in the type that the kernel takes."""
-        kernel, layer = self.backward_kernel(layer, needs)
-        return kernel.run(grads, layer, run)
+        kernel, frame = self.begin_backward(grads, layer, run, needs, form)
+        if frame.is_written:
+            frame.run()
+        return kernel.end(frame)
 
-    def backward_kernel(self, layer: Layer, needs: Gradients) -> tuple[Backward, Layer]:
-        """Return the kernel for the backward pass of a layer that this plan has run, and the layer as it reads it.
-        Hooks of saved tensors may have moved the tensors, and the number of threads may have changed.
+    def begin_backward(
+        self, grads: Run, layer: Layer, run: Run, needs: Gradients, form: list[Any]
+    ) -> tuple[Backward, Frame]:
+        """Return the kernel for the backward pass of a layer that this plan has run, and a frame for it. Hooks of saved
+        tensors may have moved the tensors, and the number of threads may have changed.
         """
+        if form:
+            kernel = form[0]
+            return kernel, kernel.begin(grads, layer, run, form)
+        given, layer = layer, readable_in_plan(layer)
         now = strides(layer)
-        if not self.is_readable or now != self.signature.strides:
-            layer = readable_in_plan(layer)
-            now = strides(layer)
         key = needs, now, threads_now()
         kernel = self.backwards.get(key)
         if kernel is None:
             planned = self.signature
             s = self.signature_of(layer, planned.state_axes, planned.components, planned.rounded_dtype)
             kernel = self.backwards[key] = Backward(s, needs, s.stack_size is not None, self.caches)
-        return kernel, layer
+        is_readable = all(map(is_, layer.tensors, given.tensors))
+        return kernel, kernel.begin(grads, layer, run, form if is_readable else None)
 
 
 class SixteenBits(Plan):
@@ -160,7 +166,7 @@ class SixteenBits(Plan):
             saved = *saved, h  # which the backward pass reads, before it is rounded
         return Run(rounded(h, self.dtype), (*(a.to(self.dtype) for a in last),), saved)
 
-    def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
+    def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients, form: list[Any]) -> Gradients:
         """Return the gradients of a layer that this plan has run. x is widened again, to save memory meanwhile."""
         x, dh, h, saved = layer.x, grads.h, run.h, [*run.saved]
         if not self.is_bfloat16:
@@ -168,7 +174,7 @@ class SixteenBits(Plan):
             h = saved.pop() if x.dim() == 3 else None
         layer = layer._replace(x=x, states=widened(layer.states), inputs=widened(layer.inputs))
         grads = Run(dh, widened(grads.last), widened(grads.saved))
-        gradients = super().backward(grads, layer, Run(h, run.last, (*saved,)), needs)
+        gradients = super().backward(grads, layer, Run(h, run.last, (*saved,)), needs, form)
         return Gradients.of(layer.cell, [rounded(a, self.dtype) for a in gradients.flat])
 
 
@@ -180,6 +186,7 @@ class ModulePlan:
     backend: str
     types: Any
     saves_sequences = reads_h = True
+    known: dict[Any, Any]
 
     def __init__(
         self, layer: Layer, save: bool, caches: dict[Any, Any] | None, state_axes: tuple[int, ...], components: int
@@ -196,7 +203,8 @@ class ModulePlan:
         for k, part in enumerate(parts):
             kept, shares = None if caches is None else caches.setdefault(k, {}), 2 if self.runs_side_by_side else 1
             self.plans.append(Plan(part, save, kept, state_axes, components, shares, k, D))
-        self.is_readable = all(plan.is_readable for plan in self.plans)
+        self.kernels = [plan.kernel for plan in self.plans]
+        self.is_readable = all(map(is_, readable_in_plan(layer).tensors, layer.tensors))
 
     def forward(self, layer: Layer) -> Run:
         layer = layer if self.is_readable else readable_in_plan(layer)
@@ -204,29 +212,31 @@ class ModulePlan:
         last = tuple([new() for new in self.new_states])
         sequences: list[Tensor] = []
         gates: list[Tensor] = []
-        for first in range(0, len(self.plans), D):
-            plans, h = self.plans[first : first + D], self.new_output()
-            frames = [plan.kernel.begin(layer, (x, h, last)) for plan in plans]
+        for first in range(0, len(self.kernels), D):
+            kernels, h = self.kernels[first : first + D], self.new_output()
+            shared = x, h, *last
+            frames = [kernel.begin(layer, shared) for kernel in kernels]
             run_frames(frames, self.runs_side_by_side)
-            runs, x = [plan.kernel.end(frame) for plan, frame in zip(plans, frames)], h
+            runs, x = [kernel.end(frame) for kernel, frame in zip(kernels, frames)], h
             if self.save:
-                if first + D < len(self.plans):
+                if first + D < len(self.kernels):
                     sequences.append(h)
                 for run in runs:
                     sequences += run.saved[:-1]
                     gates.append(run.saved[-1])
         return Run(x, last, (*sequences, *gates))
 
-    def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
-        return backward_of_parts(grads, layer, run, needs, self._backward_of)
+    def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients, form: list[Any]) -> Gradients:
+        form += [[] for _ in self.plans] if not form else ()  # one for each part
+        return backward_of_parts(grads, layer, run, needs, partial(self._backward_of, form))
 
-    def _backward_of(self, first: int, arguments: list[Any]) -> list[Gradients]:
+    def _backward_of(self, forms: list[list[Any]], first: int, arguments: list[Any]) -> list[Gradients]:
         """Return the gradients of the directions of one layer, of which `first` is the first part."""
         kernels, frames = [], []
-        for plan, (grads, part, run, needs) in zip(self.plans[first:], arguments):
-            kernel, part = plan.backward_kernel(part, needs)
+        for plan, form, (grads, part, run, needs) in zip(self.plans[first:], forms[first:], arguments):
+            kernel, frame = plan.begin_backward(grads, part, run, needs, form)
             kernels.append(kernel)
-            frames.append(kernel.begin(grads, part, run))
+            frames.append(frame)
         run_frames(frames, self.runs_side_by_side and threads_now() > 1)
         return [kernel.end(frame) for kernel, frame in zip(kernels, frames)]
 

@@ -26,7 +26,7 @@ class Signature(NamedTuple):
         dtype: what x is computed in.
         is_bfloat16: whether x and h are bfloat16, which the kernel takes as it is.
         weight_dtype, rounded_dtype: the dtype of the weights, and the one that they are rounded to before use.
-        strides: of x, weight_ih and weight_hh, in elements.
+        strides: of x, weight_ih, weight_hh and each input, in elements.
         reverse, has_resets, has_lengths: the layer's direction; whether it has `reset`, and `lengths`.
         is_single_step: whether x is (B, I), and there is no output but the last state.
         state_axes: the sizes of the states' axes before (rows, H), such as (1,).
@@ -88,7 +88,7 @@ class Signature(NamedTuple):
     @property
     def input_strides(self) -> dict[str, int]:
         """The fields of the strides of x and of both weights."""
-        x, ih, hh = self.strides
+        x, ih, hh, *_ = self.strides
         step = x[0] if len(x) > 2 else 0
         elements = {"x_step_stride": step, "x_row_stride": x[-2]}
         elements |= {"ih_row_stride": row_stride_of(ih), "hh_row_stride": row_stride_of(hh)}
@@ -97,7 +97,7 @@ class Signature(NamedTuple):
     @property
     def input_stack_strides(self) -> dict[str, int]:
         """The strides of x, of both weights and of the masks from one stacked layer to the next."""
-        x, ih, hh = self.strides
+        x, ih, hh, *_ = self.strides
         x_stride = x[1] if len(x) == 4 else self.B * x[-2]  # with an axis of their own all layers may read the same x
         weights = {name: a[0] * self.kernel_element_bytes for name, a in (("weight_ih", ih), ("weight_hh", hh)) if a}
         return {"x": x_stride * self.kernel_element_bytes, **weights, "lengths": 8 * self.B, "reset": self.B}
@@ -117,9 +117,10 @@ def row_stride_of(strides: tuple[int, ...]) -> int:
 
 
 def strides(layer: Any) -> tuple[tuple[int, ...], ...]:
-    """Return the strides that a kernel gets once, when it is prepared: of x and of both weights, () for None."""
+    """Return the strides that a kernel gets once, when it is prepared: of x, both weights and inputs, () for None."""
     ih, hh, *_ = layer.weights
-    return layer.x.stride(), () if ih is None else ih.stride(), () if hh is None else hh.stride()
+    weights = () if ih is None else ih.stride(), () if hh is None else hh.stride()
+    return layer.x.stride(), *weights, *[a.stride() for a in layer.inputs]
 
 
 def signature_of(layer: Any, state_axes: tuple[int, ...], components: int) -> Signature:
@@ -139,10 +140,16 @@ def signature_of(layer: Any, state_axes: tuple[int, ...], components: int) -> Si
 
 
 def readable(layer: Any) -> Any:
-    """Return a layer as the kernels read it: each row of x, inputs and weights contiguous, and all vectors."""
-    matrices, vectors = layer.weights[:2], layer.weights[2:]
-    weights = *(a if a is None else rows_contiguous(a) for a in matrices), *map(contiguous, vectors)
-    return layer._replace(x=rows_contiguous(layer.x), weights=weights, inputs=(*map(rows_contiguous, layer.inputs),))
+    """Return a layer as the kernels read it: each row of x, inputs and weights contiguous, and all other tensors."""
+    weights = *map(with_rows, layer.weights[:2]), *map(contiguous, layer.weights[2:])
+    states, inputs = (*map(contiguous, layer.states),), (*map(rows_contiguous, layer.inputs),)
+    x, lengths, reset = rows_contiguous(layer.x), contiguous(layer.lengths), contiguous(layer.reset)
+    return layer._replace(x=x, weights=weights, states=states, lengths=lengths, reset=reset, inputs=inputs)
+
+
+def with_rows(a: Any) -> Any:
+    """Return a tensor with contiguous rows, or None as it is."""
+    return a if a is None else rows_contiguous(a)
 
 
 def contiguous(a: Any) -> Any:

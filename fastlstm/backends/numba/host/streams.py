@@ -9,10 +9,8 @@ from typing import Any
 
 import torch
 
-from fastlstm.backends.base import WEIGHTS, Layer
-from fastlstm.backends.cpu import address
+from fastlstm.backends.base import Layer
 from fastlstm.backends.numba.host.forward import Forward
-from fastlstm.backends.numba.host.frames import Kernel
 from fastlstm.backends.numba.host.signature import contiguous, readable, signature_of
 
 
@@ -23,20 +21,26 @@ class StepRunner:
 
     packs_weights = False  # all that run on the same weights share their packed copy
 
-    def __init__(self, kernel: Kernel, keep_alive: Any, inner_states: int) -> None:
-        """`keep_alive`: the objects that must live as long as the runner does, beside the kernel."""
-        self.kernel, self.keep_alive, self.frame = kernel, keep_alive, kernel.own_frame()
+    def __init__(self, forward: Forward, layer: Layer) -> None:
+        kernel, example = forward.kernel, forward.begin(layer)
+        self.kernel, self.frame, self.keep_alive = kernel, kernel.own_frame(), example.call
         self.has_barriers = kernel.barrier_bytes > 0
         self.fields = memoryview(self.frame.arguments).cast("B").cast("q")
         struct = type(self.frame.arguments)
+        first = struct.packed.offset // 8  # of the fields of a call, which are the last
+        self.fields[first:] = memoryview(example.arguments).cast("B").cast("q")[first:]
+        self.frame.arguments.digests, self.frame.arguments.mismatches = 0, self.frame.mismatches  # nothing is compared
+        kernel.take_back(example)
         # each field's index among the 64-bit fields of the struct
         self.x, self.h, self.flip, self.h_0, self.h_n = (
             getattr(struct, name).offset // 8 for name in ("x", "h", "flip", "h_0", "h_n")
         )
         self.inner_states = [
             (k + 1, *(getattr(struct, f"{name}{k}").offset // 8 for name in ("initial", "sequence", "last")))
-            for k in range(inner_states)
+            for k in range(len(layer.states) - 1)
         ]
+        states = [a.data_ptr() for a in layer.states]
+        self.set_states(states, states)
 
     def set_states(self, before: Sequence[int], after: Sequence[int]) -> None:
         """Let later steps read the states at other addresses, and write the new ones to `after`."""
@@ -60,7 +64,6 @@ def steps(layer: Layer, caches: dict[Any, Any]) -> StepRunner:
     and write its very states (B, H), contiguous both. `caches`: the packed weights, kept by the caller for the next
     time.
     """
-    first, *inner = layer.states
     # tensors made here live on, and those made in inference mode could not be written to outside it
     with torch.inference_mode(False), torch.no_grad():
         layer = readable(layer._replace(x=layer.x.unsqueeze(0), weights=(*map(contiguous, layer.weights),)))
@@ -69,24 +72,4 @@ def steps(layer: Layer, caches: dict[Any, Any]) -> StepRunner:
         cache: Any = forward.cache
         if cache.packed is None:
             forward.run(layer)  # packs the weights
-        *packed_addresses, _ = cache.packed.addresses
-        runner = StepRunner(forward.kernel, (cache.packed, layer), len(inner))
-        row_bytes = forward.state_row_bytes
-        call = [
-            0, first.data_ptr(), forward.h_0_row_bytes,  # x, h_0 and its row stride
-            0, 0, 0, 0, forward.h_row_bytes, 0,  # lengths, reset; h and its strides; gates
-            first.data_ptr(), 0,  # h_n, flip
-        ]  # fmt: skip
-        for state in inner:
-            # initial and its row stride, sequence, last
-            call += state.data_ptr(), row_bytes, state.data_ptr(), state.data_ptr()
-        if forward.has_operands:
-            field_values, operands = forward.operand_fields(layer.inputs, layer.weights)
-            call += field_values
-            runner.keep_alive = *runner.keep_alive, operands
-        no_digests, no_weights = 0, (0, 0, 0, 0, 0)  # packed weights are neither compared nor packed again
-        forward.write_cached_call(
-            runner.frame.arguments, forward.cached_call_offset, *packed_addresses, no_digests,
-            runner.frame.mismatches, *no_weights, *map(address, (*layer.weights[:WEIGHTS], None)), *call,
-        )  # fmt: skip
-    return runner
+        return StepRunner(forward, layer)
