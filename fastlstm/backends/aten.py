@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fastlstm.backends import onnx
-from fastlstm.backends.base import Layer, Run, Traits, fill, given_states, held_steps
+from fastlstm.backends.base import Layer, Run, Traits, active_input, fill, given_states, held_steps
 
 _FUNCTIONS: dict[str, Any] = {
     "lstm": torch.lstm,
@@ -68,15 +68,15 @@ def _forward(layer: Layer) -> Run:
         # clones, since views cannot be detached in place
         return Run(y.flip(0) if reverse else y, tuple(a.squeeze(0).clone() for a in last), ())
     lengths = lengths.clamp(0, x.shape[0])
-    x = _turned(fill(x, held_steps(layer)), lengths, reverse)
+    x = _turned(active_input(layer, held_steps(layer)), lengths, reverse)
     packed = pack_padded_sequence(x, lengths.clamp(1).cpu(), enforce_sorted=False)  # of one step at least
     sorted_rows, rows = cast(Any, (packed.sorted_indices, packed.unsorted_indices))
-    first = [a.index_select(1, sorted_rows) for a in first]
+    empty = (lengths == 0).unsqueeze(1)
+    first = [fill(a, empty).index_select(1, sorted_rows) for a in first]
     states_argument = first if len(first) > 1 else first[0]
     data, *last = run(packed.data, packed.batch_sizes, states_argument, weights, has_biases, 1, 0.0, train, False)
     y, _ = pad_packed_sequence(packed._replace(data=data), total_length=x.shape[0])
     last = [a.squeeze(0).index_select(0, rows) for a in last]
-    empty = (lengths == 0).unsqueeze(1)
     y = fill(_turned(y, lengths, reverse), empty)
     return Run(y, tuple(torch.where(empty, state, a) for state, a in zip(states, last)), ())
 

@@ -268,6 +268,13 @@ def fill(a: Tensor, where: Optional) -> Tensor:
     return a if where is None else a.masked_fill(where, 0)
 
 
+def active_input(layer: Layer, held: Optional) -> Tensor:
+    """Return x (T, B, I) for products of torch's: zero at the steps that `held` marks. Padding may be NaN, which zero
+    does not cancel, and which oneDNN's products of bfloat16 leak into the row before it on processors with AMX.
+    """
+    return fill(flat_input(layer.x), held)
+
+
 def empty_run(layer: Layer) -> Run:
     """Return the run of a layer of no steps or no rows, with its inner states."""
     states = given_states(layer)

@@ -14,8 +14,8 @@ from fastlstm.backends.base import (
     Layer,
     Run,
     Traits,
+    active_input,
     fill,
-    flat_input,
     given_states,
     heads_of,
     held_steps,
@@ -66,12 +66,13 @@ def forward(layer: Layer, save: bool) -> Run:
 
 def forward_with(sums: Sums, layer: Layer, save: bool) -> Run:
     """Do what `forward` does, with `sums` for the products of x and h."""
-    cell, x, states, held = layer.cell, flat_input(layer.x), given_states(layer), held_steps(layer)
-    T, B, reset = x.shape[0], x.shape[1], reset_steps(layer, held)
+    cell, states, held = layer.cell, given_states(layer), held_steps(layer)
+    x, reset = active_input(layer, held), reset_steps(layer, held)
+    T, B, _ = x.shape
     params = _params(layer, B) | {HEADS: heads_of(layer)}
     # padding may be NaN, which a zero gradient would turn to NaN
     inputs = {name: fill(a, held).unbind(0) for name, a in zip(cell.inputs, layer.inputs)}
-    start = sums.start(fill(x, held)).unbind(0)
+    start = sums.start(x).unbind(0)
     after: list[list[Tensor]] = [[state] * T for state in states]
     saved, names = [x] * T, [f"{name}_prev" for name in cell.states]
     for t in step_order(T, layer.reverse):
@@ -98,7 +99,7 @@ def forward_with(sums: Sums, layer: Layer, save: bool) -> Run:
 def run_of(layer: Layer, sequences: Sequence[Tensor]) -> Run:
     """Return the run of these outputs and inner states, (T, B, H) each, with saved values but not the last states."""
     cell, held = layer.cell, held_steps(layer)
-    x, sums = fill(flat_input(layer.x), held), Sums(cell, layer.weights, hidden_size(layer))
+    x, sums = active_input(layer, held), Sums(cell, layer.weights, hidden_size(layer))
     prev = _previous_of_all(layer, sequences, held)
     results = cell.derived().forward({
         **sums.split(sums.add_h(sums.start(x), prev[0])),
@@ -124,13 +125,12 @@ def _previous_of_all(layer: Layer, sequences: Sequence[Tensor], held: Tensor | N
 
 def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
     """Return the wanted gradients of a run's x, weights, states and inputs, from those of its results."""
-    cell, layout, x, states = layer.cell, layer.cell.layout, flat_input(layer.x), given_states(layer)
-    H, held, order = hidden_size(layer), held_steps(layer), step_order(x.shape[0], layer.reverse)
-    T, B, reset = x.shape[0], x.shape[1], reset_steps(layer, held)
-    heads = heads_of(layer)
+    cell, layout, states, held = layer.cell, layer.cell.layout, given_states(layer), held_steps(layer)
+    x, reset, H, heads = active_input(layer, held), reset_steps(layer, held), hidden_size(layer), heads_of(layer)
+    T, B, _ = x.shape
     sums, params = Sums(layer.cell, layer.weights, H), _params(layer, B) | {HEADS: heads}
     *others, saved = run.saved
-    x, inputs = fill(x, held), [fill(a, held) for a in layer.inputs]  # zero times the NaN of a padding would be NaN
+    inputs = [fill(a, held) for a in layer.inputs]
     h_prev, *_ = prev = _previous_of_all(layer, (run.h, *others), held)
     steps = {
         **dict(zip(layout.saved, saved.split(H, -1))),
@@ -144,7 +144,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
     none = x.new_zeros(B, H)
     beside = *cell.params, *cell.products, *cell.inputs
     results: list[list[Tensor]] = [[none] * T for _ in range(1 + len(beside))]
-    for t in reversed(order):
+    for t in reversed(step_order(T, layer.reverse)):
         d = [da if out is None else da + (fill(out[t], None if held is None else held[t]) if k == 0 else out[t])
              for k, (da, out) in enumerate(zip(d, incoming))]  # fmt: skip
         gradients = cell.derived().backward({
@@ -168,7 +168,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients) -> Gradients:
     dpreact, *terms = (torch.stack(steps) for steps in results)
     dx = sums.x_gradient(dpreact) if needs.x else None
     first_product, first_input = len(cell.params), len(cell.params) + len(cell.products)
-    multiplied = [steps[cell.derived().multiplied[name]] for name in cell.products]
+    multiplied = [fill(steps[cell.derived().multiplied[name]], held) for name in cell.products]
     of_weights, wanted = layer.weights[WEIGHTS:], needs.weights[WEIGHTS:]
     return Gradients(
         torch.zeros_like(x) if needs.x and dx is None else dx,  # a cell may multiply no x

@@ -62,6 +62,19 @@ def test_padding_may_be_nan(cell):
 
 
 @every_cell
+def test_states_of_a_row_without_steps_may_be_nan(cell):
+    case = Case(cell, masked=True)
+    assert case.layer.lengths[0] == 0
+    states = tuple(a.index_fill(0, torch.tensor([0]), math.nan) for a in case.layer.states)
+    both = case.layer, case.layer._replace(states=states)
+    runs = [reference.forward(layer, True) for layer in both]
+    for a, b in zip(*([made.h, *(a[1:] for a in made.last)] for made in runs)):
+        assert torch.equal(a, b)
+    for a, b in zip(*(reference.backward(case.grads, of, made, case.needs).flat for of, made in zip(both, runs))):
+        assert a is None or torch.equal(a, b)
+
+
+@every_cell
 def test_nan_travels(cell):
     """From one row's value to that row's outputs from there on, to no other row, and to the weights' gradients."""
     case = Case(cell)

@@ -120,16 +120,16 @@ class Backward(Pass):
 
     def _finished(self, results: KernelGradients, layer: Layer, run: Run) -> Gradients:
         """Return all gradients, from the kernels' results and the run."""
-        needs, weights, layout, x = self.needs, layer.weights, self.layout, base.flat_input(layer.x)
+        needs, weights, layout = self.needs, layer.weights, self.layout
         dpreact_rows = self._rows(results.preact)
         dx = dweight_ih = dweight_hh = None
         if needs.x and weights[0] is None:
-            dx = torch.zeros_like(x)  # a cell may multiply no x
+            dx = torch.zeros_like(base.flat_input(layer.x))  # a cell may multiply no x
         elif needs.x:
             weight_ih: Any = sums.in_order(weights[0], layout.blocks_ih, -2)
             dx = sums.product(self.sums.x_part(results.preact), weight_ih.mT)
         if needs.weights[0]:
-            x_active = base.fill(x, base.held_steps(layer))  # zero times the NaN of a padding would be NaN
+            x_active = base.active_input(layer, base.held_steps(layer))
             dweight_ih = dpreact_rows.as_strided(*self.x_view) @ sums.rows_of(x_active, self.stack)
             dweight_ih = sums.in_order(dweight_ih, layout.rows_ih, -2)
         if needs.weights[1]:

@@ -223,7 +223,7 @@ class Forward(Pass):
     def _run(self, layer: Layer) -> Run:
         T, B, H, save = self.T, self.B, self.H, self.save
         _, weights, states, lengths, reset, _, _, inputs, *_ = layer
-        x: Any = addressable(base.flat_input(layer.x))  # then its product, unless the kernel multiplies it
+        x: Any = base.flat_input(layer.x)  # then its product, unless the kernel multiplies it
         lengths, reset, weight_ih, weight_hh, bias_ih, bias_hh, *params = readable((lengths, reset, *weights))
         states = self.first(states, x)
         inputs = readable(inputs) if inputs else ()
@@ -232,9 +232,12 @@ class Forward(Pass):
         last = tuple([x.new_empty(*self.last) for _ in states])
         others = tuple([x.new_empty(T, B, H) if save else None for _ in states[1:]])
         saved = x.new_empty(T, B, len(self.layout.saved) * H) if save else None
-        if not self.multiplies_x:
+        if self.multiplies_x:
+            x = addressable(x)
+        else:
             with device.products_in(self.precision):
-                x, weight_ih, bias = project(x, weight_ih, bias), None, None
+                x = project(base.active_input(layer, base.held_steps(layer)), weight_ih, bias)
+            weight_ih = bias = None
         count = len(layer.cell.params)
         operands, results = (bias_hh, tuple(params[:count]), inputs), ((h, *others), saved)
         weight_hh, *packed = self.recurrent(weight_hh)

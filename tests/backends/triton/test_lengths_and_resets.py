@@ -6,6 +6,7 @@ import torch
 from fastlstm import cells
 from fastlstm.backends.base import Gradients, Layer, Run, held_steps, reset_steps
 from tests.backends.triton.shared import BOUNDS, backend, check, converted, on_device, results
+from tests.helpers.leaking import leaking_products
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -77,6 +78,16 @@ def test_larger_layers(kind, size, masks, reverse):
 def test_bf16(size, kernels, monkeypatch):
     monkeypatch.setitem(BOUNDS, "native", (torch.bfloat16, 4e-2, 8e-2))  # eight times fp16's: three bits fewer
     check(*drawn(*size, dtype=torch.bfloat16), "native")
+
+
+@pytest.mark.parametrize("G", [None, 2])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_padding_reaches_nothing_where_torchs_products_leak(reverse, G, kernels, monkeypatch):
+    """On an odd number of inputs, which no resident kernel takes whole, and with an odd number of rows and steps."""
+    monkeypatch.setitem(BOUNDS, "native", (torch.bfloat16, 4e-2, 8e-2))  # as above
+    layer, grads = drawn(5, 14 if G else 7, 35, 33, dtype=torch.bfloat16, G=G, reverse=reverse)
+    with leaking_products():
+        check(layer, grads, "native")
 
 
 @pytest.mark.sampled(5)
