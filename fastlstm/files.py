@@ -23,6 +23,23 @@ def is_full(error: OSError) -> bool:
     return isinstance(error, FileError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
 
 
+def read(path: Path, most_bytes: int) -> bytes:
+    """Return the content of a file. Raise OSError for one of more bytes, and for a folder, a pipe or a device, without
+    waiting for what writes to it.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file")
+        if status.st_size > most_bytes:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        return file.read()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[io.BytesIO]:
     """Yield a buffer, whose content becomes the file at `path` at the end, whole or not at all. It is written to a

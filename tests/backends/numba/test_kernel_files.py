@@ -26,11 +26,11 @@ LOAD = """
 COMPILED, LOADED = "False False\n", "True True\n"
 
 
-def run(code, folder, *arguments, check=True, **variables):
+def run(code, folder, *arguments, check=True, timeout=300, **variables):
     """What a new process prints whose kernels are in `folder`."""
     mine = {name: value for name, value in os.environ.items() if name not in ("FASTLSTM_BACKEND", "FASTLSTM_QUIET")}
     variables = {**mine, "PYTHONPATH": os.pathsep.join(sys.path), "NUMBA_CACHE_DIR": str(folder), **variables}
-    return interpreter.run(code, *arguments, cwd=ROOT, environment=variables, check=check)
+    return interpreter.run(code, *arguments, cwd=ROOT, environment=variables, check=check, timeout=timeout)
 
 
 def files(folder):
@@ -110,6 +110,25 @@ def test_what_is_no_file_is_told_once(folder):
     assert sorted(done.stderr.splitlines()) == sorted(lines)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes in folders")
+def test_a_call_waits_for_no_file(folder):
+    """Neither for what writes to a pipe, nor for more bytes than memory has."""
+    pipe, large = files(folder)
+    for path in (pipe, large):
+        path.unlink()
+    os.mkfifo(pipe)
+    with open(large, "wb") as file:
+        file.truncate(1 << 40)  # of which the disk holds none
+    done = run(BEGIN + LOAD, folder, timeout=60)
+    reasons = {pipe: "Not a regular file", large: "File too large"}
+    lines = [
+        FAULT.format(path, f"cannot be read ({why}); the kernel is compiled again") for path, why in reasons.items()
+    ]
+    assert done.stdout == COMPILED
+    assert sorted(done.stderr.splitlines()) == sorted(lines)
+    assert run(BEGIN + LOAD, folder).stdout == LOADED
+
+
 FULL = """
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))  # bytes of a file, as a full disk or a quota would end it
@@ -132,23 +151,33 @@ def test_nothing_is_told_if_nothing_is_to_be_told(tmp_path):
     assert (done.stdout, done.stderr, files(tmp_path)) == (COMPILED, "", [])
 
 
-OTHER = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+sse4.2,+popcnt,+bmi,+bmi2"}
+HASWELL = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+sse4.2,+popcnt,+bmi,+bmi2"}
+needs_avx2 = pytest.mark.skipif("+avx2" not in machine_features().split(","), reason="the processor has no AVX2")
 
 
-@pytest.mark.skipif("+avx2" not in machine_features().split(","), reason="the processor has no AVX2")
-def test_two_kinds_of_processor_share_a_folder(tmp_path):
-    """Neither loads the other's code, also where it lies under the own name."""
+@pytest.mark.parametrize(
+    "other", [pytest.param(HASWELL, marks=needs_avx2), {"NUMBA_OPT": "0"}, {"NUMBA_DEBUGINFO": "1"}], ids=min
+)
+def test_two_kinds_of_code_share_a_folder(tmp_path, other):
+    """Of two processors, or of two settings of numba. Neither loads the other, also where it lies under its name."""
 
     def printed():
-        return [run(BEGIN + LOAD, tmp_path, **kind).stdout for kind in ({}, OTHER) * 2]
+        return [run(BEGIN + LOAD, tmp_path, **kind).stdout for kind in ({}, other) * 2]
 
     assert printed() == [COMPILED] * 2 + [LOADED] * 2
     contents = {path: path.read_bytes() for path in files(tmp_path)}
-    for one, other in (list(contents)[:2], list(contents)[2:]):  # files of one kernel
-        one.write_bytes(contents[other])
-        other.write_bytes(contents[one])
+    for first, second in (list(contents)[:2], list(contents)[2:]):  # files of one kernel
+        first.write_bytes(contents[second])
+        second.write_bytes(contents[first])
     assert printed() == [COMPILED] * 2 + [LOADED] * 2
     assert {path: path.read_bytes() for path in files(tmp_path)} == contents
+
+
+@pytest.mark.parametrize(
+    "setting", ["NUMBA_NUM_THREADS", "NUMBA_DISABLE_CUDA", "NUMBA_DISABLE_PERFORMANCE_WARNINGS", "NUMBA_DUMP_IR"]
+)
+def test_settings_that_change_no_code_compile_nothing(compiled, setting):
+    assert run(BEGIN + LOAD, compiled, **{setting: "1"}).stdout == LOADED
 
 
 TIMED = """

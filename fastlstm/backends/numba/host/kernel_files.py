@@ -1,4 +1,5 @@
-"""Files in which compiled kernels stay for later processes: one for each kernel and kind of processor.
+"""Files in which compiled kernels stay for later processes: one for each kernel, kind of processor, and set of numba's
+settings.
 
 Numba's own cache trusts what it finds: a damaged file stops every call, or runs, and processes that write at once can
 leave an index to another processor's code. Here a file is written whole and begins with a checksum, then a digest of
@@ -7,6 +8,7 @@ all that the code depends on. A file with another digest, as an upgrade leaves i
 
 import hashlib
 import os
+import re
 import sys
 from contextlib import suppress
 from functools import cache
@@ -19,10 +21,16 @@ import numba
 from numba.core.registry import cpu_target
 
 from fastlstm.backends.numba.llvm.sources import fingerprint
-from fastlstm.files import FileError, replacing
+from fastlstm.files import FileError, read, replacing
+
+_settings = vars(numba.config)  # as they are at any time
 
 QUIET = os.environ.get("FASTLSTM_QUIET", "0") not in ("", "0")
 DIGEST_BYTES = 32
+MOST_BYTES = 1 << 26  # of a file: a thousand times the largest kernel's
+# Of numba's settings all count but those of its own cache, of GPUs and threads, and of what it prints
+_NO_CODE = re.compile("^_|CACHE|COLOR|CUDA|DUMP|GDB|HELP|THREAD|TRACE|WARN")
+_CODE = [name for name in _settings if name.isupper() and not _NO_CODE.search(name)]
 _sources = fingerprint()
 _told: set[Path] = set()
 
@@ -55,20 +63,24 @@ def _processor() -> tuple[str, str, str]:
     return triple, name, features
 
 
+def _target() -> tuple[object, ...]:
+    """Return what numba compiles for: the processor, and the settings as they are now."""
+    return *_processor(), *((name, _settings[name]) for name in _CODE)
+
+
 def _digest(*parts: object) -> bytes:
     return hashlib.sha256(repr(parts).encode()).digest()
 
 
 def _path_of(name: str) -> Path | None:
-    """Return the path of a kernel's file. Each kind of processor has its own, and each version replaces it."""
+    """Return the path of a kernel's file. Each target has its own, and each version replaces it."""
     place = folder()
-    return None if place is None else place / f"{name}-{_digest(_processor()).hex()[:16]}.kernel"
+    return None if place is None else place / f"{name}-{_digest(_target()).hex()[:16]}.kernel"
 
 
-@cache
 def _identity(name: str) -> bytes:
     """Return a digest of all that a kernel's code depends on."""
-    return _digest(name, _sources, _processor(), numba.__version__, llvmlite.__version__)
+    return _digest(name, _sources, _target(), numba.__version__, llvmlite.__version__)
 
 
 def load(name: str) -> Kernel | None:
@@ -77,7 +89,7 @@ def load(name: str) -> Kernel | None:
     if path is None:
         return None
     try:
-        content = path.read_bytes()
+        content = read(path, MOST_BYTES)
     except FileNotFoundError:
         return None
     except OSError as error:
