@@ -63,12 +63,12 @@ MISSING = """
 """
 
 
-def run(code, folder, *backends, source=None):
+def run(code, folder, *backends, source=None, **variables):
     """The lines that a process prints which finds packages in a folder first."""
     if source is not None:
         (folder / "numba").mkdir()
         (folder / "numba" / "__init__.py").write_text(f"print('numba is imported')\n{source}")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path]), **variables}
     return interpreter.run(code, *backends, cwd=folder, environment=environment, check=True).stdout.splitlines()
 
 
@@ -83,6 +83,14 @@ def test_auto_goes_on_with_one_warning(tmp_path, how):
     assert len(raised) == 2
     assert all(line.startswith(UNUSABLE) for line in raised)
     assert all(reason in line for line in (warned, *raised))
+
+
+def test_numba_that_may_not_compile(tmp_path):
+    reason = f"{UNUSABLE}ImportError: the setting NUMBA_DISABLE_JIT forbids it to compile"
+    warned, taken, *raised = run(CODE, tmp_path, "numba", NUMBA_DISABLE_JIT="1")
+    assert warned == f"RuntimeWarning {reason}; auto takes {NEXT}"
+    assert NEXT.startswith(taken)
+    assert raised == [reason] * 2
 
 
 @pytest.mark.parametrize("is_there", [False, True])

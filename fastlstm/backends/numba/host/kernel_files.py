@@ -24,6 +24,8 @@ from fastlstm.backends.numba.llvm.sources import fingerprint
 from fastlstm.files import FileError, read, replacing
 
 _settings = vars(numba.config)  # as they are at any time
+if _settings["DISABLE_JIT"]:
+    raise ImportError("the setting NUMBA_DISABLE_JIT forbids it to compile")
 
 QUIET = os.environ.get("FASTLSTM_QUIET", "0") not in ("", "0")
 DIGEST_BYTES = 32
