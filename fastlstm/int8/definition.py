@@ -91,9 +91,9 @@ def check(layer: Layer) -> None:
 
 def rounded(a: Tensor, activations: int, least: float = 0.0) -> tuple[Tensor, Tensor]:
     """Return the numbers of rows (..., K), integers in float32, and the rows' scales (..., 1), by `least` or more."""
-    top = float(TOP[activations])
     largest = a.abs().amax(-1, keepdim=True) if a.shape[-1] else a.new_zeros(*a.shape[:-1], 1)
     largest = largest.clamp(min=least)  # NaN stays NaN
+    top = torch.full_like(largest, TOP[activations])  # torch divides a number by a tensor in two roundings
     finite, small = largest.isfinite(), largest < SMALLEST
     scale = (largest / top).masked_fill(small, 0).masked_fill(~finite, float("nan"))
     inverse = (top / largest).masked_fill(small | ~finite, 0)

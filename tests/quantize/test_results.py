@@ -71,6 +71,31 @@ def test_kernels_beside_plain_pytorch(kind, activations, states, masks, size, ba
         assert (a - b).abs().max() <= ONE_STEP[activations]
 
 
+@kernels
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(2, 40), st.integers(2, 40), st.sampled_from([fastlstm.LSTM, fastlstm.GRU]),
+    st.sampled_from([("int8", 127), ("int16", 127 * 256)]), st.integers(0, 1 << 30), splits,
+)  # fmt: skip
+@on_any_split
+@torch.no_grad()
+def test_numbers_between_two_integers_are_rounded_alike(backend, I, H, kind, rounding, seed):
+    """One step, whose x and h are, in steps of their rows' scales, the float32 nearest to k + 1/2 or one beside it."""
+    torch.manual_seed(seed)
+    (activations, top), module = rounding, kind(I, H)
+
+    def near_ties(columns):
+        largest = 1 + 4 * torch.rand(1, 500, 1)
+        k = torch.randint(-top, top, (1, 500, columns - 1))
+        values = ((k + 0.5) * largest.double() / top).float()
+        return torch.cat([largest, values.nextafter(values + torch.randint(-1, 2, values.shape))], -1)
+
+    x, h_0 = near_ties(I), near_ties(H)
+    hx = h_0 if kind is fastlstm.GRU else (h_0, torch.randn(1, 500, H))
+    got, want = (quantized(module, activations, each)(x, hx)[0] for each in (backend, "reference"))
+    assert (got - want).abs().max() < 5e-6  # roundings of numbers up to 10; a step is 3e-5 times a weight
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     st.tuples(st.integers(1, 6), st.integers(1, 40), st.integers(1, 90), st.integers(1, 90)),
