@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastlstm.cells.graph import HEADS, Node
+from fastlstm.cells.graph import HEADS, Node, check_no_array
 from fastlstm.cells.on_tensors import ON_TENSORS
 
 _IN_CELLS = Node, int, float
@@ -33,6 +33,8 @@ def _check_values(name: str, *args: Any, hint: str = "") -> None:
         is_number = isinstance(a, kinds) or (not in_cell and hasattr(a, "__float__"))  # as NumPy's numbers have
         if is_number and (not isinstance(a, bool) or (name == "where" and not in_cell)):  # a comparison of numbers
             continue
+        if in_cell:
+            check_no_array(a)
         takes = f"{name} takes {'a value or a number' if len(args) == 1 else 'values and numbers'}"
         if not isinstance(a, (tuple, list)):
             raise TypeError(f"{takes}, got {type(a).__name__}")

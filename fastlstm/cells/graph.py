@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any
 
 Number = float | int
@@ -23,10 +24,19 @@ DECLARE_PRODUCT = 'declare products=("w",) beside gates, and write w(a)'
 MAX_EXPONENT = 16  # a power is written out as a product
 
 
+def check_no_array(a: Any) -> None:
+    """Raise TypeError if an operand of a cell is a tensor or an array."""
+    if hasattr(a, "shape") and not isinstance(a, Real):
+        own = 'params=("p",) for vectors (H,) or inputs=("p",) for values (T, B, H)'
+        got = f"{type(a).__name__} of shape {tuple(a.shape)}"
+        raise TypeError(f"got {got}: a cell takes numbers, as a.item(), and what it declares: {own}")
+
+
 def _operator(op: str, swapped: bool = False) -> Callable[[Node, Node | Number], Node]:
     def method(self: Node, other: Node | Number) -> Node:
-        if isinstance(other, Node | int | float):
+        if isinstance(other, Node | Real):
             return self.graph.make(op, *((other, self) if swapped else (self, other)))
+        check_no_array(other)
         return NotImplemented  # Python then raises, with both types
 
     return method
@@ -47,6 +57,7 @@ class Node:
     """
 
     __slots__ = ("args", "graph", "hint", "number", "op", "per_row", "value")
+    __array_priority__ = 1  # NumPy's arrays leave operators to this class, and do not apply them to each element
 
     def __init__(self, graph: Graph, op: str, args: tuple[Node, ...], value: Any, number: int) -> None:
         self.graph, self.op, self.args, self.value, self.number = graph, op, args, value, number
@@ -81,7 +92,8 @@ class Node:
 
     def __pow__(self, exponent: object) -> Node:
         if not isinstance(exponent, int) or not 1 <= exponent <= MAX_EXPONENT:
-            raise TypeError(f"an exponent must be a whole number from 1 to {MAX_EXPONENT}, got {exponent!r}")
+            others = "write sqrt(a), rsqrt(a), 1 / a or exp(p * log(a))"
+            raise TypeError(f"an exponent must be a whole number from 1 to {MAX_EXPONENT}, got {exponent!r}: {others}")
         product = self
         for _ in range(exponent - 1):
             product = product * self

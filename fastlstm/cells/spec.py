@@ -172,7 +172,8 @@ def cell(
 
     Raises:
         TypeError: the function takes an argument that is not declared, returns other than one value a state, or does
-            anything but such arithmetic, where the message names the line; a param starts from anything but a number.
+            anything but such arithmetic, where the message names the line; no new state depends on a gate, param, input
+            or product; a param starts from anything but a number.
         ValueError: a gate sums anything else, or a name is used twice or cannot be one.
     """
     return functools.partial(Cell, gates=gates, states=states, params=params, inputs=inputs, products=products)

@@ -92,10 +92,10 @@ class Trace:
                 value.hint = variable
         self.inputs = {names[argument]: node for argument, node in nodes.items()}
         self.results, self.free = dict(zip(states, values)), tuple(free)
-        used = {node.args[1].value for node in in_order(values) if node.op == "product"}
-        if unused := [product for product in products if product not in used]:
-            raise TypeError(f"cell {name}: no new state depends on the product {unused[0]}")
-        if any(node.op == "mean_of_head" for node in in_order(values)):
+        used = set(in_order(values))
+        if unused := [each for each, node in nodes.items() if each not in states and node not in used]:
+            raise TypeError(f"cell {name}: no new state depends on {unused[0]}; leave it out")
+        if any(node.op == "mean_of_head" for node in used):
             self.inputs[HEADS], self.free = graph.input(HEADS), (*self.free, HEADS)
 
 

@@ -90,7 +90,7 @@ def test_what_cannot_be_declared(declared, error, message):
 
 
 def test_a_value_prints_what_it_is(capsys):
-    pre(lambda a, b: print(a, sigmoid(b)) or a)
+    pre(lambda a, b: print(a, sigmoid(b)) or a + b)
     assert capsys.readouterr().out == "<a value of a cell: a_pre> <a value of a cell: sigmoid>\n"
 
 
@@ -150,10 +150,10 @@ def test_it_is_called_as_a_function():
     assert at_module_level(0.0, 2.0) == 2.0
     assert at_module_level.__doc__ == "What it computes."
     assert repr(at_module_level) == "<cell at_module_level: gates {'a': 'xh'}, states ('h',)>"
-    other = pre(lambda a, b, w: a + w(b), gates={"a": "x"}, params=("p",), inputs=("b",), products=("w",))
+    other = pre(lambda a, b, p, w: a + p * w(b), gates={"a": "x"}, params=("p",), inputs=("b",), products=("w",))
     named = "gates {'a': 'x'}, states ('h',), params ('p',), inputs ('b',), products ('w',)"
     assert repr(other) == f"<cell <lambda>: {named}>"
-    assert torch.equal(other(a, h, torch.exp), a + h.exp())  # any function of a value stands for a product
+    assert torch.equal(other(a, h, 1.0, torch.exp), a + h.exp())  # any function of a value stands for a product
 
 
 def test_pickles_by_reference():
@@ -247,7 +247,6 @@ DECLARED = {"gates": {"a": "xh", "b": "xh"}, "states": ("h", "c"), "params": ("p
         {"params": ("q", "p")},
         {"inputs": ("v", "u")},
         {"params": ("p", "u"), "inputs": ("q", "v")},
-        {"params": ("p", "q", "unused")},
     ],
     ids=str,
 )

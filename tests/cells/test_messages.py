@@ -116,7 +116,28 @@ SAID = [
     (lambda a, b: np.prod(a), "a value has no .prod: write functions and operators"),
     (lambda a, b: max(a, b), "is neither true nor false: write where(a > b, x, y) for `if` and `and`, and max"),
     (lambda a, b: caught(math.exp, a) + "b", "and 'str'"),
-    (lambda a, b: a * torch.ones(3), "unsupported operand type(s) for *: a value of a cell and 'Tensor'"),
+    # what a cell reads beside its gates, on either side of an operator or in a function
+    *(
+        (function, f'got {given}: a cell takes numbers, as a.item(), and what it declares: params=("p",) for vectors')
+        for given, functions in (
+            (
+                "Tensor of shape (3,)",
+                (
+                    lambda a, b: a * torch.ones(3),
+                    lambda a, b: torch.ones(3) * a,
+                    lambda a, b: torch.ones(3) > a,
+                    lambda a, b: maximum(a, torch.ones(3)),
+                ),
+            ),
+            ("Tensor of shape ()", (lambda a, b: a + torch.tensor(2.0), lambda a, b: torch.tensor(2.0) + a)),
+            (
+                "ndarray of shape (3,)",
+                (lambda a, b: a * np.ones(3), lambda a, b: np.ones(3) * a, lambda a, b: sigmoid(a) >= np.ones(3)),
+            ),
+        )
+        for function in functions
+    ),
+    (lambda a, b: a**0.5, "a whole number from 1 to 16, got 0.5: write sqrt(a), rsqrt(a), 1 / a or exp(p * log(a))"),
     (lambda a, b: where(a, a, b), "the first argument of where must be a comparison"),
     (lambda a, b: where(a == b, a, b), "== and != of values have no place in a cell"),
     (lambda a, b: a / 0, "division by the constant 0"),
@@ -251,12 +272,23 @@ def test_products_that_are_used_wrongly(function, message):
         pre(function, gates={"a": "xh"}, products=("w",))
 
 
-def test_products_that_no_state_depends_on():
+def test_gates_and_products_that_no_state_depends_on():
     for function in (lambda a, w: tanh(a), lambda a, w: (w(a), tanh(a))[1], lambda a: tanh(a)):
-        with pytest.raises(TypeError, match="cell <lambda>: no new state depends on the product w"):
+        with pytest.raises(TypeError, match="cell <lambda>: no new state depends on w; leave it out"):
             pre(function, gates={"a": "xh"}, products=("w",))
+    for function in (lambda a, b: tanh(a), lambda a: tanh(a), lambda a, b: (tanh(b), tanh(a))[1]):
+        with pytest.raises(TypeError, match="cell <lambda>: no new state depends on b; leave it out"):
+            pre(function)
     with pytest.raises(TypeError, match=r"must return a value for h that depends on .*, got <the product w of a cell>"):
         pre(lambda a, w: w, gates={"a": "xh"}, products=("w",))
+
+
+@pytest.mark.parametrize("number", [np.float64(2), np.float32(2), np.int64(2)])
+def test_numbers_of_numpy_are_numbers(number):
+    def declared(two):
+        return pre(lambda a: maximum(a * two, two - a), gates={"a": "xh"}).derived()
+
+    assert str(declared(number)) == str(declared(2.0))
 
 
 def test_a_misspelt_gate():
