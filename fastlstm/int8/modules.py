@@ -141,7 +141,9 @@ class Quantized(CellModule, nn.Module):
         global _warned
         if mode and not _warned:  # once, whatever the warning filters say: a model changes its mode in each epoch
             _warned = True
-            text = f"a {type(self).__name__} is for inference and stays in eval mode: {call.INSTEAD}"
+            text = (
+                f"a {type(self).__name__} is for inference: it has no parameters and stays in eval mode: {call.INSTEAD}"
+            )
             warnings.warn(text, stacklevel=2)
         return super().train(False)
 

@@ -37,8 +37,9 @@ def quantize(model: M, activations: Activations = "int8", *, exclude: Excluded =
 def quantize(model: Any, activations: Activations = "int8", *, exclude: Excluded = ()) -> Any:
     """Replace every LSTM and GRU in `model`, and their cells, torch's and ours, by a module with weights of int8.
 
-    The new modules are for inference: a backward pass through them raises. They take the arguments of the old ones,
-    keep their hooks and backend, and give results of the same dtype. `dequantize` gives float modules back.
+    The new modules are for inference: a backward pass through them raises, and they have no parameters, so that an
+    optimizer does not see them. They take the arguments of the old ones, keep their hooks and backend, and give
+    results of the same dtype. `dequantize` gives float modules back.
 
     Args:
         model: any module, whose recurrent modules are replaced in place, or a recurrent one itself. Parametrized

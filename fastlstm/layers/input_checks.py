@@ -210,31 +210,36 @@ def check_states(x: Tensor, states: States, name: str = "hidden") -> None:
             raise RuntimeError(f"{name} must have memory for its {state.numel()} numbers, got a storage of 0 bytes")
 
 
-def with_only_input(cell: Any, x: Any, inputs: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Return x and the cell's input tensors. A tensor x is that of the only input of a cell without gates that sum x,
-    unless `inputs` are given too. Raises what `inputs_by_name` raises.
+def with_only_input(cell: Any, x: Any, inputs: Any, layout: str) -> tuple[Any, tuple[Any, ...]]:
+    """Return x and the cell's input tensors, whose shape errors call `layout`. A tensor x is that of the only input of
+    a cell without gates that sum x, unless `inputs` are given too. Raises what `inputs_by_name` raises.
     """
     if not cell.gates_of_x and len(cell.inputs) == 1 and inputs is None:
         if isinstance(x, Tensor):
             return None, (x,)
         name = cell.inputs[0]
-        raise TypeError(f"input must be a tensor of {name}, or inputs must map {name} to one, got {type(x).__name__}")
-    return x, inputs_by_name(inputs, cell.inputs)
+        wanted = f"input must be a tensor of {name}, {layout}, or inputs must map {name} to one"
+        raise TypeError(f"{wanted}, got {type(x).__name__}")
+    return x, inputs_by_name(inputs, cell.inputs, layout)
 
 
-def inputs_by_name(inputs: Any, names: Sequence[str]) -> tuple[Any, ...]:
+def inputs_by_name(inputs: Any, names: Sequence[str], layout: str) -> tuple[Any, ...]:
     """Return the values of the mapping `inputs` in the order of `names`. Raise unless it maps just these to tensors."""
     if inputs is None and not names:
         return ()
-    wanted = f"inputs must map {', '.join(names)} to tensors" if names else "inputs must be None or empty"
     if not isinstance(inputs, Mapping):
-        raise TypeError(f"{wanted}, got {type(inputs).__name__}")
+        raise TypeError(f"{_mapping(names, layout)}, got {type(inputs).__name__}")
     if set(inputs) != set(names):
-        raise ValueError(f"{wanted}, got {', '.join(map(str, inputs)) or 'an empty mapping'}")
+        raise ValueError(f"{_mapping(names, layout)}, got {', '.join(map(str, inputs)) or 'an empty mapping'}")
     for name in names:
         if not isinstance(inputs[name], Tensor):
-            raise TypeError(f"{wanted}, got {type(inputs[name]).__name__} for {name}")
+            raise TypeError(f"{_mapping(names, layout)}, got {type(inputs[name]).__name__} for {name}")
     return tuple([inputs[name] for name in names])
+
+
+def _mapping(names: Sequence[str], layout: str) -> str:
+    example = ", ".join([f'"{name}": ...' for name in names])
+    return f"inputs must map to tensors {layout}, as {{{example}}}" if names else "inputs must be None or empty"
 
 
 def expanded(

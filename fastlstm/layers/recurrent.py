@@ -56,6 +56,15 @@ class Recurrent(CellModule, nn.RNNBase):
     def _flat_weights(self, weights: list[Tensor | None]) -> None:
         pass  # RNNBase keeps a second list of the weights, which can go stale; here the attributes are the only source
 
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:  # noqa: A002
+        """Raise ValueError or RuntimeError for an `input` of a wrong dtype or size, as `torch.nn.LSTM`."""
+        try:
+            super().check_input(input, batch_sizes)
+        except ValueError as error:
+            if input.is_floating_point():
+                raise
+            raise ValueError(str(error).partition(", or convert model")[0]) from None  # weights are no integers
+
     def _layer_weights(self, index: int) -> list[Any]:
         """Return the weights of layer index // D, direction index % D: as a `Layer` has them."""
         parameters: Any = self._parameters

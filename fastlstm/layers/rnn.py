@@ -242,7 +242,8 @@ class RNN(Recurrent):
                 for by name that cannot run.
             TypeError: for any argument of the wrong type.
         """
-        x, cell_inputs = input_checks.with_only_input(self.cell, input, inputs)
+        layout = "(B, T, H)" if self.batch_first else "(T, B, H)"
+        x, cell_inputs = input_checks.with_only_input(self.cell, input, inputs, layout)
         if return_states is not False:
             settings.check_bool("return_states", return_states)
         output, last, *others = self._forward(x, states, reset, lengths, return_states, cell_inputs)
@@ -276,5 +277,5 @@ class RNN(Recurrent):
 
         Equivalent to `forward` with T = 1. Which hooks run is as in `fastlstm.LSTM.step`.
         """
-        x_t, cell_inputs = input_checks.with_only_input(self.cell, x_t, inputs)
+        x_t, cell_inputs = input_checks.with_only_input(self.cell, x_t, inputs, "(B, H)")
         return self._step(x_t, state, cell_inputs)

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastlstm
 from tests.helpers.contract import LAYERS, WRONG_DTYPE, assert_same, assert_same_outcome, calls, outcome, wrong
+from tests.helpers.layers import TORCH
 from tests.helpers.modules import OURS, flat, pair, randn
 from tests.helpers.threads import on_any_split, splits
 from tests.helpers.tolerances import close
@@ -143,6 +144,22 @@ def test_meta_device(torch_s, size):
 
 
 # where ours differ on purpose, and what torch's have not
+
+
+@pytest.mark.skipif(TORCH < (2, 11), reason="torch 2.10 and older give no advice on dtypes")
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_input_of_integers(dtype):
+    """Nobody can convert a model to integers, and torch advises it."""
+    advice = r"does not match weight dtype \(torch.float32\)\. Convert input: input.to\(torch.float32\)"
+    x, rnn = torch.ones(X, dtype=dtype), fastlstm.RNN(fastlstm.cells.gru, 3, 4)
+    for ours in (fastlstm.LSTM(3, 4), fastlstm.GRU(3, 4), rnn, fastlstm.quantize(nn.LSTM(3, 4))):
+        for call in (ours, lambda x, ours=ours: ours.step(x[0])):
+            with pytest.raises(ValueError, match=f"{advice}$"):
+                call(x)
+    with pytest.raises(ValueError, match=f"{advice}$"):
+        fastlstm.LSTM(3, 4)(x, (torch.zeros(STATE), torch.zeros(STATE)))
+    with pytest.raises(ValueError, match=rf"{advice}, or convert model: model.to\(torch.float64\)$"):
+        fastlstm.LSTM(3, 4)(x.double())
 
 
 def test_packed_input_is_checked():

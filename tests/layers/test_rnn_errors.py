@@ -30,17 +30,18 @@ def test_errors_of_the_state_of_a_cell_with_one():
 
 X = torch.zeros(6, 4, 3)
 M = torch.zeros(6, 4, 5)
+INPUTS = 'inputs must map to tensors (T, B, H), as {"m": ..., "d": ...}'
 SHAPE, TWO = "must have shape (T, B, H) = (6, 4, 5)", "states must be a tuple of two tensors, h_0 and v_0"
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        ({"inputs": None}, TypeError, "inputs must map m, d to tensors, got NoneType"),
-        ({"inputs": M}, TypeError, "inputs must map m, d to tensors, got Tensor"),
-        ({"inputs": {"m": M}}, ValueError, "inputs must map m, d to tensors, got m"),
-        ({"inputs": {"m": M, "d": M, "e": M}}, ValueError, "inputs must map m, d to tensors, got m, d, e"),
-        ({"inputs": {"m": M, "d": 1.0}}, TypeError, "inputs must map m, d to tensors, got float for d"),
+        ({"inputs": None}, TypeError, f"{INPUTS}, got NoneType"),
+        ({"inputs": M}, TypeError, f"{INPUTS}, got Tensor"),
+        ({"inputs": {"m": M}}, ValueError, f"{INPUTS}, got m"),
+        ({"inputs": {"m": M, "d": M, "e": M}}, ValueError, f"{INPUTS}, got m, d, e"),
+        ({"inputs": {"m": M, "d": 1.0}}, TypeError, f"{INPUTS}, got float for d"),
         ({"inputs": {"m": M, "d": M[0]}}, ValueError, f"inputs['d'] {SHAPE}, where any size may be 1, got (4, 5)"),
         ({"inputs": {"m": M, "d": M[:, :2, :1]}}, ValueError, "(6, 4, 5), where any size may be 1, got (6, 2, 1)"),
         ({"inputs": {"m": M, "d": M.double()}}, RuntimeError, "inputs['d'] tensor with torch.float64"),
@@ -197,7 +198,7 @@ def test_errors_of_steps_of_a_cell_without_x():
     message = "inputs['x_a'] must have 2 dimensions, or 1 for one sequence alone, got shape (6, 4, 5)"
     with pytest.raises(ValueError, match=re.escape(message)):
         rnn.step(None, None, {"x_a": M, "x_b": M})
-    with pytest.raises(TypeError, match="inputs must map x_a, x_b to tensors, got NoneType"):
+    with pytest.raises(TypeError, match=r'tensors \(B, H\), as {"x_a": ..., "x_b": ...}, got NoneType'):
         rnn.stream(4)(None)
     for call in (fastlstm.RNN(gadget, 3, 5), fastlstm.RNN(gadget, 3, 5).step):
         with pytest.raises(TypeError, match=r"must be a tensor.*, got NoneType"):

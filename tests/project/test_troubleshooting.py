@@ -49,12 +49,17 @@ RAISED = {
     "lengths must be None for a PackedSequence": lambda: fastlstm.LSTM(2, 3)(pack_sequence([X[:, 0]]), lengths=[2]),
     "a stream has no gradients": lambda: fastlstm.LSTM(2, 3).stream()(X[0].clone().requires_grad_()),
     "'LSTM' object has no attribute 'stream'": lambda: torch.nn.LSTM(2, 3).stream(),
+    "optimizer got an empty parameter list": lambda: torch.optim.SGD(
+        fastlstm.quantize(torch.nn.LSTM(2, 3)).parameters()
+    ),
     "int8 weights are for inference and have no gradient": differentiated_in_int8,
 }
 LOCAL = "Can't pickle local object", "Can't get local object"  # in the words of older and of newer Pythons
 WARNED = {
     "replace found no torch.nn.LSTM, ...": lambda: fastlstm.replace(torch.nn.Linear(2, 2)),
-    "a QuantizedLSTM is for inference and stays in eval mode": lambda: fastlstm.quantize(torch.nn.LSTM(2, 3)).train(),
+    "a QuantizedLSTM is for inference: it has no parameters and stays in eval mode": lambda: fastlstm.quantize(
+        torch.nn.LSTM(2, 3)
+    ).train(),
 }
 
 

@@ -141,8 +141,8 @@ def test_training_mode_warns_once_and_says_what_to_do():
     assert evaluated == "0 [False, False, False, False]"
     assert trained == "1 [False, True, False, True]"
     assert warning == (
-        "UserWarning a QuantizedLSTM is for inference and stays in eval mode: train the float model, which "
-        "fastlstm.dequantize(model) gives back"
+        "UserWarning a QuantizedLSTM is for inference: it has no parameters and stays in eval mode: train the float "
+        "model, which fastlstm.dequantize(model) gives back"
     )
 
 
