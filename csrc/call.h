@@ -54,6 +54,11 @@ template <class Args> bool are_input_strides(const Args &a) {
     return is_stride(a.T, a.x_step) && is_stride(a.B, a.x_row) && is_stride(a.B, a.h_0_row) && is_stride(a.B, a.c_0_row);
 }
 
+// Returns whether each array begins at a multiple of `bytes`, the size of its elements. NULL does.
+template <class... Arrays> bool are_aligned(int64_t bytes, Arrays... arrays) {
+    return !((... | (uintptr_t)arrays) & (uintptr_t)(bytes - 1));
+}
+
 // How many threads work, and in how many teams: those of the least predicted time, in multiply-adds of float32. Teams
 // split the batch rows, and the threads of a team, its members, split the units.
 //

@@ -69,7 +69,9 @@ template <class Args> int check_common(const Args &a, bool may_be_int8) {
 bool are_weights(const fastlstm_forward_args &a) {
     const bool has_scales = !is_int8(a.dtype) || (a.weight_ih_scale && a.weight_hh_scale);
     const bool has_rows = is_weight_row(a, a.I, a.weight_ih_row) && is_weight_row(a, a.H, a.weight_hh_row);
-    return a.weight_ih && a.weight_hh && has_rows && has_scales;
+    const bool is_aligned = are_aligned(is_int8(a.dtype) ? 1 : size_of(a.dtype), a.weight_ih, a.weight_hh) &&
+            are_aligned(size_of(a.dtype), a.bias_ih, a.bias_hh, a.weight_ih_scale, a.weight_hh_scale);
+    return a.weight_ih && a.weight_hh && has_rows && has_scales && is_aligned;
 }
 
 int check(const fastlstm_forward_args *a) {
@@ -78,6 +80,8 @@ int check(const fastlstm_forward_args *a) {
     const bool has_weights = (a->packed && !a->changed) || are_weights(*a), may_save = !is_int8(a->dtype) || !a->gates;
     const bool has_states = cells[a->cell].has_c() ? a->c_n && !a->c == !a->gates : !a->c_0 && !a->c_n && !a->c;
     bool is_right = has_weights && may_save && a->x && (a->h || a->T == 1) && a->h_n && has_states && are_input_strides(*a);
+    is_right = is_right && are_aligned(8, a->changed, a->lengths) &&
+            are_aligned(size_of(a->dtype), a->x, a->h_0, a->c_0, a->h, a->h_n, a->c_n, a->c, a->gates);
     return is_right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
 }
 
@@ -90,6 +94,9 @@ int check(const fastlstm_backward_args *a) {
     is_right = is_right && are_input_strides(*a) && is_stride(a->T, a->dh_step) && is_stride(a->B, a->dh_row) &&
             is_stride(a->T, a->dc_step) && is_stride(a->B, a->dc_row) && is_stride(a->B, a->dh_n_row) &&
             is_stride(a->B, a->dc_n_row);
+    is_right = is_right && are_aligned(8, a->lengths) &&
+            are_aligned(size_of(a->dtype), a->x, a->weight_ih, a->weight_hh, a->h_0, a->c_0, a->h, a->c, a->gates, a->dh, a->dc,
+                        a->dh_n, a->dc_n, a->dx, a->dweight_ih, a->dweight_hh, a->dbias_ih, a->dbias_hh, a->dh_0, a->dc_0);
     return is_right ? FASTLSTM_OK : FASTLSTM_BAD_ARGUMENT;
 }
 
@@ -188,7 +195,7 @@ const char *fastlstm_error_text(int code) {
     static const char *const texts[] = {
         "no error",
         "the structure is of another version of the interface",
-        "a size, stride or pointer cannot be",
+        "a size, stride or pointer cannot be, or an array is not aligned to its elements",
         "no memory is left",
         "the processor or this build lacks the instruction set asked for",
         "the file cannot be opened or read",
@@ -272,6 +279,7 @@ void fastlstm_steps_free(fastlstm_steps *steps) { free(steps); }
 int fastlstm_step(const fastlstm_steps *steps, const void *x, const void *h, const void *c, void *h_next, void *c_next) {
     if (!steps || !x || !h || !h_next || h == h_next) return FASTLSTM_BAD_ARGUMENT;
     if (const bool has_c = cells[steps->args.cell].has_c(); has_c != !!c || has_c != !!c_next) return FASTLSTM_BAD_ARGUMENT;
+    if (!are_aligned(size_of(steps->args.dtype), x, h, c, h_next, c_next)) return FASTLSTM_BAD_ARGUMENT;
     if (steps->step) return steps->step(&steps->args, x, h, c, h_next, c_next), FASTLSTM_OK;
     fastlstm_forward_args a = steps->args;
     a.x = x, a.h_0 = h, a.c_0 = c, a.h = a.h_n = h_next, a.c_n = c_next;

@@ -3,7 +3,8 @@
  * Sizes are T time steps, B batch rows, I inputs, H hidden units, each at least 1. Arrays are row-major and hold float32
  * or float64, and weights also int8; strides count elements, and the last dimension's is always 1. Weights are torch's:
  * G blocks of H rows, for an LSTM G = 4 in the order i, f, g, o, for a GRU G = 3 in the order r, z, n. Their rows do not
- * overlap: a row stride is at least the number of columns. Other strides may be 0 or negative.
+ * overlap: a row stride is at least the number of columns. Other strides may be 0 or negative. Each array begins at a multiple
+ * of the size of its elements: 4 bytes for float32, 8 for float64 and int64. Packed weights may begin anywhere.
  *
  * An LSTM has the states h and c. A GRU has h alone: the fields c, c_0, c_n, dc, dc_n and dc_0 must be NULL.
  *
@@ -29,7 +30,7 @@ extern "C" {
 enum fastlstm_error {
     FASTLSTM_OK = 0,
     FASTLSTM_BAD_VERSION = 1,      /* the structure's `version` is not the library's */
-    FASTLSTM_BAD_ARGUMENT = 2,     /* a size, stride or pointer that cannot be */
+    FASTLSTM_BAD_ARGUMENT = 2,     /* a size, stride or pointer that cannot be, or an array that is not aligned */
     FASTLSTM_NO_MEMORY = 3,
     FASTLSTM_NO_INSTRUCTIONS = 4,  /* this processor, or this build, lacks the instruction set asked for */
     FASTLSTM_CANNOT_READ = 5,      /* the file cannot be opened or read */

@@ -130,7 +130,7 @@ int64_t fastlstm_model_classes(const fastlstm_model *model) { return model ? mod
 int fastlstm_model_run(const fastlstm_model *model, int64_t B, int64_t T, const float *x, float *logits,
                        const fastlstm_threads *threads) {
     const int64_t limit = INT64_C(1) << 40;
-    if (!model || !x || !logits || B < 1 || T < 1 || B > limit / T || B * T > limit / (model->H + model->I))
+    if (!model || !x || !logits || (uintptr_t)logits % sizeof(float) || B < 1 || T < 1 || B > limit / T || B * T > limit / (model->H + model->I))
         return FASTLSTM_BAD_ARGUMENT;
     const int64_t H = model->H;
     float *h = (float *)malloc((size_t)((T + 2) * B * H) * 4);

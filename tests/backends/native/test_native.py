@@ -165,6 +165,53 @@ def arguments_with(field, value):
 
 
 @needs_native
+@pytest.mark.parametrize(
+    ("name", "layout", "dtype", "of_bytes", "absent"),
+    [
+        ("forward", csrc.FORWARD, 0, [26], [18, 19, 20]),
+        ("forward", csrc.FORWARD, 1, [26], [18, 19, 20]),
+        ("forward", csrc.FORWARD, 2, [12, 14, 26], [20, 31, 32]),
+        ("backward", csrc.BACKWARD, 0, [20], []),
+        ("backward", csrc.BACKWARD, 1, [20], []),
+    ],
+    ids=["float32", "float64", "int8", "backward-float32", "backward-float64"],
+)
+def test_arrays_that_are_not_aligned_to_their_elements_are_refused(name, layout, dtype, of_bytes, absent):
+    """Each array in its turn begins within an element. `of_bytes`: resets, and weights of int8. `absent`: packed
+    weights, the scales of others than int8, and what int8 layers do not save.
+    """
+    fields = "".join(text[-1] * int(text[:-1] or 1) for text in re.findall(r"\d*[qP]", layout.format))
+    memory, call = torch.zeros(len(fields), 512, dtype=torch.double), getattr(csrc.library, f"fastlstm_{name}")
+    arrays = [k for k, field in enumerate(fields) if field == "P" and k not in absent]
+    values = [csrc.VERSION, dtype, 0, 0, 2, 2, 2, 2, 0] + [2] * (len(fields) - 9)
+    for k in arrays + absent:
+        values[k] = memory[k].data_ptr() if k in arrays else 0
+    assert call(layout.pack(*values), None) == 0
+    for k in arrays:
+        moved = [*values[:k], values[k] + (4 if dtype == 1 else 2), *values[k + 1 :]]
+        assert call(layout.pack(*moved), None) == (0 if k in of_bytes else 2), k
+
+
+@needs_native
+def test_steps_of_arrays_that_are_not_aligned_are_refused():
+    memory, steps = torch.zeros(5, 64), ctypes.c_void_p()
+    assert csrc.library.fastlstm_steps_make(arguments_with(0, csrc.VERSION), None, ctypes.byref(steps)) == 0
+    arrays = [row.data_ptr() for row in memory]
+    assert csrc.library.fastlstm_step(steps, *map(ctypes.c_void_p, arrays)) == 0
+    for k in range(5):
+        moved = [address + 2 * (each == k) for each, address in enumerate(arrays)]
+        assert csrc.library.fastlstm_step(steps, *map(ctypes.c_void_p, moved)) == 2
+    csrc.library.fastlstm_steps_free(steps)
+
+
+@needs_native
+def test_a_tensor_that_is_not_aligned_raises():
+    x = torch.frombuffer(bytearray(25), dtype=torch.float32, offset=1).view(2, 1, 3)
+    with pytest.raises(RuntimeError, match=r"fastlstm_forward: .* or an array is not aligned"):
+        fastlstm.LSTM(3, 5, backend="native")(x)
+
+
+@needs_native
 def test_a_stream_runs_after_the_end_of_the_main_thread():
     """Daemon threads and functions of `atexit` run then, after what their process has had the interpreter free."""
     code = """
