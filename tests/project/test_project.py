@@ -44,10 +44,28 @@ def test_the_actions_of_the_workflows_are_commits():
 
 
 def test_the_release_pins_its_tools():
+    """What builds has hashes, and what checks has versions."""
     workflow = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
     tools = " ".join(re.findall(r"pip install (?!dist)(.*)", workflow)).split()
-    assert len(tools) > 4
-    assert [tool for tool in tools if "==" not in tool] == []
+    of_hashes = [tool for tool in tools if tool.endswith(".github/build-tools.txt")]
+    assert len(of_hashes) == workflow.count("--require-hashes -r") == 2
+    others = [tool for tool in tools if tool not in (*of_hashes, "--require-hashes", "-r")]
+    assert [tool for tool in others if "==" not in tool] == []
+    assert not {tool.partition("==")[0] for tool in others} & {"build", "cibuildwheel", "setuptools"}
+    lines = (ROOT / ".github" / "build-tools.txt").read_text(encoding="utf-8").replace("\\\n", "").splitlines()
+    pinned = [line for line in lines if not line.startswith("#")]
+    assert {"build", "cibuildwheel", "setuptools"} <= {line.partition("==")[0] for line in pinned}
+    assert [line for line in pinned if not re.match(r"[\w.-]+==\S+ (;.*)?( *--hash=sha256:[0-9a-f]{64})+$", line)] == []
+
+
+def test_no_step_of_the_release_that_builds_knows_another_index():
+    """Whose packages could take the place of a build tool."""
+    workflow = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
+    steps = re.split(r"^(?: +- |  \w+:)", workflow, flags=re.MULTILINE)  # and jobs
+    with_index = [step for step in steps if "PIP_EXTRA_INDEX_URL" in step]
+    assert len(with_index) == 2
+    assert [step for step in with_index if "make -C unpacked test" not in step and "smoke.py" not in step] == []
+    assert [step for step in with_index if re.search(r"-m build|cibuildwheel|--require-hashes", step)] == []
 
 
 def test_the_package_shows_its_public_names_alone():
