@@ -1,4 +1,4 @@
-"""Recurrent modules that become ours as they are constructed, for code that builds its network where nobody sees it."""
+"""Recurrent modules that run ours from their construction on, for code that builds its network where nobody sees it."""
 
 import warnings
 from collections.abc import Callable
@@ -20,36 +20,35 @@ _building = local()  # the ids of the modules that a thread constructs
 
 
 class patch:
-    """From this call on, every recurrent module of torch that is constructed is fastlstm's.
+    """From this call on, every recurrent module of torch that is constructed runs fastlstm.
 
     It is for libraries that build their network inside a function of theirs, such as ``fit``, where `fastlstm.replace`
     comes too late. It does not matter how the library imported the class: ``from torch.nn import LSTM``, ``nn.LSTM``
-    and subclasses are all seen. Each module becomes what `fastlstm.replace` would make of it, at the end of its own
-    constructor. Modules that exist already stay as they are, and so do new ones when the patch ends.
+    and subclasses are all seen. Each module becomes what `fastlstm.replace` with `keep_type` would make of it, at the
+    end of its own constructor. So ``isinstance(module, nn.LSTM)`` stays true, by which libraries choose where weights
+    start, and the same seed gives the same weights. Modules that exist already stay as they are, and so do new ones
+    when the patch ends.
 
     As a context manager, ``with fastlstm.patch():``, it ends with the context. Otherwise it lasts until `unpatch`.
     Patches nest, and the latest one decides. They hold for all threads.
 
-    A pickle of such a module names fastlstm's class, so that it needs fastlstm to be loaded. `fastlstm.restore` gives
-    torch's back. ``isinstance(module, nn.LSTM)`` is false without `keep_type`, as after `replace`.
+    `torch.compile` breaks its graph at each of these modules, as it does at torch's own, until
+    ``fastlstm.replace(fastlstm.restore(model))``. A pickle of one names fastlstm, so that it needs fastlstm to be
+    loaded. `fastlstm.restore` gives torch's back.
 
     A subclass that has an attribute which ours needs for itself stays torch's, with a UserWarning that names both.
 
     Args:
         backend: for the new modules, as `fastlstm.LSTM`'s.
-        keep_type: the modules remain instances of torch's classes, for a library that asks. `torch.compile` then breaks
-            its graph at each of them, as it does at torch's own.
 
     Raises:
         ValueError: for an unknown backend; nothing is patched then.
-        TypeError: if `keep_type` is no bool; nothing is patched then.
     """
 
-    def __init__(self, *, backend: Backend | None = None, keep_type: bool = False) -> None:
+    def __init__(self, *, backend: Backend | None = None) -> None:
         if backend is not None:
             settings.check_name(backend)
-        settings.check_bool("keep_type", keep_type)
-        self.backend, self.keep_type = backend, keep_type
+        self.backend = backend
         self.__enter__()
 
     def __enter__(self) -> "patch":
@@ -121,7 +120,7 @@ def _converting(constructor: Callable[..., None]) -> Callable[..., None]:
         finally:
             building.discard(id(self))
         try:
-            cls = class_for("patch", self, latest.keep_type)
+            cls = class_for("patch", self, keep_type=True)
         except TypeError as error:
             _warn(str(error))
             return

@@ -312,6 +312,27 @@ def transducer() -> tuple[nn.Module, Run]:
     return Prediction(), lambda model: model(label, state)
 
 
+def encodec() -> tuple[nn.Module, Run]:
+    """The encoder of a codec: two LSTM layers after convolutions. transformers chooses weights by class."""
+    from transformers import EncodecConfig, EncodecModel
+
+    sound = torch.randn(2, 1, 12000)
+    return EncodecModel(EncodecConfig()).encoder, lambda model: (model(sound),)
+
+
+def gru4rec() -> tuple[nn.Module, Run]:
+    """Items of a session into a GRU, whose output after the last one counts. RecBole chooses weights by class."""
+    from recbole.model.sequential_recommender.gru4rec import GRU4Rec
+
+    B, T, items = 64, 50, 1000
+    fields = {"USER_ID_FIELD": "user", "ITEM_ID_FIELD": "item", "ITEM_LIST_LENGTH_FIELD": "length"}
+    fields |= {"LIST_SUFFIX": "_list", "NEG_PREFIX": "neg_", "MAX_ITEM_LIST_LENGTH": T, "device": "cpu"}
+    sizes = {"embedding_size": 64, "hidden_size": 128, "num_layers": 1, "dropout_prob": 0.3, "loss_type": "CE"}
+    model = GRU4Rec({**fields, **sizes}, mock.Mock(num=lambda field: items))
+    sessions, lengths = torch.randint(1, items, (B, T)), torch.randint(1, T + 1, (B,))
+    return model, lambda model: (model(sessions, lengths),)
+
+
 def _deep_filter_net() -> tuple[Any, Any]:
     """Return the package's modules of models and of layers. It reads files by names that torchaudio has no longer."""
     names = ("torchaudio", "torchaudio.backend", "torchaudio.compliance")
@@ -374,5 +395,7 @@ MODELS = {
     "DeepFilterNet3": ThirdParty("libdf", "noise suppression", "B 1, 2 s, H 256, 5 layers", deep_filter_net),
     "GroupedGRU": ThirdParty("libdf", "noise suppression", "B 1, T 200, H 512, 3 layers of 8 groups", grouped_gru),
     "prediction network": ThirdParty("torch", "speech recognition", "one step of one label, H 640", transducer),
+    "EncodecModel": ThirdParty("transformers", "coding of sound", "B 2, 0.5 s, H 512, 2 layers", encodec),
+    "GRU4Rec": ThirdParty("recbole", "recommendation", "B 64, T 50, H 128", gru4rec),
     "OpenUnmix": ThirdParty("openunmix", "music separation", "B 4, T 100, H 64, 3 layers", open_unmix),
 }

@@ -1,5 +1,6 @@
 """Modules of torch that are constructed under `fastlstm.patch` are ours."""
 
+import contextlib
 import copy
 import pickle
 
@@ -47,6 +48,101 @@ class Taken(nn.LSTM):
     backend = "mine"
 
 
+class Initialised(nn.Module):
+    """Every recurrent kind of torch, and a subclass, whose weights start as a library's function says for its class."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([cls(3, 5) for cls in OURS])
+        self.named = Named(3)
+        self.copies = nn.ModuleList([copy.deepcopy(layer) for layer in self.layers])
+        self.apply(self.initialise)
+
+    def initialise(self, module):
+        for number, cls in enumerate((nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)):
+            if isinstance(module, cls):
+                for name, parameter in module.named_parameters():
+                    nn.init.xavier_uniform_(parameter) if "weight" in name else nn.init.constant_(parameter, number)
+
+
+class CodecEncoder(nn.Module):
+    """As encodec's: convolutions, then an LSTM to whose output its input is added. Weights start as in transformers."""
+
+    def __init__(self, size=8):
+        super().__init__()
+        self.before = nn.Sequential(nn.Conv1d(1, size, 7), nn.ELU())
+        self.lstm = nn.LSTM(size, size, num_layers=2)
+        self.after = nn.Conv1d(size, 4, 7)
+
+    @torch.no_grad()
+    def initialise(self, module):
+        if isinstance(module, nn.Conv1d):
+            nn.init.kaiming_normal_(module.weight)
+            bound = (module.groups / (module.in_channels * module.kernel_size[0])) ** 0.5
+            nn.init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.LSTM):
+            for name, parameter in module.named_parameters():
+                nn.init.xavier_uniform_(parameter) if "weight" in name else nn.init.constant_(parameter, 0.0)
+
+    def forward(self, x):
+        x = self.before(x).permute(2, 0, 1)
+        return self.after((self.lstm(x)[0] + x).permute(1, 2, 0))
+
+
+class SessionRecommender(nn.Module):
+    """As GRU4Rec of RecBole: an embedding of items, a GRU, and a linear layer."""
+
+    def __init__(self, items=20, size=8):
+        super().__init__()
+        self.embedding = nn.Embedding(items, size, padding_idx=0)
+        self.gru_layers = nn.GRU(size, 2 * size, 2, bias=False, batch_first=True)
+        self.dense = nn.Linear(2 * size, size)
+        self.apply(self.initialise)
+
+    def initialise(self, module):
+        if isinstance(module, nn.Embedding):
+            nn.init.xavier_normal_(module.weight)
+        elif isinstance(module, nn.GRU):
+            nn.init.xavier_uniform_(module.weight_hh_l0)
+            nn.init.xavier_uniform_(module.weight_ih_l0)
+
+    def forward(self, items):
+        return self.dense(self.gru_layers(self.embedding(items))[0])
+
+
+def codec():
+    model = CodecEncoder()
+    return model.apply(model.initialise)  # when all is constructed, as transformers does
+
+
+@pytest.mark.parametrize(
+    ("build", "x"),
+    [
+        (Initialised, None),
+        (codec, torch.linspace(-1, 1, 100).view(2, 1, 50)),
+        (SessionRecommender, torch.arange(20).view(2, 10)),
+    ],
+    ids=["all kinds", "codec", "recommender"],
+)
+def test_weights_start_where_they_would_without_it(build, x):
+    """Libraries ask for the class of a module to choose where its weights start."""
+    models = []
+    for context in (contextlib.nullcontext, fastlstm.patch):
+        with context():
+            torch.manual_seed(0)
+            models.append(build())
+    theirs, ours = models
+    assert [isinstance(module, tuple(OURS)) for module in ours.modules()] == [
+        isinstance(module, tuple(OURS)) for module in theirs.modules()
+    ]
+    assert any(isinstance(module, tuple(OURS.values())) for module in ours.modules())
+    for (name, a), (other, b) in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
+        assert name == other
+        assert torch.equal(a, b), name
+    if x is not None:
+        torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-5)  # values within 10, sums of 112 terms
+
+
 @pytest.mark.parametrize(("theirs", "ours"), OURS.items(), ids=lambda cls: cls.__name__)
 def test_each_class(theirs, ours):
     torch.manual_seed(1)
@@ -55,7 +151,10 @@ def test_each_class(theirs, ours):
     with fastlstm.patch():
         module = theirs(3, 5)
         named = getattr(nn, theirs.__name__)(3, 5)
-    assert type(module) is type(named) is ours
+    for each in (module, named):
+        assert isinstance(each, theirs)
+        assert isinstance(each, ours)
+        assert type(each).__name__ == theirs.__name__  # by which some libraries choose
     assert type(theirs(3, 5)) is theirs
     for (name, a), (other, b) in zip(module.named_parameters(), before.named_parameters(), strict=True):
         assert name == other
@@ -74,7 +173,7 @@ def test_a_network_that_is_built_inside_a_function():
 
     with fastlstm.patch(backend="reference"):
         network = fit()
-    assert type(network[1]) is fastlstm.LSTM
+    assert isinstance(network[1], fastlstm.LSTM)
     assert network[1].backend == "reference"
     assert type(fit()[1]) is nn.LSTM
 
@@ -129,7 +228,7 @@ def test_unpatch_inside_of_a_context():
         fastlstm.unpatch()
         assert type(nn.LSTM(2, 3)) is nn.LSTM
     with fastlstm.patch():
-        assert type(nn.LSTM(2, 3)) is fastlstm.LSTM
+        assert isinstance(nn.LSTM(2, 3), fastlstm.LSTM)
 
 
 def test_another_base_still_hears_of_a_subclass():
@@ -165,16 +264,20 @@ def test_a_wrapper_of_another_library_stays():
     nn.LSTM.__init__ = CONSTRUCTORS[nn.LSTM]
 
 
-def test_keep_type():
-    with fastlstm.patch(keep_type=True):
-        module = nn.LSTM(2, 3)
-    assert isinstance(module, nn.LSTM)
-    assert isinstance(module, fastlstm.LSTM)
+def test_a_compiler_takes_the_model_whole_after_a_replacement():
+    """And refuses it before, as torch's own modules."""
+    with fastlstm.patch():
+        model, x = nn.Sequential(nn.Linear(2, 3), nn.GRU(3, 4)), torch.randn(5, 2, 2)
+    want, compiled = model(x)[0], torch.compile(model, fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="RNN, GRU, or LSTM"):
+        compiled(x)
+    fastlstm.replace(fastlstm.restore(model))
+    torch.testing.assert_close(compiled(x)[0], want, rtol=0, atol=0)
 
 
 def test_until_unpatch():
     fastlstm.patch()
-    assert type(nn.GRU(2, 3)) is fastlstm.GRU
+    assert isinstance(nn.GRU(2, 3), fastlstm.GRU)
     fastlstm.unpatch()
     assert type(nn.GRU(2, 3)) is nn.GRU
     fastlstm.unpatch()  # nothing is left to end
@@ -207,10 +310,10 @@ def test_threads_that_patch_and_construct():
     def work():
         for _ in range(50):
             with fastlstm.patch():
-                kinds.add(type(nn.LSTMCell(1, 1)))
+                kinds.add(isinstance(nn.LSTMCell(1, 1), fastlstm.LSTMCell))
 
     at_once(*[work] * 4)
-    assert kinds == {fastlstm.LSTMCell}
+    assert kinds == {True}
 
 
 def test_modules_of_ours_are_left_alone():

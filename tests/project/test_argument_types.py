@@ -9,7 +9,6 @@ from fastlstm import cells
 
 LSTM, X = fastlstm.LSTM(3, 4), torch.randn(5, 2, 3)
 FLAGS = {
-    "patch": ("keep_type", lambda value: fastlstm.patch(keep_type=value)),
     "replace": ("keep_type", lambda value: fastlstm.replace(nn.Sequential(nn.LSTM(3, 4)), keep_type=value)),
     "replace_lstm": ("keep_type", lambda value: fastlstm.replace_lstm(nn.Sequential(nn.LSTM(3, 4)), keep_type=value)),
     "batch_invariant": ("enabled", fastlstm.batch_invariant),
