@@ -1,7 +1,9 @@
 """Models over to fastlstm and back: `replace` changes the class of each module, which stays the same object."""
 
+import inspect
 import warnings
 from functools import cache
+from types import CodeType
 from typing import Any, TypeVar
 
 import torch
@@ -33,6 +35,10 @@ _LSTMS: Any = ((nn.LSTM, LSTM), (nn.LSTMCell, LSTMCell))
 PAIRS: Any = (*_LSTMS, (nn.GRU, GRU), (nn.RNN, Elman), (nn.GRUCell, GRUCell), (nn.RNNCell, ElmanCell))
 
 
+class OwnForward(TypeError):
+    """Raised for a subclass of torch's whose forward does not call the inherited one, so that ours would never run."""
+
+
 class _Mixed:
     """Marks the classes that `replace` makes of torch's class, or a subclass of it, and ours."""
 
@@ -52,7 +58,8 @@ def replace(model: M, *, backend: Backend | None = None, keep_type: bool = False
     dtypes, parametrizations and whatever refers to them stay. The same seed gives the same dropout.
 
     A subclass of torch's is replaced by a class made of both: its own methods stay, and what it inherited from torch's
-    class it now inherits from ours; its instances remain instances of torch's class.
+    class it now inherits from ours; its instances remain instances of torch's class. A subclass stays as it is, with a
+    UserWarning that names it, if it overrides ``forward`` and does not call ``super().forward``.
 
     Args:
         model: any module, or a recurrent one itself.
@@ -108,10 +115,17 @@ def _replace(function: str, pairs: Any, model: M, backend: Backend | None, keep_
     modules, replacements = modules_of(model, function), []
     if not any(isinstance(module, pair) for module in modules for pair in pairs):
         warnings.warn(_nothing_found(function, pairs, model, modules), stacklevel=3)
+    reasons: dict[str, None] = {}  # each once
     for module in modules:
-        cls = class_for(function, module, keep_type, pairs)
+        try:
+            cls = class_for(function, module, keep_type, pairs)
+        except OwnForward as error:
+            reasons[f"{error}; it stays torch's"] = None
+            continue
         if cls is not None:
             replacements.append((module, cls))
+    for reason in reasons:
+        warnings.warn(reason, stacklevel=3)
     for module, cls in replacements:  # all classes exist: no model is left half replaced
         become(module, cls)
     if backend is not None:
@@ -124,13 +138,16 @@ def _replace(function: str, pairs: Any, model: M, backend: Backend | None, keep_
 def class_for(function: str, module: nn.Module, keep_type: bool, pairs: Any = PAIRS) -> type | None:
     """Return the class of ours that a module of torch's changes to, or None for any other module. With `keep_type` one
     of ours changes, too, unless it is an instance of torch's class, of a subclass of ours or of an Ensemble. Raise
-    TypeError, for `function`, where a subclass has an attribute of its own that ours needs.
+    TypeError, for `function`, where a subclass has an attribute of its own that ours needs, and OwnForward.
     """
     cls: Any = type(module)
     for theirs, ours in pairs:
         parametrized = parametrize.is_parametrized(module)
         if isinstance(module, theirs) and not isinstance(module, ours):
             _check_names(function, module, theirs, ours)
+            if _has_own_forward(cls, theirs):
+                reason = "whose forward does not call super().forward"
+                raise OwnForward(f"{function} cannot replace a {class_before(module).__name__} {reason}")
             return _replacement(cls, parametrized, theirs, ours, keep_type)
         if keep_type and isinstance(module, ours) and not isinstance(module, theirs) and not is_stack(module):
             original = _original(cls, parametrized, theirs, ours)
@@ -223,6 +240,19 @@ def _check_names(function: str, module: nn.Module, theirs: type, ours: type) -> 
     public = {"backend", "forget_bias", "recompute"} | ({"recurrent_dropout", "zoneout"} & of_ours)
     for name in sorted((hidden_names | public) & own):
         raise TypeError(f"{function} cannot replace a {type(module).__name__} that has a {name!r} of its own")
+
+
+def _has_own_forward(cls: type, theirs: type) -> bool:
+    """Return whether a subclass of torch's overrides forward, and no method of its own asks for the inherited one."""
+    own = [item for each in cls.__mro__ if not issubclass(theirs, each) for item in vars(each).items()]
+    unwrapped = [(name, inspect.unwrap(value)) for name, value in own if inspect.isfunction(value)]
+    methods = [(name, value.__code__) for name, value in unwrapped if inspect.isfunction(value)]
+    asks = any({"super", "forward"} <= _names_in(code) for _, code in methods)
+    return not asks and any(name == "forward" for name, _ in methods)
+
+
+def _names_in(code: CodeType) -> set[str]:
+    return {*code.co_names}.union(*(_names_in(each) for each in code.co_consts if isinstance(each, CodeType)))
 
 
 def _rebased(cls: type, base: type) -> type:

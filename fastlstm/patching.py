@@ -36,7 +36,8 @@ class patch:
     ``fastlstm.replace(fastlstm.restore(model))``. A pickle of one names fastlstm, so that it needs fastlstm to be
     loaded. `fastlstm.restore` gives torch's back.
 
-    A subclass that has an attribute which ours needs for itself stays torch's, with a UserWarning that names both.
+    A subclass that has an attribute which ours needs for itself stays torch's, with a UserWarning that names both. So
+    does one that `fastlstm.replace` would leave as it is.
 
     Args:
         backend: for the new modules, as `fastlstm.LSTM`'s.

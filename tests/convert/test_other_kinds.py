@@ -58,6 +58,71 @@ def test_the_repr_says_whose_module_it_is(theirs, ours, keep_type, parametrized)
         assert str(restore(model)) == before
 
 
+class OfItsConstructor(nn.GRU):
+    def __init__(self, size):
+        super().__init__(size, size, batch_first=True)
+        self.size = size
+
+
+class InAHelper(nn.GRU):
+    """Its forward reaches torch's in a function within another method."""
+
+    def forward(self, x):
+        return self.doubled(x)
+
+    def doubled(self, x):
+        return [2 * a for a in (lambda: super(InAHelper, self).forward(x))()]
+
+
+class OfAMixin(nn.GRU):
+    pass
+
+
+class Mixin:
+    def forward(self, x):
+        return super().forward(x)
+
+
+class Mixed(Mixin, OfAMixin):
+    pass
+
+
+class ByTorch(nn.GRU):
+    """Its forward names torch's class, and so runs torch's code whatever class it has."""
+
+    def forward(self, x):
+        return nn.GRU.forward(self, x)
+
+
+class OfItsOwn(nn.GRU):
+    def forward(self, x):
+        return x @ self.weight_ih_l0.mT, None
+
+
+class Derived(OfItsOwn):
+    pass
+
+
+def test_subclasses_that_run_ours_and_those_that_stay(recwarn):
+    """The second are named once, with the reason."""
+    taken = [OfItsConstructor(3), InAHelper(3, 3), Mixed(3, 3)]
+    left = [cls(3, 3) for cls in (ByTorch, OfItsOwn, Derived, OfItsOwn)]
+    model, x = nn.ModuleList([*taken, *left, nn.GRU(3, 3)]), torch.randn(4, 2, 3)
+    wants = [module(x)[0] for module in model]
+    assert replace(model) is model
+    assert [isinstance(module, fastlstm.GRU) for module in model] == [True] * 3 + [False] * 4 + [True]
+    assert [type(module) for module in left] == [ByTorch, OfItsOwn, Derived, OfItsOwn]
+    for module, want in zip(model, wants, strict=True):
+        close(module(x)[0], want, "sums")
+    with fastlstm.patch():
+        assert [isinstance(cls(3, 3), fastlstm.GRU) for cls in (InAHelper, Derived)] == [True, False]
+    why = "whose forward does not call super().forward; it stays torch's"
+    names = ["ByTorch", "OfItsOwn", "Derived"]
+    messages = [f"replace cannot replace a {name} {why}" for name in names]
+    assert [str(each.message) for each in recwarn] == [*messages, f"patch cannot replace a Derived {why}"]
+    assert {each.filename for each in recwarn} == {__file__}
+
+
 @each_kind
 @pytest.mark.parametrize("keep_type", [False, True])
 def test_a_subclass_of_any_kind(theirs, ours, keep_type):
