@@ -68,6 +68,18 @@ def test_no_step_of_the_release_that_builds_knows_another_index():
     assert [step for step in with_index if re.search(r"-m build|cibuildwheel|--require-hashes", step)] == []
 
 
+def test_all_texts_say_that_only_the_cpu_is_stable():
+    """No GPU has run the kernels, and a classifier of a package index holds for all of it."""
+    metadata = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    description = re.search(r'^description = "(.*)"', metadata, re.MULTILINE)[1]
+    summary = re.search(r"summary: (.*)", (ROOT / ".github/conda/recipe.yaml").read_text(encoding="utf-8"))[1]
+    assert "Development Status :: 5 - Production/Stable" in metadata
+    pages = [(ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/promises.md", "docs/gpu.md")]
+    for text in (description, summary, *pages):
+        assert re.search(r"[Ss]table\W+on\s+(a\s+)?CPU", text)
+        assert re.search(r"experimental\W+on\s+(a\s+)?GPU", text)
+
+
 def test_the_package_shows_its_public_names_alone():
     import fastlstm
 
