@@ -55,7 +55,8 @@ class Trace:
         products: the names of the products, which the function gets as functions.
 
     Raises:
-        TypeError: the function does anything but arithmetic, or returns other than one value a state.
+        TypeError: the function does anything but arithmetic, or returns other than one value a state, or no new state
+            depends on an argument that is no state.
     """
 
     def __init__(
