@@ -184,6 +184,8 @@ def _plan(
         lowest = layer.weights[: len(layer.weights) // layer.layers]
         if not wants_gradient(x, *lowest, *layer.states):
             return None
+    if name == "aten" and x.dim() == 2 and cast_type is None:
+        return aten.step
     if not traits.plans or not is_plain(*layer.weights) or 0 in x.shape[: 3 if layer.cell.gates_of_x else -1]:
         return None
     if (layer.stacked or not traits.plans_sixteen_bits) and (x.itemsize == 2 or cast_type is not None):

@@ -1,4 +1,6 @@
-"""torch's own layers, for projections on a GPU or without Numba, devices without a kernel, and exports to ONNX."""
+"""torch's own layers, for projections on a GPU or without Numba, devices without a kernel, exports to ONNX, and single
+steps of one row.
+"""
 
 from threading import local
 from typing import Any, cast
@@ -8,7 +10,18 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fastlstm.backends import onnx
-from fastlstm.backends.base import Layer, Run, Traits, active_input, fill, given_states, held_steps
+from fastlstm.backends.base import (
+    Layer,
+    Run,
+    Traits,
+    active_input,
+    fill,
+    given_states,
+    held_steps,
+    hidden_size,
+    new_run,
+)
+from fastlstm.backends.cpu import LARGE
 
 _FUNCTIONS: dict[str, Any] = {
     "lstm": torch.lstm,
@@ -17,6 +30,13 @@ _FUNCTIONS: dict[str, Any] = {
     "elman_tanh": torch.rnn_tanh,
     "elman_relu": torch.rnn_relu,
 }
+_STEPS: dict[str, Any] = {
+    "lstm": torch.lstm_cell,
+    "gru": torch.gru_cell,
+    "elman_tanh": torch.rnn_tanh_cell,
+    "elman_relu": torch.rnn_relu_cell,
+}
+VECTOR_BYTES = 64  # of the widest vectors that a kernel of numba has
 TRAITS = Traits(takes_sixteen_bits=True, products=True, projections=True, cells=tuple(_FUNCTIONS))
 
 
@@ -36,6 +56,35 @@ def packs(device: torch.device) -> bool:
     if device.type != "cuda":
         return True
     return not torch.cuda.is_current_stream_capturing() and torch.cuda.get_sync_debug_mode() < 2
+
+
+def is_faster(layer: Layer) -> bool:
+    """Return whether torch's operator of a cell runs a single step of one row, x (1, I), faster than numba's kernel.
+
+    It does so for weights above `LARGE`, which no cache holds beside their gradients: these are outer products of the
+    weights' size, which torch writes at the memory's speed. Without gradients it does so where the last panel of units
+    is not full, since a kernel would then have to pack all of them.
+    """
+    x = layer.x
+    if x.dim() != 2 or x.shape[0] != 1 or x.itemsize < 4 or layer.cell.key not in _STEPS or layer.stacked:
+        return False
+    if sum(a.nbytes for a in layer.weights if a is not None) <= LARGE:
+        return False
+    trains = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in layer.tensors)
+    return trains or hidden_size(layer) * x.itemsize % VECTOR_BYTES > 0
+
+
+def step(layer: Layer) -> Run:
+    """Run a single step of x (B, I), of which autograd sees every operation: h is None."""
+    x, states, operator = layer.x, layer.states, _STEPS[layer.cell.key]
+    if states[0] is None:
+        states = (x.new_zeros(x.shape[0], hidden_size(layer)),) * len(states)
+    thread.runs_here = True
+    try:
+        last = operator(x, states if len(states) > 1 else states[0], *layer.weights)
+    finally:
+        thread.runs_here = False
+    return new_run((None, last if len(states) > 1 else (last,), ()))
 
 
 def forward(layer: Layer) -> Run:

@@ -2,8 +2,9 @@
 
 `auto` looks at the device first:
 
-* CPU: numba; native where numba cannot keep what it compiles, is not installed or, with a warning, cannot be used;
-  aten, with a warning that says why, where neither can be used.
+* CPU: numba, and aten for single steps of one row with large weights, see `aten.is_faster`. native where numba cannot
+  keep what it compiles, is not installed or, with a warning, cannot be used; aten, with a warning that says why, where
+  neither can be used.
 * CUDA: triton for what aten lacks, for lengths, and for layers that one launch of a kernel runs whole, see
   `triton.is_faster`; otherwise aten. aten also runs float64, and all layers before compute capability 8.0, on ROCm, and
   without a triton that works.
@@ -229,6 +230,8 @@ def choose(
         elif device.type in ("cpu", "meta"):
             if (fused := _fused_on_cpu(device, dtype, cell, heads, warn and not is_projected)) is not None:
                 eager = None if traced or transformed else layer
+                if fused == "numba" and eager is not None and not settings.invariant() and aten.is_faster(eager):
+                    return "aten"
                 components = eager is not None and may_use_components(eager.x) and hidden_size(eager) >= MANY_UNITS
                 return _with_precision(fused, dtype, components)
             lacking = lacking or traced

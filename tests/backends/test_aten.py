@@ -45,3 +45,42 @@ def test_lengths_are_packed(cell, reverse):
         loss = sum((a * d).sum() for a, d in zip((found.h, *found.last), (case.grads.h, *case.grads.last)))
         results.append([found.h, *found.last, *torch.autograd.grad(loss, [a for a in tensors if a is not None])])
     close(*results, "derivatives")
+
+
+@pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "ElmanCell"])
+@pytest.mark.parametrize("hidden_size", [650, 1000])
+@pytest.mark.parametrize("has_state", [False, True])
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_step_of_one_row_and_large_weights(kind, hidden_size, has_state, trains):
+    """`auto` may take torch's operator of the cell for it: the results and gradients are those of float64."""
+    torch.manual_seed(0)
+    cell = getattr(fastlstm, kind)(hidden_size, hidden_size)
+    exact = getattr(fastlstm, kind)(hidden_size, hidden_size, dtype=torch.float64, backend="reference")
+    exact.load_state_dict(cell.state_dict())
+    example, h, c = torch.randn(3, 1, hidden_size)
+    results = []
+    for each in (cell, exact):
+        to = each.weight_ih.dtype
+        x = example.to(to).requires_grad_()
+        hx = None if not has_state else (h.to(to), c.to(to)) if kind == "LSTMCell" else h.to(to)
+        with torch.set_grad_enabled(trains):
+            state = each(x, hx)
+            state = each(x, state)  # again, from states that need gradients
+        states = state if isinstance(state, tuple) else (state,)
+        found = [*states]
+        if trains:
+            loss = sum((a * (k + 1)).sum() for k, a in enumerate(states))
+            found += torch.autograd.grad(loss, [x, *each.parameters()])
+        results.append(found)
+    for got, want in zip(*results, strict=True):
+        # sums of 1000 products, and gradients of two steps: a rounding of float32 for each term
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_row_keeps_its_bits_where_they_are_asked_for():
+    """A step of one row has the bits that it has in a batch, although torch's operator may be faster."""
+    cell, rows = fastlstm.LSTMCell(650, 650), torch.randn(4, 650)
+    with fastlstm.batch_invariant():
+        h, _ = cell(rows)
+        alone, _ = cell(rows[:1])
+    assert torch.equal(alone[0], h[0])
