@@ -79,6 +79,8 @@ class Plan:
         self.saves_sequences = layer.x.dim() == 3 and layer.x.dtype in WIDE
         is_taken = self.is_bfloat16 or layer.x.dtype in WIDE
         base = layer if is_taken else layer._replace(x=converted(layer.x, torch.float32))
+        if layer.x.dtype not in WIDE:
+            base = base._replace(inputs=widened(layer.inputs))
         example = readable_in_plan(base)
         self.shares = shares
         self.signature = s = self.signature_of(example, state_axes, components, layer.x.dtype)
