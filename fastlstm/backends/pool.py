@@ -130,7 +130,7 @@ class Scratch:
 
 # Memory for the small buffers of a call, one piece for each of the calls that ran at the same time. A call takes the
 # last one, mostly what the call before has left in a cache, and gives it back.
-scratch: deque[Scratch] = deque()
+scratch: deque[Scratch] = deque(maxlen=MAX_PIECES)
 
 
 def forget() -> None:

@@ -93,13 +93,13 @@ class Recurrent(CellModule, nn.RNNBase):
         """Return what `forward` returns, for a user's own arguments: the output, the states, and, if wanted, the inner
         states of all steps. x is None where no gate sums it. `inputs`: tensors in the cell's order.
         """
+        if isinstance(x, Tensor) and x.is_nested:
+            return forward_nested(self, x, hx, reset, lengths, inner_states, inputs)
         weights = self._weights_of_all()  # read once, since a parametrization may draw random numbers
         if reset is None and lengths is None and not inner_states and not inputs:
             results = self._planned(x, hx, weights)
             if results is not None:
                 return results
-        if isinstance(x, Tensor) and x.is_nested:
-            return forward_nested(self, x, hx, reset, lengths, inner_states, inputs)
         example = self._example(weights)
         if x is None and not self._cell.gates_of_x:
             x = empty_input(inputs, self._cell.inputs, example, 3)
@@ -130,7 +130,7 @@ class Recurrent(CellModule, nn.RNNBase):
 
     def _planned(self, x: Any, hx: Any, weights: list[Any]) -> tuple[Tensor, Any] | None:
         """Return the results of a planned call that only runs the cell, or None. It needs no check again."""
-        if torch.compiler.is_dynamo_compiling() or type(x) is not Tensor or x.is_nested or len(x.shape) != 3:
+        if torch.compiler.is_dynamo_compiling() or type(x) is not Tensor or len(x.shape) != 3:
             return None
         cell, plans = self._cell, self._plans
         states = self._states_of(cell, hx)

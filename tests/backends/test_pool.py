@@ -12,6 +12,7 @@ import torch
 
 import fastlstm
 from fastlstm.backends import pool
+from fastlstm.backends.numba.host import frames
 from tests.helpers.layers import CPU_BACKENDS
 from tests.helpers.memory import resident
 from tests.helpers.threads import at_once
@@ -21,7 +22,9 @@ from tests.helpers.threads import at_once
 def empty_pool(monkeypatch):
     gc.collect()  # what other tests have left would come back meanwhile
     monkeypatch.setattr(pool, "_pool", [])
-    monkeypatch.setattr(pool, "_scratch", deque())
+    scratch = deque(maxlen=pool.scratch.maxlen)
+    monkeypatch.setattr(pool, "scratch", scratch)
+    monkeypatch.setattr(frames, "scratch", scratch)
 
 
 def test_the_smallest_buffer_that_serves_is_lent():
@@ -165,19 +168,14 @@ def test_a_forked_child_finds_the_pool_open():
 def test_calls_leave_their_scratch_to_the_next():
     lstm, x = fastlstm.LSTM(20, 60, backend="numba"), torch.randn(3, 2, 20)
     lstm(x), lstm(x)
-    (kept,) = pool._scratch
+    (kept,) = pool.scratch
     fastlstm.LSTM(20, 58, backend="numba")(x)
-    assert list(pool._scratch) == [kept]
+    assert list(pool.scratch) == [kept]
     lstm(x)[0].sum().backward()
-    assert list(pool._scratch) == [kept]
+    assert list(pool.scratch) == [kept]
 
 
 def test_calls_at_once_have_scratch_of_their_own():
-    first, second = pool.take_scratch(), pool.take_scratch()
-    assert first.address != second.address
-    pool.release_scratch(first)
-    pool.release_scratch(second)
-    assert pool.take_scratch() is second
     lstms, x, found = [fastlstm.LSTM(9, 33) for _ in range(4)], torch.randn(30, 1, 9), []
     with torch.no_grad():
         want = [lstm(x)[0] for lstm in lstms]
@@ -189,13 +187,11 @@ def test_calls_at_once_have_scratch_of_their_own():
     at_once(*(partial(calls, k) for k in range(4)))
     assert len(found) == 800
     assert all(found)
-    assert len(pool._scratch) <= 5
+    assert len(pool.scratch) <= 5
 
 
 def test_no_more_scratch_stays_than_pieces():
-    lent = [pool.take_scratch() for _ in range(pool.MAX_PIECES + 2)]
-    for scratch in lent:
-        pool.release_scratch(scratch)
-    assert len(pool._scratch) == pool.MAX_PIECES
+    pool.scratch.extend(pool.Scratch() for _ in range(pool.MAX_PIECES + 2))
+    assert len(pool.scratch) == pool.MAX_PIECES
     pool.forget()
-    assert not pool._scratch
+    assert not pool.scratch
