@@ -101,13 +101,16 @@ def _setting() -> str:
 
 
 def _with_precision(name: str, dtype: torch.dtype, components: bool = False) -> str:
-    """Return the name of numba with products of bfloat16, if the processor has them, for bfloat16 tensors, and for
-    float32 if torch's setting asks for them, or allows them and `components` is true. Return any other `name` as it is.
+    """Return the name of numba with products of bfloat16, if the processor has them: for bfloat16 tensors, for float16
+    if `components` is true, and for float32 if torch's setting asks for them, or allows them and `components` is true.
+    Return any other `name` as it is.
     """
-    if name != "numba" or dtype not in (torch.bfloat16, torch.float32):
+    if name != "numba" or dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return name
-    setting = "bf16" if dtype == torch.bfloat16 else _setting()
-    precision = "bf16x6" if components and setting == "none" else _PRECISIONS.get(setting)
+    setting = "bf16" if dtype == torch.bfloat16 else "none" if dtype == torch.float16 else _setting()
+    precision = _PRECISIONS.get(setting)
+    if components and setting == "none":
+        precision = "bf16x3" if dtype == torch.float16 else "bf16x6"  # as many components as hold a number exactly
     if precision is None or numba.COMPONENTS[precision] > numba.max_components():
         return name
     return f"numba-{precision}"

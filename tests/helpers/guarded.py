@@ -80,7 +80,8 @@ def case(number):
     what, kind = draw.choice(["layer"] * 6 + ["int8", "stream", "ensemble"]), NAMES[number % len(NAMES)]
     if what != "layer" and (what == "int8" or kind in ("params", "regularized", "means", "many products", "projected")):
         kind = draw.choice(kinds.OF_NATIVE)  # a stream and an ensemble have no inputs beside x
-    backend = draw.choice(BACKENDS) if kind in kinds.OF_NATIVE and what == "layer" else "numba"
+    others = BACKENDS if kind in kinds.OF_NATIVE else [name for name in BACKENDS if name != "native"]
+    backend = draw.choice(others) if what == "layer" else "numba"
     if what == "int8" and "native" in BACKENDS:
         backend = "native"
     if kind in ("heads", "means", "many products"):

@@ -7,8 +7,6 @@ LINE = 128
 # packed weights of a K block. Together they stay in a 32 KB L1 cache while the rows' tiles are computed: 16 KB of
 # weights, and 8 KB of sums in vectors of 32 bytes.
 ROW_BLOCK, WEIGHT_BLOCK_BYTES = 64, 16384
-# K blocks of 32 columns whose operands stay in a 48 KB L1 cache while all AMX tiles are multiplied: 24 + 12 KB.
-K_BLOCKS_TOGETHER = 2
 ROOM = 32  # rows after the last one of a row operand, to which whole AMX tiles may write
 CHUNKS_IN_SUBTOTAL = 8  # time chunks whose weight gradients the bf16 unit sums, before it adds them to the total
 ONE_OFFSET = 1024  # the offset in bytes of the one in the buffer `constants` of `fields`, after its zeros
@@ -19,6 +17,11 @@ STRIP = 24  # columns of [x, h, 1] packed side by side: 8 tiles of 3, or 4 of 6
 FEW_TRANSPOSED, FEW_IN_PLACE = 8, 32
 
 
-def operand_k_blocks(I, H):
-    """Return the K blocks of 32 columns in a row operand of x and h, each padded to a multiple of 16 columns."""
-    return ((I + 15) // 16 + (H + 15) // 16 + 1) // 2
+def k_blocks_of(columns):
+    """Return the K blocks of 32 columns in an operand of the bf16 unit."""
+    return (columns + 31) // 32
+
+
+def k_blocks_together(components):
+    """Return the K blocks of 32 columns whose operands stay in a 48 KB L1 cache while all tiles are multiplied."""
+    return max(2, 6 // components)

@@ -178,6 +178,7 @@ chunk                   steps of a time chunk, whose dpreact becomes weight grad
 ring                    time chunks that `strips` has room for
 strip                   columns of a strip of [x, h, 1]
 split_k                 sets of accumulators of the weight gradients, each over a share of the batch rows: 1 or 2
+accumulator_vectors     vectors of an accumulator row: the most terms of x, of h or of a value; unit: S
 accumulator_rows        accumulator rows: one for each column of [x, h, 1], with padding
 first_h_row             first accumulator row of h
 first_value_row         first accumulator row of the values that products multiply, strips of H rows each

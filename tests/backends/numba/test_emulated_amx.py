@@ -1,4 +1,4 @@
-"""Products of bfloat16 on the tiles of AMX, on a processor with AVX-512 that has none: see `tests.helpers.emulated_amx`."""
+"""Products of bfloat16 on the tiles of AMX where a processor has none: see `tests.helpers.emulated_amx`."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(matrix.bf16_module() is amx, reason="the processor has AMX, which the same tests run on"),
     pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="the emulation needs a C compiler"),
 ]
-TESTS = ("test_matrix.py", "test_bfloat16.py")
+TESTS = ("test_matrix.py", "test_matrix_cells.py", "test_bfloat16.py")
 
 
 @pytest.mark.parametrize("selected", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])

@@ -87,7 +87,8 @@ class Forward(Pass):
             # the backward pass gets its own h, since a user may change a step's h_n
             widths = {"h": s.h_width} if s.is_single_step else {}
             widths |= {f"sequence{k}": H for k in range(counts.inner_states)}
-            self.saved = {name: new_of((*steps, R, width), dtype) for name, width in widths.items()}
+            for name, width in widths.items():
+                self.saved[name] = new_of((*steps, R, width), x_dtype if name == "h" else dtype)
             self.unused = {}
         if save:
             self.saved["gates"] = new_of(saved_shape(s.cell, T, R, H, dtype, s.stack_size), dtype, pooled)

@@ -132,9 +132,9 @@ class Pass:
         buffer_sets = 1 if self.stack_size == 1 else self.threads
         crosses = s.heads > 1 and s.H // s.heads % self.lanes != 0
         rare = [f"in_place.{self.kind}"] * in_place + ["heads"] * crosses
-        across = s.counts.has_phases or s.heads > 1  # units see each other by means, or not all of h: without the unit
-        variant = "_across" if across else "_matrix" if s.components else "_mixed" if components else ""
-        task = self.kind.lower() + variant
+        across = s.counts.has_phases or s.heads > 1  # units see each other by means, or not all of h
+        variant = "_matrix" if s.components else "_mixed" if components else ""
+        task = self.kind.lower() + variant + "_across" * across
         self.kernel = Kernel(
             task, self.kind, s.cell, s.dtype, components, self.threads, self.team_count, fields, buffers, buffer_sets,
             rare,

@@ -58,7 +58,7 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, components: i
 
 def components_for(layer: Layer, components: int) -> int:
     """Return `components` if the kernels of the bf16 unit can run the layer, else 0."""
-    return components if components and counts(layer.cell).fits_bf16_unit and heads_of(layer) == 1 else 0
+    return components if counts(layer.cell).fits_bf16_unit and heads_of(layer) == 1 else 0
 
 
 class Plan:
@@ -160,8 +160,7 @@ class SixteenBits(Plan):
             x, *states = copies
         else:
             x, states = x if self.is_bfloat16 else converted(x, torch.float32), widened(states)
-        inputs = layer.inputs if self.is_bfloat16 else widened(layer.inputs)
-        h, last, saved = super().forward(layer._replace(x=x, states=states, inputs=inputs))
+        h, last, saved = super().forward(layer._replace(x=x, states=states, inputs=widened(layer.inputs)))
         if copies is not None:
             _wide_memory.append(memory)
         if saved and h is not None and not self.is_bfloat16:

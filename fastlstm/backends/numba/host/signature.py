@@ -134,7 +134,7 @@ def signature_of(layer: Any, state_axes: tuple[int, ...], components: int) -> Si
         cell, T, prod(rows) // (stack_size or 1), I if counts(cell).x_preacts else 0, hidden_size(layer), stack_size,
         torch.float32 if is_bfloat16 else x.dtype, is_bfloat16, weight_dtype, x.dtype, strides(layer),
         layer.reverse, layer.reset is not None, layer.lengths is not None, is_single_step, state_axes, components,
-        counts(cell).fits_bf16_unit and heads_of(layer) == 1, threads_now(),
+        counts(cell).fits_mixed and heads_of(layer) == 1, threads_now(),
         (layer.weights[2] is not None, layer.weights[3] is not None), heads_of(layer), output_size(layer),
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from fastlstm.backends.numba.constants import (
     ROW_BLOCK,
     STRIP,
     WEIGHT_BLOCK_BYTES,
-    operand_k_blocks,
+    k_blocks_of,
 )
 from fastlstm.backends.numba.host.accumulators import accumulator_layout
 from fastlstm.backends.numba.host.cell_counts import cell_fields, count_copy_vectors
@@ -62,9 +62,12 @@ def transposed_sizes(s: Signature, panels: int, lanes: int, x_components: int) -
     """Return the elements of the transposed weights, in groups of four vectors of columns. `x_components`: of an
     element of weight_ih, 0 if it stays as it is. Those of weight_hh are `s.components`.
     """
-    # on the unit, a component of the 64 by 64 weights of a panel's four gates and a group takes 2 * 1024 float32
+    # on the unit, a component of the 32 by 64 weights of 32 units of a gate and a group takes 1024 float32
     I, H, gates, components = s.I, s.H, (s.counts.x_preacts, s.counts.h_preacts), (x_components, s.components)
-    ih, hh = (panels * 2 * n * 1024 if n else panels * count * lanes * 4 * lanes for n, count in zip(components, gates))
+    ih, hh = (
+        count * k_blocks_of(H) * n * 1024 if n else panels * count * lanes * 4 * lanes
+        for n, count in zip(components, gates)
+    )
     groups, reach = panels_of(H, 4 * lanes), reach_of(s.H, s.heads, lanes)
     if s.heads > 1:
         hh = hh // panels * reach
@@ -89,7 +92,7 @@ def has_compact_panel(s: Signature) -> bool:
     vectors, without the bf16 unit, several phases or heads, or pre-activations that lack a product or exceed four.
     """
     lanes, preacts, rest = lanes_of(s.dtype), s.counts.preacts, s.H % lanes_of(s.dtype)
-    may_use_unit = s.counts.fits_bf16_unit and s.dtype == torch.float32 and max_components() >= UNIT_COMPONENTS
+    may_use_unit = s.counts.fits_mixed and s.dtype == torch.float32 and max_components() >= UNIT_COMPONENTS
     if s.components or may_use_unit or s.counts.has_phases or s.heads > 1 or not s.counts.joint or preacts > 4:
         return False
     return 0 < -(-preacts * rest // lanes) < preacts
@@ -119,7 +122,8 @@ def forward_sizes(s: Signature, x_components: int, team_count: int) -> tuple[dic
         buffers["h_float32"] = 2 * B * H
     if components:
         fields["k_block_stride"] = (B + ROOM) * 64
-        buffers["row_operand"] = 2 * components * operand_k_blocks(I, H) * fields["k_block_stride"] // 4
+        blocks = k_blocks_of(I) + k_blocks_of(H)
+        buffers["row_operand"] = 2 * components * blocks * fields["k_block_stride"] // 4
     elif x_components:
         steps = max(1, min(T, CHUNK_PAIRS // max(B, 1)))
         rows = steps * B + ROOM * team_count
@@ -142,9 +146,12 @@ def forward_sizes(s: Signature, x_components: int, team_count: int) -> tuple[dic
 
 
 def packed_size(s: Signature, lanes: int, x_components: int, packed_panels: int) -> int:
-    """Return the elements of `packed_panels` packed panels. The bf16 unit's K blocks take 1024 float32 a component."""
+    """Return the elements of `packed_panels` packed panels. The bf16 unit's K blocks take 256 float32 a component and
+    pre-activation.
+    """
     if s.components:
-        return packed_panels * operand_k_blocks(s.I, s.H) * s.components * 1024
+        tiles = k_blocks_of(s.I) * s.counts.x_preacts + k_blocks_of(s.H) * s.counts.h_preacts
+        return packed_panels * tiles * s.components * 256
     ih = panels_of(s.I, 32) * x_components * 1024 if x_components else s.I * s.counts.x_preacts * lanes
     of_h, of_value = (span_of(s.H, s.heads, lanes, columns) for columns in (s.h_width, s.H))
     return packed_panels * ((of_h * s.counts.h_preacts + of_value * s.counts.products) * lanes + ih)
@@ -207,7 +214,7 @@ def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> Backwar
     on_unit = s.allows_bf16_unit and wants_weights and is_long and not is_few and max_components() >= UNIT_COMPONENTS
     sum_components = components or (UNIT_COMPONENTS if on_unit else 0)
     first_h_row, ones_row, first_value_row, accumulator_rows = accumulator_layout(s, sum_components)
-    widest = max(counts.x_preacts, counts.h_preacts, counts.group_size, 1)
+    widest = counts.preacts if sum_components else max(counts.x_preacts, counts.h_preacts, counts.group_size, 1)
     set_bytes = panels * accumulator_rows * widest * lanes * size
     pairs = CHUNK_PAIRS
     if is_few:  # x || h in strips of four vectors: the biases need no ones
@@ -229,19 +236,21 @@ def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> Backwar
     fields |= {"dpreact_steps": dpreact_steps, "strip": wide if is_few else STRIP}
     fields["group_stride"] = group * size // fields["group_rows"]  # for one row: kernels multiply it by a group's first
     fields |= {"accumulator_rows": accumulator_rows, "first_h_row": first_h_row, "ones_row": ones_row}
-    fields["first_value_row"] = first_value_row
+    fields |= {"first_value_row": first_value_row, "accumulator_vectors": widest}
     carried = counts.inner_states + counts.carries_h + s.has_lengths  # gradients that go from step to step
     buffers = {"scratch": scratch, "carried": panels * B * lanes * carried}
-    if not components:
+    buffers["param_sums"] = panels_of(B, fields["group_rows"]) * group
+    if not components or counts.has_phases:
         buffers["dpreact"] = panels * dpreact_steps * B * (counts.preacts + counts.products) * lanes
-        buffers["param_sums"] = panels_of(B, fields["group_rows"]) * group
     if components or dx_components:
         steps = ring * chunk if wants_dx else 2
         fields |= {"dpreact_row_steps": steps, "k_block_stride": (steps * B + ROOM) * 64}
-        buffers["dpreact_rows"] = (components or dx_components) * 2 * panels * fields["k_block_stride"] // size
+        buffers["dpreact_rows"] = (
+            (components or dx_components) * counts.preacts * k_blocks_of(H) * fields["k_block_stride"] // size
+        )
     if sum_components:
         k_blocks = -(-chunk * (B + B % 2) // 32)  # of 32 (step, row) pairs, from an even number of rows
-        fields["columns_bytes"] = panels * k_blocks * sum_components * 4096
+        fields["columns_bytes"] = panels * k_blocks * sum_components * counts.preacts * 1024
         fields["strips_bytes"] = sum_components * k_blocks * accumulator_rows * 64
         buffers["dpreact_columns"] = ring * fields["columns_bytes"] // size if wants_weights else 0
     else:

@@ -69,6 +69,8 @@ KERNELS: dict[str, tuple[Any, Any, dict[str, int | str]]] = {
     "backward_across": (backward, BackwardArguments, {}),
     "forward_matrix": (forward_matrix, ForwardArguments, PLAIN),
     "backward_matrix": (backward_matrix, BackwardArguments, _PLAIN_BACKWARD),
+    "forward_matrix_across": (forward_matrix, ForwardArguments, {}),
+    "backward_matrix_across": (backward_matrix, BackwardArguments, {}),
     "forward_mixed": (forward_mixed, ForwardArguments, PLAIN),
     "backward_mixed": (backward_mixed, BackwardArguments, _PLAIN_BACKWARD),
     "stack": (stack, StackArguments, {}),

@@ -174,8 +174,9 @@ def backward_with(products: BackwardProducts) -> Any:
                             barriers_passed,
                         )  # fmt: skip
                     if not multiplies and a.splits_rows != 0:
-                        r_first = g_first + share_rows(g_last - g_first, a.group_rows, team_thread, team_size)
-                        r_last = g_first + share_rows(g_last - g_first, a.group_rows, team_thread + 1, team_size)
+                        unit = max(2, a.group_rows)  # operands of the bf16 unit have rows in pairs
+                        r_first = g_first + share_rows(g_last - g_first, unit, team_thread, team_size)
+                        r_last = g_first + share_rows(g_last - g_first, unit, team_thread + 1, team_size)
                         begin, end = 0, groups if r_first < r_last else 0
                     if a.phases > 1 and s >= 0 and computes:
                         active = rows_to_last_active(a, t, r_first, r_last - r_first)
@@ -216,9 +217,11 @@ def backward_with(products: BackwardProducts) -> Any:
             barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
             if a.strips != 0 or a.dx != 0:
                 due_chunk, due_barrier = 0 if s < 0 else T, next_barrier - 1
+                # not where the team's products are: other threads may have begun the next step
+                own_scratch = scratch_slot(a, scratch, 0) if a.phases > 1 else scratch
                 if s >= 0 and s % a.chunk == 0:
                     chunk = s // a.chunk
-                    pack_activations(a, chunk, thread, thread_count, scratch)
+                    pack_activations(a, chunk, thread, thread_count, own_scratch)
                     arrive(barrier_address(a, next_barrier), thread_count)
                     next_barrier += 1
                     # Every thread that has arrived at the barrier of chunk + 1 has read chunk + 3. So the next chunk,
@@ -226,8 +229,6 @@ def backward_with(products: BackwardProducts) -> Any:
                     due_chunk = chunk + 1
                 if due_chunk * a.chunk < T:  # one call, since each is compiled into the kernel
                     wait_for(barrier_address(a, due_barrier), thread_count, due_barrier // 2 + 1, a.relax)
-                    # not where the team's products are: other threads may have begun the next step
-                    own_scratch = scratch_slot(a, scratch, 0) if a.phases > 1 else scratch
                     add_gradients(a, own_scratch, due_chunk, b_last - b_first, thread, thread_count)
 
         if is_on_bf16_unit:

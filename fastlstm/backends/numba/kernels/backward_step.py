@@ -49,7 +49,11 @@ def run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase, transposed):
             call(a.add_rows, rows, valid, d, d_row, carried_address(a, k, p, b), VECTOR)
     if not is_full or has_reset or a.is_bfloat16 != 0 or (corrects and a.read_bits & 1 != 0):
         pointers, k = table + a.table_bytes, dh_entry(a)
-        redirect_to_scratch(a, table, pointers, p, t, b, rows, scratch, writes=False, corrects=corrects)
+        is_first = t == (a.T - 1 if a.reverse != 0 else 0)  # h_0 is never bfloat16
+        narrow_from = 2 if a.is_bfloat16 == 0 else 1 if is_first else 0
+        redirect_to_scratch(
+            a, table, pointers, p, t, b, rows, scratch, writes=False, corrects=corrects, narrow_from=narrow_from
+        )
         dh_row, dh_copy = entry_stride(table, k), scratch_slot(a, scratch, k)
         dh_out = get_int64(table + 16 * k) + b * dh_row + p * L * element_bytes(a)
         read_rows(a, a.is_bfloat16, rows, lanes_inside(a, p, a.h_width), L, dh_out, dh_row, dh_copy, VECTOR)

@@ -60,7 +60,7 @@ def run_cell(a, t, p, b, rows, preacts, scratch, table, phase, team_scratch, tea
     is_full = (p + 1) * L <= min(a.H, a.h_width)
     if not is_full or has_reset or (has_held and a.inner_step_stride == 0):
         pointers = table + a.table_bytes
-        redirect_to_scratch(a, table, pointers, p, t, b, rows, scratch, writes=True, corrects=False)
+        redirect_to_scratch(a, table, pointers, p, t, b, rows, scratch, writes=True, corrects=False, narrow_from=2)
     saved = saved_address(a, a.B, t, p, b)
     if a.phases == 1:
         call(cell_forward_of(a), rows, b, panel_offset, preacts, saved, pointers)
@@ -253,7 +253,7 @@ def forward_with(products: ForwardProducts) -> Any:
                                 copy_held(a, t, p, b + active, rows - active, table)
                             if computes:
                                 run_cell(a, t, p, b, active, preacts, scratch, table, phase, team_scratch, b - g_first)
-                            if not reads_h_unpacked:
+                            if not reads_h_unpacked and phase == a.phases - 1:
                                 if a.h_float32 != 0:
                                     store_output(a, t, p, b, rows, h)
                                 if s + 1 < T:

@@ -1,19 +1,31 @@
 """The backward pass's products on the bf16 unit, for which dpreact is stored in two layouts.
 
-The product with the weights gives the gradients of the step before: its row operand's K blocks of 32 hold a panel's
-units of two gates, in turns. The product with [x, 1, h], a sum over all steps and batch rows, gives the gradients of
-the weights: its column operand holds two batch rows side by side.
+The product with the weights gives the gradients of the step before: its row operand's K blocks hold 32 units of a
+gate, gate after gate. The product with [x, 1, h], a sum over all steps and batch rows, gives the gradients of the
+weights: its column operand holds two batch rows side by side.
 """
 
-from fastlstm.backends.numba.constants import CHUNKS_IN_SUBTOTAL, K_BLOCKS_TOGETHER, ONE_OFFSET, ROW_BLOCK
-from fastlstm.backends.numba.kernels.layout import count_vector_groups, first_vector
-from fastlstm.backends.numba.kernels.matrix_forward import TILES, copy_square
+from fastlstm.backends.numba.constants import (
+    CHUNKS_IN_SUBTOTAL,
+    ONE_OFFSET,
+    ROW_BLOCK,
+    k_blocks_of,
+    k_blocks_together,
+)
+from fastlstm.backends.numba.kernels.layout import (
+    block,
+    count_vector_groups,
+    dpreact_address,
+    first_h_preact,
+    first_vector,
+)
+from fastlstm.backends.numba.kernels.matrix_forward import TILE, copy_square
 from fastlstm.backends.numba.kernels.products import BackwardProducts
 from fastlstm.backends.numba.kernels.row_masks import correct_states, zero_held
 from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, read_rows, write_rows
 from fastlstm.backends.numba.kernels.states import dpreact_slot
 from fastlstm.backends.numba.kernels.threads import share
-from fastlstm.backends.numba.kernels.weight_gradients import accumulator_address
+from fastlstm.backends.numba.kernels.weight_gradients import accumulator_address, accumulator_row_bytes
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 
@@ -28,29 +40,26 @@ def count_k_blocks(a, steps):
 
 
 def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch):
-    """Pack vector groups `first` to `last` of (4 H, N) weights as a column operand."""
-    L, H = a.lanes, a.H
-    panels, vectors = a.panels, (N + L - 1) // L
-    low_copy, high_copy = scratch, scratch + 16 * VECTOR
-    for p in range(panels):
-        units = min(L, H - p * L)
-        for pair in range(2):
-            for q in range(first, last):  # inside: the rows of weights are read from end to end
-                for n in range(first_vector(vectors, q + 1) - first_vector(vectors, q)):
-                    column = (first_vector(vectors, q) + n) * L
-                    low = weight + (2 * pair * H + p * L) * weight_row + column * element_bytes(a)
-                    high, low_row = low + H * weight_row, weight_row
-                    if units < L or N - column < L or a.is_bfloat16 != 0:
-                        copy_square(a, units, min(L, N - column), low, weight_row, low_copy)
-                        copy_square(a, units, min(L, N - column), high, weight_row, high_copy)
-                        low, high, low_row = low_copy, high_copy, VECTOR
-                    target = packed + ((q * panels + p) * 2 + pair) * a.components * TILES + n * 1024
-                    call(a.interleave, L, low, low_row, high, low_row, target, TILES, a.overflow_flag)
+    """Pack vector groups `first` to `last` of N columns of a weight as a column operand of 32 units of a gate."""
+    L, H, blocks, vectors = a.lanes, a.H, k_blocks_of(a.H), (N + a.lanes - 1) // a.lanes
+    gates, first_block = (a.h_preacts, a.x_preacts) if of_h else (a.x_preacts, 0)
+    for k in range(gates * blocks):
+        unit = k % blocks * 32
+        row = weight + (block(a, first_block + k // blocks) * H + unit) * weight_row
+        for q in range(first, last):  # inside: the rows of weights are read from end to end
+            for n in range(first_vector(vectors, q + 1) - first_vector(vectors, q)):
+                column = (first_vector(vectors, q) + n) * L
+                low, low_row = row + column * element_bytes(a), weight_row
+                if H - unit < 32 or N - column < L or a.is_bfloat16 != 0:
+                    copy_square(a, 32, min(32, H - unit), min(L, N - column), low, low_row, scratch)
+                    low, low_row = scratch, VECTOR
+                target = packed + ((q * gates * blocks + k) * a.components * 4 + n) * TILE
+                call(a.interleave, L, low, 2 * low_row, low + low_row, 2 * low_row, target, 4 * TILE, a.overflow_flag)
 
 
 def dpreact_target(a, p, s, b, scratch):
-    """Return where the cell stores dpreact, from where `store_dpreact` copies it."""
-    return dpreact_slot(a, scratch)
+    """Return where the cell stores dpreact, from where `store_dpreact` copies it: later phases read that of earlier."""
+    return dpreact_slot(a, scratch) if a.phases == 1 else dpreact_address(a, p, s, b)
 
 
 def dpreact_row_address(a, s, b):
@@ -62,46 +71,51 @@ def store_dpreact_columns(a, p, s, b, rows, dpre):
     """Store dpreact as the column operand of the weight gradients. The arguments are those of `store_dpreact`."""
     if a.dweights == 0:
         return
-    row, flag = 4 * VECTOR, a.overflow_flag
+    row, flag, next_component = a.terms * VECTOR, a.overflow_flag, a.preacts * TILE
     columns, blocks = a.dpreact_columns + s // a.chunk % a.ring * a.columns_bytes, count_k_blocks(a, a.chunk)
-    block_bytes, first, count, done = a.components * TILES, (s % a.chunk * even(a.B) + b) // 2, rows // 2, 0
+    first, count, done = (s % a.chunk * even(a.B) + b) // 2, rows // 2, 0
     while done < count:
         block, pair = (first + done) // 16, (first + done) % 16
         pairs = min(16 - pair, count - done)
-        for gate in range(4):
+        for gate in range(a.preacts):
             low = dpre + 2 * done * row + gate * VECTOR
-            target = columns + (p * blocks + block) * block_bytes + gate * 1024 + pair * 64
-            call(a.interleave, pairs, low, 2 * row, low + row, 2 * row, target, TILES, flag)
+            target = columns + (p * blocks + block) * a.components * next_component + gate * TILE + pair * 64
+            call(a.interleave, pairs, low, 2 * row, low + row, 2 * row, target, next_component, flag)
         done += pairs
     if rows % 2 != 0:  # the last row is paired with zeros
         block, pair = (first + count) // 16, (first + count) % 16
-        for gate in range(4):
+        for gate in range(a.preacts):
             low = dpre + (rows - 1) * row + gate * VECTOR
-            target = columns + (p * blocks + block) * block_bytes + gate * 1024
-            call(a.interleave, 1, low, 0, a.constants, 0, target + pair * 64, TILES, flag)
+            target = columns + (p * blocks + block) * a.components * next_component + gate * TILE
+            call(a.interleave, 1, low, 0, a.constants, 0, target + pair * 64, next_component, flag)
 
 
 def store_dpreact_rows(a, p, s, b, rows, dpre):
     """Store dpreact as the row operand of the products with weights. The arguments are those of `store_dpreact`."""
-    row, component_stride = 4 * VECTOR, 2 * a.panels * a.k_block_stride
-    for pair in range(2):
-        low, target = dpre + 2 * pair * VECTOR, dpreact_row_address(a, s, b) + (2 * p + pair) * a.k_block_stride
-        call(a.interleave, rows, low, row, low + VECTOR, row, target, component_stride, a.overflow_flag)
+    blocks, stride = k_blocks_of(a.H), a.k_block_stride
+    next_component = a.preacts * blocks * stride
+    for gate in range(a.preacts):
+        target = dpreact_row_address(a, s, b) + (gate * blocks + p // 2) * stride + p % 2 * 32
+        call(a.to_row_operand, rows, dpre + gate * VECTOR, a.terms * VECTOR, target, next_component, a.overflow_flag)
+        for n in range(a.components if p == a.panels - 1 and p % 2 == 0 else 0):
+            call(a.copy_rows, rows, 0, 8, dpre, 0, target + n * next_component + 32, 64)
 
 
 def store_dpreact(a, p, s, b, rows, dpre):
-    """Store dpreact (rows, 4, lanes) of panel p, step s and rows from `b` on in both layouts."""
+    """Store dpreact (rows, S, lanes) of panel p, step s and rows from `b` on in both layouts."""
     store_dpreact_rows(a, p, s, b, rows, dpre)
     store_dpreact_columns(a, p, s, b, rows, dpre)
 
 
 def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     """Store the product of dpreact of step s with vector group q of the transposed weights in scratch."""
-    panels = a.panels
+    blocks, stride = k_blocks_of(a.H), a.k_block_stride
+    gates, first = (a.h_preacts, first_h_preact(a)) if of_h else (a.x_preacts, 0)
     call(
-        a.matrix_product, rows, a.constants, 0, scratch, 4 * VECTOR, dpreact_row_address(a, s, b), a.k_block_stride,
-        2 * panels * a.k_block_stride, packed + q * 2 * panels * a.components * TILES, 2 * panels,
-        (first_vector(vectors, q + 1) - first_vector(vectors, q) + 1) // 2, K_BLOCKS_TOGETHER,
+        a.matrix_product, rows, a.constants, 0, scratch, 4 * VECTOR,
+        dpreact_row_address(a, s, b) + first * blocks * stride, stride, a.preacts * blocks * stride,
+        packed + q * gates * blocks * a.components * 4 * TILE, 4 * TILE, gates * blocks,
+        first_vector(vectors, q + 1) - first_vector(vectors, q), k_blocks_together(a.components),
     )  # fmt: skip
 
 
@@ -178,34 +192,47 @@ def pack_activations(a, chunk, thread, threads, scratch):
     first = filled // 2 % 16  # the pairs after the last row of the column operand become zero
     if first != 0:
         for p in range(share(panels, thread, threads), share(panels, thread + 1, threads)):
-            for n in range(4 * a.components):
-                column = columns + (p * blocks + used - 1) * a.components * TILES + n * 1024 + first * 64
+            for n in range(a.preacts * a.components):
+                column = columns + ((p * blocks + used - 1) * a.components * a.preacts + n) * TILE + first * 64
                 call(a.copy_rows, 16 - first, 0, 16, column, 0, column, 64)
+
+
+def add_product(a, chunk, k_set, p, out, begins, row, row_last, gate, gates):
+    """Add a time chunk to rows `row` to `row_last` of the accumulators at `out`, for `gates` terms from `gate` on."""
+    blocks, rows, stride = count_k_blocks(a, a.chunk), a.accumulator_rows, accumulator_row_bytes(a)
+    used = count_k_blocks(a, min(a.chunk, a.T - chunk * a.chunk))
+    first, last = share(used, k_set, a.split_k), share(used, k_set + 1, a.split_k)
+    strips, columns = a.strips + chunk % a.ring * a.strips_bytes, a.dpreact_columns + chunk % a.ring * a.columns_bytes
+    target = out + row * stride
+    init, init_row = (a.constants, 0) if begins else (target, stride)
+    call(
+        a.matrix_product, row_last - row, init, init_row, target, stride, strips + (first * rows + row) * 64, rows * 64,
+        blocks * rows * 64, columns + ((p * blocks + first) * a.components * a.preacts + gate) * TILE,
+        a.preacts * TILE, last - first, gates, max(last - first, 1),
+    )  # fmt: skip
 
 
 def add_weight_gradients(a, chunk, k_set, p_first, p_last):
     """Add a time chunk to panels `p_first` to `p_last` of dweights, in one split-K set. Since the error of a long sum
     grows with its length, CHUNKS_IN_SUBTOTAL chunks are summed to a subtotal, and these to the total.
     """
-    blocks, s = count_k_blocks(a, a.chunk), chunk * a.chunk
-    used, rows = count_k_blocks(a, min(a.chunk, a.T - s)), a.accumulator_rows
-    first, last = share(used, k_set, a.split_k), share(used, k_set + 1, a.split_k)
-    strips, columns = a.strips + chunk % a.ring * a.strips_bytes, a.dpreact_columns + chunk % a.ring * a.columns_bytes
-    chunks = (a.T + a.chunk - 1) // a.chunk
-    has_subtotals = chunks > CHUNKS_IN_SUBTOTAL
+    used, rows = count_k_blocks(a, min(a.chunk, a.T - chunk * a.chunk)), a.accumulator_rows
+    chunks, width = (a.T + a.chunk - 1) // a.chunk, rows * accumulator_row_bytes(a) // a.size
+    has_subtotals, h_row = chunks > CHUNKS_IN_SUBTOTAL, a.first_h_row
     for p in range(p_first, p_last):
         out = accumulator_address(a, a.split_k + k_set if has_subtotals else k_set, p)
         begins = chunk == chunks - 1 or chunk % CHUNKS_IN_SUBTOTAL == CHUNKS_IN_SUBTOTAL - 1
-        init, init_row = (a.constants, 0) if begins else (out, 4 * VECTOR)
-        if begins and first == last:  # this set has no K block, so that no product sets its sums to a first value
-            call(a.copy_rows, 1, 0, rows * 4 * a.lanes, out, 0, out, 0)
-        call(
-            a.matrix_product, rows, init, init_row, out, 4 * VECTOR, strips + first * rows * 64, rows * 64,
-            blocks * rows * 64, columns + (p * blocks + first) * a.components * TILES, last - first, 2,
-            max(last - first, 1),
-        )  # fmt: skip
+        if begins and share(used, k_set, a.split_k) == share(used, k_set + 1, a.split_k):
+            # this set has no K block, so that no product sets its sums to a first value
+            call(a.copy_rows, 1, 0, width, out, 0, out, 0)
+        elif a.joint != 0:
+            add_product(a, chunk, k_set, p, out, begins, 0, rows, 0, a.preacts)
+        else:  # the tile with the ones, whose sums are the gradients of all biases, has all gates
+            add_product(a, chunk, k_set, p, out, begins, 0, h_row - 16, 0, a.x_preacts)
+            add_product(a, chunk, k_set, p, out, begins, h_row - 16, h_row, 0, a.preacts)
+            add_product(a, chunk, k_set, p, out, begins, h_row, rows, first_h_preact(a), a.h_preacts)
         if has_subtotals and chunk % CHUNKS_IN_SUBTOTAL == 0:
-            total, width = accumulator_address(a, k_set, p), rows * 4 * a.lanes
+            total = accumulator_address(a, k_set, p)
             if chunk + CHUNKS_IN_SUBTOTAL >= chunks:
                 call(a.copy_rows, 1, width, width, out, 0, total, 0)
             else:

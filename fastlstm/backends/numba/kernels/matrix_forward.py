@@ -1,123 +1,154 @@
-"""The forward pass's products on the bf16 unit: every step's x, padded to 16 columns, then h, each panel 16 wide, are
-written to one of two row operands, see `llvm.matrix`, which take turns.
+"""The forward pass's products on the bf16 unit: every step's x, padded to 32 columns, then h, also padded, are written
+to one of two row operands, see `llvm.matrix`, which take turns. If every pre-activation has both products, these are
+one; otherwise that of x has the first tiles of a panel, and that of h the last.
 """
 
-from fastlstm.backends.numba.constants import K_BLOCKS_TOGETHER, ROW_BLOCK, operand_k_blocks
+from fastlstm.backends.numba.constants import ROW_BLOCK, k_blocks_of, k_blocks_together
+from fastlstm.backends.numba.kernels.layout import block, first_h_preact
 from fastlstm.backends.numba.kernels.products import ForwardProducts
 from fastlstm.backends.numba.kernels.row_masks import any_held, zero_held, zero_reset
 from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, read_rows
-from fastlstm.backends.numba.kernels.vector_forward import multiply_inputs
+from fastlstm.backends.numba.kernels.states import scratch_slot
+from fastlstm.backends.numba.kernels.vector_forward import biases_address, copy_preacts, multiply_inputs
 from fastlstm.backends.numba.llvm.intrinsics import call
 
-TILES = 4096  # bytes of one component of a K block of the column operand, for 64 columns
+TILE = 1024  # bytes of one component of a K block of 32 columns for a vector of units
 
 
-def count_x_groups(a):
-    """Return the number of groups of 16 columns of x."""
-    return (a.I + 15) // 16
+def count_h_blocks(a):
+    """Return the number of K blocks of h."""
+    return k_blocks_of(a.H) if a.h_preacts != 0 else 0
 
 
-def count_k_blocks(a):
-    """Return the number of K blocks of 32 columns of x and h."""
-    return operand_k_blocks(a.I, a.H)
+def component_stride(a):
+    return (k_blocks_of(a.I) + count_h_blocks(a)) * a.k_block_stride
 
 
-def operand(a, s, j, b):
-    """Return the address of 16 columns from 16 j on, of step s and row b."""
-    blocks, stride = count_k_blocks(a), a.k_block_stride
-    return a.row_operand + (s % 2) * a.components * blocks * stride + j // 2 * stride + b * 64 + j % 2 * 32
+def operand(a, s, k, b):
+    """Return the address of K block k of step s and row b: those of x come first."""
+    return a.row_operand + (s % 2) * a.components * component_stride(a) + k * a.k_block_stride + b * 64
 
 
-def copy_square(a, rows, columns, source, source_row, target):
-    """Copy `rows` by `columns` weights to 16 by 16 float32 numbers, zeros elsewhere."""
+def h_operand(a, s, p, b):
+    """Return the address of h of panel p before step s, of row b."""
+    return operand(a, s, k_blocks_of(a.I) + p // 2, b) + p % 2 * 32
+
+
+def copy_square(a, height, rows, columns, source, source_row, target):
+    """Copy `rows` by `columns` weights to `height` by 16 float32 numbers, zeros elsewhere."""
     read_rows(a, a.is_bfloat16, rows, columns, 16, source, source_row, target, VECTOR)
-    call(a.copy_rows, 16 - rows, 0, 16, source, 0, target + rows * VECTOR, VECTOR)
+    call(a.copy_rows, height - rows, 0, 16, source, 0, target + rows * VECTOR, VECTOR)
 
 
-def pack_columns(a, p, x_groups, h_groups, target, scratch):
-    """Pack panel p as a column operand, 16 columns a gate: K runs over groups of 16 columns of x, then of h."""
-    L, I, H = a.lanes, a.I, a.H
-    units, copy, tile, group_bytes = min(L, H - p * L), scratch, scratch + 16 * VECTOR, L * element_bytes(a)
-    for gate in range(4):
-        row = gate * H + p * L
-        for k in range((x_groups + h_groups + 1) // 2):
+def pack_columns(a, p, weight, weight_row, columns, gates, first_block, target, scratch):
+    """Pack panel p of a weight as a column operand with a tile for each of its `gates`, see `vector_forward`."""
+    L, H, next_component = a.lanes, a.H, gates * TILE
+    units, copy, tile = min(L, H - p * L), scratch, scratch + 16 * VECTOR
+    for gate in range(gates):
+        row = weight + (block(a, first_block + gate) * H + p * L) * weight_row
+        for k in range(k_blocks_of(columns)):
             for half in range(2):
-                j = 2 * k + half
-                source, source_row = a.weight_ih + row * a.ih_row_stride + j * group_bytes, a.ih_row_stride
-                columns = I - j * L
-                if j >= x_groups:
-                    source_row = a.hh_row_stride
-                    source = a.weight_hh + row * source_row + (j - x_groups) * group_bytes
-                    columns = H - (j - x_groups) * L if h_groups != 0 else 0
-                if columns < L or units < L:
-                    copy_square(a, units, max(0, min(L, columns)), source, source_row, copy)
-                    call(a.to_row_operand, L, copy, VECTOR, tile + half * 32, 1024, a.overflow_flag)
-                elif a.is_bfloat16 != 0:  # they are their only component
+                column = 32 * k + half * L
+                source, source_row, width = (
+                    row + column * element_bytes(a),
+                    weight_row,
+                    max(0, min(L, columns - column)),
+                )
+                if a.is_bfloat16 != 0 and width == L and units == L:  # they are their only component
                     call(a.copy_rows, L, 8, 8, source, source_row, tile + half * 32, 64)
-                else:
-                    call(a.to_row_operand, L, source, source_row, tile + half * 32, 1024, a.overflow_flag)
-            call(a.transpose_tiles, a.components, tile, 1024, target + k * a.components * TILES + gate * 1024, TILES)
+                    continue
+                if width < L or units < L:
+                    copy_square(a, L, units, width, source, source_row, copy)
+                    source, source_row = copy, VECTOR
+                call(a.to_row_operand, L, source, source_row, tile + half * 32, TILE, a.overflow_flag)
+            packed = target + (k * a.components * gates + gate) * TILE
+            call(a.transpose_tiles, a.components, tile, TILE, packed, next_component)
+
+
+def packed_address(a, packed_index):
+    """Return the address of a panel's K blocks of x, which those of h follow."""
+    tiles = k_blocks_of(a.I) * a.x_preacts + count_h_blocks(a) * a.h_preacts
+    return a.packed + packed_index * tiles * a.components * TILE
+
+
+def packed_h_address(a, packed_index):
+    return packed_address(a, packed_index) + k_blocks_of(a.I) * a.x_preacts * a.components * TILE
 
 
 def pack_weights(a, p, packed_index, scratch):
-    """Pack panel p of both weights as a column operand."""
-    target = a.packed + packed_index * count_k_blocks(a) * a.components * TILES
-    pack_columns(a, p, count_x_groups(a), a.panels, target, scratch)
+    """Pack panel p of both weights."""
+    copy, x_columns, h_columns = (
+        scratch_slot(a, scratch, 0),
+        packed_address(a, packed_index),
+        packed_h_address(a, packed_index),
+    )
+    pack_columns(a, p, a.weight_ih, a.ih_row_stride, a.I, a.x_preacts, 0, x_columns, copy)
+    pack_columns(a, p, a.weight_hh, a.hh_row_stride, a.H, a.h_preacts, a.x_preacts, h_columns, copy)
 
 
 def preact(a, s, p, packed_index, b, rows, team_index, b_first, b_last, scratch, x, h_in, h_in_stride):
     """Compute the pre-activations of panel p: see `products.ForwardProducts`."""
-    blocks, stride = count_k_blocks(a), a.k_block_stride
-    used = blocks if h_in != 0 else max(1, (count_x_groups(a) + 1) // 2)
+    stride, next_component, row = a.k_block_stride, component_stride(a), a.preacts * VECTOR
+    x_blocks, h_blocks = k_blocks_of(a.I), count_h_blocks(a) if h_in != 0 else 0
+    biases, together = biases_address(a, p), k_blocks_together(a.components)
     call(
-        a.matrix_product, rows, a.biases + p * 4 * VECTOR, 0, scratch, 4 * VECTOR, operand(a, s, 0, b), stride,
-        blocks * stride, a.packed + packed_index * blocks * a.components * TILES, used, 2, K_BLOCKS_TOGETHER,
+        a.matrix_product, rows, biases, 0, scratch, row, operand(a, s, 0, b), stride, next_component,
+        packed_address(a, packed_index), a.x_preacts * TILE, x_blocks + h_blocks if a.joint != 0 else x_blocks,
+        a.x_preacts, together,
     )  # fmt: skip
+    if a.joint == 0:
+        copy_preacts(a, a.x_preacts, a.preacts, rows, biases, 0, scratch, row)
+        h_sums = scratch + first_h_preact(a) * VECTOR
+        call(
+            a.matrix_product, rows, h_sums, row, h_sums, row, operand(a, s, x_blocks, b), stride, next_component,
+            packed_h_address(a, packed_index), a.h_preacts * TILE, h_blocks, a.h_preacts, together,
+        )  # fmt: skip
 
 
-def split_inputs(a, s, j, b, rows, target, component_stride, scratch):
-    """Write 16 columns of x, from 16 j on, of step s and `rows` rows from `b` on to the row operand at `target`."""
+def split_inputs(a, s, k, b, rows, target, next_component, scratch):
+    """Write K block k of x, of step s and `rows` rows from `b` on, to the row operand at `target`."""
     L, I, T = a.lanes, a.I, a.T
-    t = T - 1 - s if a.reverse != 0 else s
-    source, source_row = a.x + t * a.x_step_stride + b * a.x_row_stride + j * L * element_bytes(a), a.x_row_stride
-    copy = scratch + ROW_BLOCK * 4 * VECTOR
-    if I - j * L < L or a.is_bfloat16 != 0:
-        read_rows(a, a.is_bfloat16, rows, min(L, I - j * L), L, source, source_row, copy, VECTOR)
-        source, source_row = copy, VECTOR
-    if any_held(a, t, b, rows):  # padding may have numbers that the unit cannot take
-        if source != copy:
-            call(a.copy_rows, rows, L, L, source, source_row, copy, VECTOR)
+    t, copy = T - 1 - s if a.reverse != 0 else s, scratch_slot(a, scratch, 0)
+    x, x_row = a.x + t * a.x_step_stride + b * a.x_row_stride + 32 * k * element_bytes(a), a.x_row_stride
+    if a.is_bfloat16 != 0 and 32 * k + 32 <= I:  # it is its only component
+        call(a.copy_rows, rows, 16, 16, x, x_row, target, 64)
+        return
+    for half in range(2):
+        width, source, source_row = max(0, min(L, I - 32 * k - half * L)), x + half * L * element_bytes(a), x_row
+        if width < L or a.is_bfloat16 != 0:
+            read_rows(a, a.is_bfloat16, rows, width, L, source, source_row, copy, VECTOR)
             source, source_row = copy, VECTOR
-        zero_held(a, t, b, rows, L, copy, VECTOR)
-    call(a.to_row_operand, rows, source, source_row, target, component_stride, a.overflow_flag)
+        if a.components > 1 and any_held(a, t, b, rows):  # padding may have numbers that the unit cannot take
+            if source != copy:
+                call(a.copy_rows, rows, L, L, source, source_row, copy, VECTOR)
+                source, source_row = copy, VECTOR
+            zero_held(a, t, b, rows, L, copy, VECTOR)
+        call(a.to_row_operand, rows, source, source_row, target + half * 32, next_component, a.overflow_flag)
 
 
 def pack_x_operand(a, s, team_index, b_first, b_last, x_first, x_last, scratch):
     """Write x of step s, of rows `x_first` to `x_last`, to its row operand."""
-    x_groups, component_stride = count_x_groups(a), count_k_blocks(a) * a.k_block_stride
-    for j in range(x_groups):
+    for k in range(k_blocks_of(a.I)):
         for b in range(x_first, x_last, ROW_BLOCK):
-            split_inputs(a, s, j, b, min(ROW_BLOCK, x_last - b), operand(a, s, j, b), component_stride, scratch)
-    columns = x_groups + a.panels
-    if s == 0 and columns % 2 != 0:  # the half of a K block that nothing else fills
-        for n in range(2 * a.components):
-            target = operand(a, n % 2, columns, x_first) + n // 2 * component_stride
-            call(a.copy_rows, x_last - x_first, 0, 8, scratch, 0, target, 64)
+            rows = min(ROW_BLOCK, x_last - b)
+            split_inputs(a, s, k, b, rows, operand(a, s, k, b), component_stride(a), scratch)
 
 
 def pack_h_operand(a, s, p, b, rows, h, h_row, scratch):
     """Write h before step s to its row operand: zeros after a reset, and beyond H, where infinity would give NaN."""
-    L, T = a.lanes, a.T
-    component_stride = count_k_blocks(a) * a.k_block_stride
+    if a.h_preacts == 0:
+        return
+    L, t, next_component = a.lanes, a.T - 1 - s if a.reverse != 0 else s, component_stride(a)
     if a.H - p * L < L:
-        copy = scratch + ROW_BLOCK * 6 * VECTOR
+        copy = scratch_slot(a, scratch, 0)
         call(a.copy_rows, rows, a.H - p * L, L, h, h_row, copy, VECTOR)
         h, h_row = copy, VECTOR
-    target = operand(a, s, count_x_groups(a) + p, b)
-    call(a.to_row_operand, rows, h, h_row, target, component_stride, a.overflow_flag)
-    t = T - 1 - s if a.reverse != 0 else s
+    target = h_operand(a, s, p, b)
+    call(a.to_row_operand, rows, h, h_row, target, next_component, a.overflow_flag)
     for n in range(a.components):
-        zero_reset(a, t, b, rows, 8, target + n * component_stride, 64)
+        zero_reset(a, t, b, rows, 8, target + n * next_component, 64)
+        if p == a.panels - 1 and p % 2 == 0:
+            call(a.copy_rows, rows, 0, 8, h, 0, target + n * next_component + 32, 64)
 
 
 PRODUCTS = ForwardProducts(pack_weights, multiply_inputs, preact, pack_x_operand, pack_h_operand)

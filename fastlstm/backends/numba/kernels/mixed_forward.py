@@ -3,22 +3,17 @@ vectors. x of an input block is written to one of two row operands, and the step
 product. A batch row has its own part of both, so its bits do not depend on the others.
 """
 
-from fastlstm.backends.numba.constants import K_BLOCKS_TOGETHER, ROOM, ROW_BLOCK
-from fastlstm.backends.numba.kernels.matrix_forward import TILES, count_x_groups, pack_columns, split_inputs
+from fastlstm.backends.numba.constants import ROOM, ROW_BLOCK, k_blocks_of, k_blocks_together
+from fastlstm.backends.numba.kernels.matrix_forward import TILE, pack_columns, split_inputs
 from fastlstm.backends.numba.kernels.products import ForwardProducts
 from fastlstm.backends.numba.kernels.shared import VECTOR
 from fastlstm.backends.numba.kernels.vector_forward import add_product, pack_hh, packed_hh_address
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 
-def count_k_blocks(a):
-    """Return the number of K blocks of 32 columns of x."""
-    return (a.I + 31) // 32
-
-
 def columns_at(a, p):
     """Return the address of panel p of weight_ih as a column operand: these follow all panels of weight_hh."""
-    return a.packed + a.panels * a.H * 4 * VECTOR + p * count_k_blocks(a) * a.components * TILES
+    return a.packed + a.panels * a.H * 4 * VECTOR + p * k_blocks_of(a.I) * a.components * 4 * TILE
 
 
 def operand_row(a, s, b, team_index, b_first, b_last):
@@ -26,10 +21,10 @@ def operand_row(a, s, b, team_index, b_first, b_last):
     return a.input_steps * b_first + ROOM * team_index + s % a.input_steps * (b_last - b_first) + b - b_first
 
 
-def operand(a, s, j, row):
-    """Return the address of 16 columns of x, from 16 j on, of a row of the operand of the input block around s."""
-    block = s // a.input_steps % 2 * a.components * count_k_blocks(a) + j // 2
-    return a.row_operand + block * a.k_block_stride + row * 64 + j % 2 * 32
+def operand(a, s, k, row):
+    """Return the address of K block k of x, of a row of the operand of the input block around s."""
+    block = s // a.input_steps % 2 * a.components * k_blocks_of(a.I) + k
+    return a.row_operand + block * a.k_block_stride + row * 64
 
 
 def input_preact_address(a, p, row):
@@ -39,22 +34,19 @@ def input_preact_address(a, p, row):
 
 def pack_weights(a, p, packed_index, scratch):
     pack_hh(a, p, packed_index)
-    pack_columns(a, p, count_x_groups(a), 0, columns_at(a, packed_index), scratch)
+    pack_columns(a, p, a.weight_ih, a.ih_row_stride, a.I, 4, 0, columns_at(a, packed_index), scratch)
 
 
 def pack_x_operand(a, s, team_index, b_first, b_last, x_first, x_last, scratch):
     """Write x of an input block, if one begins at s, to its row operand: that of rows `x_first` to `x_last`."""
     if s % a.input_steps != 0:
         return
-    x_groups, component_stride = count_x_groups(a), count_k_blocks(a) * a.k_block_stride
     for s_x in range(s, min(s + a.input_steps, a.T)):
         for b in range(x_first, x_last, ROW_BLOCK):
             rows, row = min(ROW_BLOCK, x_last - b), operand_row(a, s_x, b, team_index, b_first, b_last)
-            for j in range(x_groups):
-                split_inputs(a, s_x, j, b, rows, operand(a, s, j, row), component_stride, scratch)
-            if x_groups % 2 != 0:  # the half of a K block that nothing else fills
-                for n in range(a.components):
-                    call(a.copy_rows, rows, 0, 8, scratch, 0, operand(a, s, x_groups, row) + n * component_stride, 64)
+            for k in range(k_blocks_of(a.I)):
+                next_component = k_blocks_of(a.I) * a.k_block_stride
+                split_inputs(a, s_x, k, b, rows, operand(a, s, k, row), next_component, scratch)
 
 
 def multiply_inputs(a, s, p, team_index, b_first, b_last):
@@ -63,8 +55,8 @@ def multiply_inputs(a, s, p, team_index, b_first, b_last):
         row, stride = operand_row(a, s, b_first, team_index, b_first, b_last), a.k_block_stride
         call(
             a.matrix_product, min(a.input_steps, a.T - s) * (b_last - b_first), a.biases + p * 4 * VECTOR, 0,
-            input_preact_address(a, p, row), 4 * VECTOR, operand(a, s, 0, row), stride, count_k_blocks(a) * stride,
-            columns_at(a, p), count_k_blocks(a), 2, K_BLOCKS_TOGETHER,
+            input_preact_address(a, p, row), 4 * VECTOR, operand(a, s, 0, row), stride, k_blocks_of(a.I) * stride,
+            columns_at(a, p), 4 * TILE, k_blocks_of(a.I), 4, k_blocks_together(a.components),
         )  # fmt: skip
 
 

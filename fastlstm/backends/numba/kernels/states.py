@@ -6,7 +6,7 @@ from fastlstm.backends.numba.constants import ROW_BLOCK
 from fastlstm.backends.numba.fields import BACKWARD_OPERAND, BACKWARD_STATE, FORWARD_OPERAND, FORWARD_STATE, names
 from fastlstm.backends.numba.kernels.layout import lanes_inside, saved_address
 from fastlstm.backends.numba.kernels.row_masks import correct_states, length_of, zero_reset
-from fastlstm.backends.numba.kernels.shared import VECTOR, inlined
+from fastlstm.backends.numba.kernels.shared import VECTOR, inlined, read_rows
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64, set_int64
 
 # how many fields the record of an inner state has, and that of an input or param
@@ -101,22 +101,25 @@ def dpreact_slot(a, scratch):
     return scratch_slot(a, scratch, dh_entry(a) + 1 + a.inputs)
 
 
-def redirect_to_scratch(a, table, pointers, p, t, b, rows, scratch, writes, corrects):
+def redirect_to_scratch(a, table, pointers, p, t, b, rows, scratch, writes, corrects, narrow_from):
     """Fill the second pointer table for panel p: what the cell reads is copied to whole vectors, zero after a reset. If
-    it `writes`, new states of a panel that is not full go there too. `corrects`: see `correct_states`.
+    it `writes`, new states of a panel that is not full go there too. `corrects`: see `correct_states`. `narrow_from`:
+    the first of the two entries of h that is bfloat16.
     """
     L, panel_offset, states = a.lanes, p * VECTOR, 2 * a.inner_states + 2
     for k in range(states + a.operands):
         valid = lanes_inside(a, p, width_of(a, k))
         is_old, is_read, slot = k < states and k % 2 == 0, (a.read_bits >> k) & 1 != 0, scratch_slot(a, scratch, k)
-        if is_read and (is_old or valid < L):
-            source, source_row = entry_address(table, k, b, panel_offset), entry_stride(table, k)
-            call(a.copy_rows, rows, valid, L, source, source_row, slot, VECTOR)
+        narrow = narrow_from <= k < 2
+        if is_read and (is_old or valid < L or narrow):
+            offset = p * L * 2 if narrow else panel_offset
+            source, source_row = entry_address(table, k, b, offset), entry_stride(table, k)
+            read_rows(a, narrow, rows, valid, L, source, source_row, slot, VECTOR)
             if k == 0 and corrects:
                 correct_states(a, t, b, rows, p * L, valid, slot, VECTOR)
             elif is_old:
                 zero_reset(a, t, b, rows, L, slot, VECTOR)
-        if (is_read and is_old) or (valid < L and (is_read or (writes and not is_old))):
+        if (is_read and (is_old or narrow)) or (valid < L and (is_read or (writes and not is_old))):
             set_entry(pointers, k, slot - b * VECTOR - panel_offset, VECTOR)
         else:
             set_entry(pointers, k, get_int64(table + 16 * k), entry_stride(table, k))

@@ -23,8 +23,7 @@ from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
 def accumulator_row_bytes(a):
-    """Return the bytes of an accumulator row: one vector for each term of x, of h or of a value, the most of them."""
-    return max(a.x_preacts, a.h_preacts, a.group_size, 1) * VECTOR
+    return a.accumulator_vectors * VECTOR
 
 
 def accumulator_address(a, k_set, p):

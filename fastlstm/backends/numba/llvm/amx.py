@@ -31,26 +31,65 @@ def _load(b: ir.IRBuilder, tile: int, address: ir.Value, row: ir.Value = ROW) ->
     _call(b, "tileloadd64", I8(tile), b.inttoptr(address, I8.as_pointer()), row)
 
 
+def _operations(high: int, wide: int, components: int) -> list[tuple[int, list[int], list[tuple[int, int, int, int]]]]:
+    """Return what a K block of `high` by `wide` tiles does, in order: for each product the tile of its sum, those of
+    its two factors, and the loads that go before it, of (tile, side, component, number of the tile along its side).
+
+    The sums have the first tiles, and the right sides the last, to which `configure` always gives 16 rows. A factor is
+    loaded where it is first wanted, behind a product, which is 10 % faster. It takes the place of the one that is next
+    wanted last.
+    """
+    order = [(m, n) for n in range(wide) for m in (range(high) if n % 2 == 0 else reversed(range(high)))]
+    products = [(m * wide + n, ((left, m), (right, n))) for left, right in PRODUCTS[components] for m, n in order]
+    rights = 2 if high == wide == 2 else 1
+    places = range(high * wide, 8 - rights), range(8 - rights, 8)
+    held: dict[int, tuple[int, int]] = {}  # the factor of a tile
+    operations = []
+    for k, (total, factors) in enumerate(products):
+        tiles, loads = [], []
+        for side, factor in enumerate(factors):
+            wanted = [later[side] for _, later in products[k:]]
+            distances = {
+                tile: wanted.index(held[tile]) if held.get(tile) in wanted else len(wanted) for tile in places[side]
+            }
+            tile = next(
+                (tile for tile in places[side] if held.get(tile) == factor), max(distances, key=distances.__getitem__)
+            )
+            if held.get(tile) != factor:
+                held[tile] = factor
+                loads.append((tile, side, *factor))
+            tiles.append(tile)
+        operations.append((total, tiles, loads))
+    return operations
+
+
 def product(components: int) -> Builder:
-    """Return the builder of ``out[m, n] = init[m, n] + sum of a[m, k] * w[k, n]`` for `rows` values of m, 32 times
-    `tile_pairs` values of n, and 32 times `steps` values of k.
+    """Return the builder of ``out[m, n] = init[m, n] + sum of a[m, k] * w[k, n]`` for `rows` values of m, 16 times
+    `tiles` values of n, and 32 times `steps` values of k.
 
     a is a row operand, `a_step` from K block to K block and `a_component` from component to component; w is a column
-    operand. Two tiles of rows by two of columns stay in registers. A sum's order is the same for every row. Whole tiles
-    are written: out has room for 16 rows, for 32 if there are more than 16.
+    operand, with `w_component` from component to component. Up to two tiles of rows by three of columns stay in
+    registers. A sum's order is the same for every row. Whole tiles are written: out has room for 16 rows, for 32 if
+    there are more than 16.
     """
-    products, w_step = PRODUCTS[components], components * 4 * TILE
 
-    def build(b, rows, init, init_row, out, out_row, a, a_step, a_component, w, steps, tile_pairs, block_steps):
-        def sums(steps, init, init_row, out, a, w, high, step):
-            """Compute the sums of four tiles, `high` by 4 / high."""
+    def build(b, rows, init, init_row, out, out_row, a, a_step, a_component, w, w_component, steps, tiles, block_steps):
+        w_step = b.mul(w_component, I64(components))
+
+        def sums(high, wide, steps, init, init_row, out, a, w):
+            """Compute the sums of `high` by `wide` tiles."""
 
             def addresses(base, row):
-                across = 4 // high
-                return [
-                    b.add(base, b.add(b.mul(row, I64(tile // across * 16)), I64(tile % across * 64)))
-                    for tile in range(4)
-                ]
+                places = [(m, n) for m in range(high) for n in range(wide)]
+                return [b.add(base, b.add(b.mul(row, I64(16 * m)), I64(64 * n))) for m, n in places]
+
+            def step(a, w):
+                for total, factors, loads in _operations(high, wide, components):
+                    for tile, side, component, number in loads:
+                        base, stride = ((a, a_component), (w, w_component))[side]
+                        _load(b, tile, b.add(b.add(base, b.mul(stride, I64(component))), I64(TILE * number)))
+                    _call(b, "tdpbf16ps", I8(total), *map(I8, factors))
+                return [b.add(a, a_step), b.add(w, w_step)]
 
             for tile, address in enumerate(addresses(init, init_row)):
                 _load(b, tile, address, init_row)
@@ -58,57 +97,45 @@ def product(components: int) -> Builder:
             for tile, address in enumerate(addresses(out, out_row)):
                 _call(b, "tilestored64", I8(tile), b.inttoptr(address, I8.as_pointer()), out_row)
 
-        def by_two(a, w):
-            """Emit a K block of two tiles of rows by two of columns."""
-            last = (-1, -1)
-            for left, right in products:  # each tile loaded where it is first wanted, behind a product: 10 % faster
-                a_left, w_right = b.add(a, b.mul(a_component, I64(left))), b.add(w, I64(right * 4 * TILE))
-                for tile in range(4):
-                    row, column = 4 + tile // 2, 6 + tile % 2
-                    if left != last[0] and tile % 2 == 0:
-                        _load(b, row, b.add(a_left, I64(TILE * (row - 4))))
-                    if right != last[1] and tile < 2:
-                        _load(b, column, b.add(w_right, I64(TILE * (column - 6))))
-                    _call(b, "tdpbf16ps", I8(tile), I8(row), I8(column))
-                last = (left, right)
-            return [b.add(a, a_step), b.add(w, I64(w_step))]
-
-        def by_four(a, w):
-            """Emit a K block of one tile of rows by four of columns."""
-            for component in range(components):
-                _load(b, 4 + component, b.add(a, b.mul(a_component, I64(component))))
-            for tile in range(4):
-                last = -1
-                for left, right in products:
-                    if right != last:
-                        _load(b, 7, b.add(w, I64(right * 4 * TILE + tile * TILE)))
-                    _call(b, "tdpbf16ps", I8(tile), I8(4 + left), I8(7))
-                    last = right
-            return [b.add(a, a_step), b.add(w, I64(w_step))]
-
         two = b.udiv(b.add(rows, I64(15)), I64(32))
         done = b.mul(two, I64(32))
+        # a tile of weights that is loaded once gains nothing from the L1 cache
+        block_steps = b.select(b.icmp_signed(">", rows, I64(32)), block_steps, b.add(steps, I64(1)))
         blocks = b.udiv(b.add(steps, b.sub(block_steps, I64(1))), block_steps)
+        # how many groups of columns there are of each width, for two tiles of rows and for one
+        is_one, rest = b.zext(b.icmp_signed("==", tiles, I64(1)), I64), b.and_(tiles, I64(3))
+        threes = b.sub(b.and_(tiles, I64(1)), is_one)
+        twos = b.udiv(b.sub(b.sub(tiles, b.mul(threes, I64(3))), is_one), I64(2))
+        rests = {wide: b.zext(b.icmp_signed("==", rest, I64(wide)), I64) for wide in (3, 2, 1)}
+        groups = {2: {3: threes, 2: twos, 1: is_one}, 1: {4: b.udiv(tiles, I64(4)), **rests}}
 
         def block(n, begin, a, w, init, init_row):
             after = b.add(n, I64(1))
             end = b.udiv(b.mul(steps, after), blocks)
             count = b.sub(end, begin)
 
-            def columns(init, target, w):
-                def tiles(init, target, a):
-                    sums(count, init, init_row, target, a, w, 2, by_two)
-                    moves = b.mul(I64(32), init_row), b.mul(I64(32), out_row), I64(2 * TILE)
-                    return [b.add(address, move) for address, move in zip((init, target, a), moves)]
+            def columns(high, times, init, target, a, w):
+                """Compute all columns of `times` times `high` tiles of rows."""
+                moved = [init, target, w]
+                for wide, groups_of_width in groups[high].items():
 
-                for_loop(b, two, [init, target, a], tiles)
-                return [b.add(init, I64(128)), b.add(target, I64(128)), b.add(w, I64(2 * TILE))]
+                    def group(init, target, w, wide=wide):
+                        def row_tiles(init, target, a):
+                            sums(high, wide, count, init, init_row, target, a, w)
+                            moves = b.mul(I64(32), init_row), b.mul(I64(32), out_row), I64(2 * TILE)
+                            return [b.add(address, move) for address, move in zip((init, target, a), moves)]
 
-            for_loop(b, b.select(b.icmp_signed(">", two, I64(0)), tile_pairs, I64(0)), [init, out, w], columns)
+                        for_loop(b, times, [init, target, a], row_tiles)
+                        return [b.add(each, I64(n * wide)) for each, n in ((init, 64), (target, 64), (w, TILE))]
+
+                    moved = for_loop(b, groups_of_width, moved, group)
+
+            with b.if_then(b.icmp_signed(">", two, I64(0))):
+                columns(2, two, init, out, a, w)
             with b.if_then(b.icmp_signed("<", done, rows)):
                 init_left, out_left = b.add(init, b.mul(done, init_row)), b.add(out, b.mul(done, out_row))
-                sums(count, init_left, init_row, out_left, b.add(a, b.mul(done, I64(64))), w, 1, by_four)
-            return [after, end, b.add(a, b.mul(a_step, count)), b.add(w, b.mul(I64(w_step), count)), out, out_row]
+                columns(1, I64(1), init_left, out_left, b.add(a, b.mul(done, I64(64))), w)
+            return [after, end, b.add(a, b.mul(a_step, count)), b.add(w, b.mul(w_step, count)), out, out_row]
 
         for_loop(b, blocks, [I64(0), I64(0), a, w, init, init_row], block)
 
@@ -123,7 +150,7 @@ def configure(b, rows):
     for k in range(0, 64, 8):
         store(b, I64(1 if k == 0 else 0), b.add(config, I64(k)))
     few = b.trunc(at_most(b, rows, I64(16)), I8)
-    for tile in range(8):  # few rows take `by_four`, whose sums and left sides are the tiles up to 6
+    for tile in range(8):  # few rows are one tile high: their sums and left sides are the tiles up to 6
         store(b, ir.IntType(16)(64), b.add(config, I64(16 + 2 * tile)))
         store(b, few if tile < 7 else I8(16), b.add(config, I64(48 + tile)))
     _call(b, "ldtilecfg", b.bitcast(memory, I8.as_pointer()))

@@ -1,5 +1,7 @@
 """Products of bfloat16 on vectors: vdpbf16ps adds two products to each lane's sum. See `matrix` for the operands."""
 
+from functools import partial
+
 from llvmlite import ir
 from numba.core import types
 
@@ -20,7 +22,7 @@ def max_components() -> int:
 def tile(rows: int, vecs: int) -> Builder:
     """Return the builder of `product` for `rows` rows and `vecs` vectors: their sums stay in registers."""
 
-    def build(b, init, init_row, out, out_row, a, a_step, w, steps):
+    def build(b, init, init_row, out, out_row, a, a_step, w, w_step, steps):
         def pair(a, w, *acc):
             def number(m):
                 return FLOATS.broadcast_value(b, load(b, I32, b.add(a, I64(64 * m))))
@@ -35,7 +37,7 @@ def tile(rows: int, vecs: int) -> Builder:
 
         def step(a, w, *acc):
             acc = for_loop(b, I64(16), [a, w, *acc], pair)[2:]
-            return [b.add(a, a_step), b.add(w, I64(4 * TILE)), *acc]
+            return [b.add(a, a_step), b.add(w, w_step), *acc]
 
         addresses = [b.add(row, I64(64 * n)) for row in _rows(b, init, init_row, rows) for n in range(vecs)]
         acc = for_loop(b, steps, [a, w, *(FLOATS.load(b, address) for address in addresses)], step)[2:]
@@ -53,21 +55,21 @@ def _rows(b: ir.IRBuilder, first: ir.Value, row: ir.Value, count: int) -> list[i
 def product(components: int) -> Builder:
     """Return the builder of `amx.product` for one component, but `out` needs no room for more than `rows` rows."""
 
-    def build(b, rows, init, init_row, out, out_row, a, a_step, a_component, w, steps, tile_pairs, block_steps):
-        def tiles(vecs):
+    def build(b, rows, init, init_row, out, out_row, a, a_step, a_component, w, w_component, steps, tiles, block_steps):
+        def columns(vecs, init, out, w):
             def body(size, init, out, a):
-                args = [init, init_row, out, out_row, a, a_step, w, steps]
+                args = [init, init_row, out, out_row, a, a_step, w, w_component, steps]
                 b.call(function_named(b.module, f"dots{size}x{vecs}", len(args), tile(size, vecs)), args)
                 moves = b.mul(init_row, I64(size)), b.mul(out_row, I64(size)), I64(64 * size)
                 return [b.add(address, move) for address, move in zip((init, out, a), moves)]
 
             emit_row_tiles(b, rows, TILE_ROWS * 4 // vecs, [init, out, a], body)
+            return [b.add(init, I64(64 * vecs)), b.add(out, I64(64 * vecs)), b.add(w, I64(TILE * vecs))]
 
-        with b.if_else(b.icmp_signed(">", tile_pairs, I64(1))) as (wide, narrow):
-            with wide:
-                tiles(4)
-            with narrow:
-                tiles(2)
+        moved = for_loop(b, b.udiv(tiles, I64(4)), [init, out, w], partial(columns, 4))
+        for vecs in (3, 2, 1):
+            times = b.zext(b.icmp_signed("==", b.and_(tiles, I64(3)), I64(vecs)), I64)
+            moved = for_loop(b, times, moved, partial(columns, vecs))
 
     return build
 

@@ -7,7 +7,7 @@ below about 1e-31 lose bits, as components below the smallest normal number coun
 
 Operands lie in tiles of 1 KB, as AMX loads them:
     row operand      [component][K block of 32][row][32 k]: the left factor, 64 bytes for each row and K block
-    column operand   [K block of 32][component][4][pair of k][16 columns][2]: the right factor, 64 columns wide
+    column operand   [K block of 32][component][tiles][pair of k][16 columns][2]: the right factor, 16 columns a tile
 """
 
 from functools import cache
@@ -167,7 +167,7 @@ def builders(components: int) -> Builders:
     """Return the builders of the bf16 unit's primitives for numbers of `components`."""
     instructions = bf16_module() or amx  # without a unit they never run
     return {
-        "matrix_product": (12, instructions.product(components)),
+        "matrix_product": (13, instructions.product(components)),
         "to_row_operand": (6, to_row_operand(components)),
         "interleave": (8, interleave(components)),
         "transpose_tiles": (5, transpose),
