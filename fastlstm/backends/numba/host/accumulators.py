@@ -29,7 +29,7 @@ def accumulator_layout(s: Signature, sum_components: int) -> AccumulatorLayout:
     Where | begins a new row and || a new strip of columns, it is one of these, then the values that products multiply,
     each in strips of STRIP. `sum_components`: the bfloat16 components of a number, 0 without the bf16 unit.
 
-    * ``x | ones || h`` in strips of 16 rows, if the bf16 unit sums.
+    * ``x | ones || h || values`` in strips of 16 rows, if the bf16 unit sums.
     * ``x | h | ones`` if every pre-activation has a product of x and one of h.
     * ``x || h || ones`` otherwise, in strips of STRIP. A row has room for the pre-activations of x or those of h,
       whichever are more, so the ones, which all pre-activations have, may take several rows.
@@ -37,8 +37,9 @@ def accumulator_layout(s: Signature, sum_components: int) -> AccumulatorLayout:
     counts, I, H = s.counts, s.I, s.h_width if s.counts.h_preacts else 0
     if sum_components:
         first_h_row = -(-(I + 1) // 16) * 16
-        rows = first_h_row + panels_of(H, lanes_of(s.dtype)) * 16
-        return AccumulatorLayout(first_h_row, I, rows, rows)
+        first_value_row = first_h_row + panels_of(H, 16) * 16
+        rows = first_value_row + counts.product_groups * panels_of(s.H, 16) * 16
+        return AccumulatorLayout(first_h_row, I, first_value_row, rows)
     unseen = H - span_of(s.H, s.heads, lanes_of(s.dtype), H) if H else 0
     first_h_row = I if counts.joint else panels_of(I, STRIP) * STRIP
     ones_row = I + H if counts.joint else first_h_row + panels_of(H, STRIP) * STRIP

@@ -68,10 +68,11 @@ class Backward(Pass):
         wanted = [wants_dx, *needs.weights, *needs.states, *needs.inputs]
         wanted[3:5] = [want and has_bias for want, has_bias in zip(wanted[3:5], s.biased)]
         self.wanted = [k for k, want in enumerate(wanted) if want]
-        # the first three are dx, dweight_ih and dweight_hh
-        self.allocations = {
-            f"d_{self.names[k]}": new_of(shapes[k], weight_dtype if k < 3 else dtype) for k in self.wanted
-        }
+        self.allocations = {}
+        for k in self.wanted:
+            name = self.names[k]
+            is_matrix = name == "x" or name.startswith("weight")
+            self.allocations[f"d_{name}"] = new_of(shapes[k], weight_dtype if is_matrix else dtype)
         self.none = [None] * len(wanted)
         self.inner, self.is_single_step = counts.inner_states, s.is_single_step
         self.first_state = 1 + len(needs.weights)  # index of dh_0 among the gradients

@@ -149,8 +149,8 @@ class Pass:
         if len(self.products) > 1:
             joined = torch.cat([weights[k] for k in self.products], -2)
             weights = *weights[: self.first_product], joined, *[None] * (len(self.products) - 1)
-        cast = self.signature.cast(weights)
         last = self.first_product
+        cast = self.signature.cast(weights, narrow=(0, 1, last))
         return cast if self.cache is None else (*weights[:WEIGHTS], *cast[WEIGHTS:last], *weights[last:])
 
     def bind(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm.backends.base import Gradients, Layer, Run, heads_of
+from fastlstm.backends.base import Gradients, Layer, Run, heads_of, hidden_size, output_size
 from fastlstm.backends.cpu import threads_now
 from fastlstm.backends.numba.host import thread_split
 from fastlstm.backends.numba.host.backward import Backward
@@ -57,8 +57,11 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, components: i
 
 
 def components_for(layer: Layer, components: int) -> int:
-    """Return `components` if the kernels of the bf16 unit can run the layer, else 0."""
-    return components if counts(layer.cell).fits_bf16_unit and heads_of(layer) == 1 else 0
+    """Return `components` if the bf16 unit runs the layer, else 0: a cell without gates and products multiplies nothing,
+    and the columns of h that a head sees, or that a projection leaves, are not laid out in K blocks of their own.
+    """
+    of_cell, sees_all = counts(layer.cell), heads_of(layer) == 1 and output_size(layer) == hidden_size(layer)
+    return components if sees_all and of_cell.preacts + of_cell.products > 0 else 0
 
 
 class Plan:

@@ -102,13 +102,15 @@ class Signature(NamedTuple):
         weights = {name: a[0] * self.kernel_element_bytes for name, a in (("weight_ih", ih), ("weight_hh", hh)) if a}
         return {"x": x_stride * self.kernel_element_bytes, **weights, "lengths": 8 * self.B, "reset": self.B}
 
-    def cast(self, weights: Weights) -> Weights:
-        """Return the weights as the kernel takes them: rounded, then in the type that it computes in, or unchanged."""
+    def cast(self, weights: Weights, narrow: tuple[int, ...] = (0, 1, 4)) -> Weights:
+        """Return the weights as the kernel takes them: rounded, then in the type that it computes in, or unchanged.
+        `narrow`: the indices of those that stay bfloat16 in a layer of it: matrices.
+        """
         if self.weight_dtype is self.rounded_dtype is self.dtype:
             return weights
         rounded = [a if a is None else a.to(self.rounded_dtype) for a in weights]
-        count = 2 if self.is_bfloat16 else 0  # of weights that stay bfloat16
-        return (*rounded[:count], *(a if a is None else converted(a, self.dtype) for a in rounded[count:]))
+        kept = narrow if self.is_bfloat16 else ()
+        return (*(a if a is None or k in kept else converted(a, self.dtype) for k, a in enumerate(rounded)),)
 
 
 def row_stride_of(strides: tuple[int, ...]) -> int:

@@ -71,7 +71,8 @@ def transposed_sizes(s: Signature, panels: int, lanes: int, x_components: int) -
     groups, reach = panels_of(H, 4 * lanes), reach_of(s.H, s.heads, lanes)
     if s.heads > 1:
         hh = hh // panels * reach
-    products = s.counts.products * groups * reach * lanes * 4 * lanes
+    of_product = k_blocks_of(H) * s.components * 1024 if s.components else reach * lanes * 4 * lanes
+    products = s.counts.products * groups * of_product
     return {"packed_ih": panels_of(I, 4 * lanes) * ih, "packed_hh": groups * hh, "packed_products": products}
 
 
@@ -150,7 +151,7 @@ def packed_size(s: Signature, lanes: int, x_components: int, packed_panels: int)
     pre-activation.
     """
     if s.components:
-        tiles = k_blocks_of(s.I) * s.counts.x_preacts + k_blocks_of(s.H) * s.counts.h_preacts
+        tiles = k_blocks_of(s.I) * s.counts.x_preacts + k_blocks_of(s.H) * (s.counts.h_preacts + s.counts.products)
         return packed_panels * tiles * s.components * 256
     ih = panels_of(s.I, 32) * x_components * 1024 if x_components else s.I * s.counts.x_preacts * lanes
     of_h, of_value = (span_of(s.H, s.heads, lanes, columns) for columns in (s.h_width, s.H))
@@ -177,7 +178,8 @@ def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dic
     product_vectors = vectors * count if has_phases else vectors
     operand_slot = copy_slots + panels * of_cell["later_values"] + of_cell["shared_values"]
     groups = s.counts.product_groups
-    slots = operand_slot + (panels * (groups + s.counts.products) if kind == "Forward" else 4 * count * groups)
+    of_values = panels * (groups + s.counts.products) + groups * s.components * k_blocks_of(s.H)
+    slots = operand_slot + (of_values if kind == "Forward" else 4 * count * groups)
     fields = {
         "T": s.T, "B": s.B, "I": s.I, "H": s.H, "panels": panels, "inner_step_stride": s.rows * s.H * size,
         "has_compact": has_compact_panel(s), "group_rows": row_group(s), "heads": s.heads, "head": s.H // s.heads,
@@ -214,7 +216,8 @@ def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> Backwar
     on_unit = s.allows_bf16_unit and wants_weights and is_long and not is_few and max_components() >= UNIT_COMPONENTS
     sum_components = components or (UNIT_COMPONENTS if on_unit else 0)
     first_h_row, ones_row, first_value_row, accumulator_rows = accumulator_layout(s, sum_components)
-    widest = counts.preacts if sum_components else max(counts.x_preacts, counts.h_preacts, counts.group_size, 1)
+    of_gates = counts.preacts if sum_components else max(counts.x_preacts, counts.h_preacts, 1)
+    widest, terms = max(of_gates, counts.group_size), counts.preacts + counts.products
     set_bytes = panels * accumulator_rows * widest * lanes * size
     pairs = CHUNK_PAIRS
     if is_few:  # x || h in strips of four vectors: the biases need no ones
@@ -233,7 +236,7 @@ def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> Backwar
     fields, scratch = common_sizes(s, "Backward", 4, panels_of(H, wide))
     fields |= {"reach": reach_of(s.H, s.heads, lanes), "chunk": chunk, "ring": ring, "split_k": split_k}
     group = panels * counts.params * lanes  # elements of a row group's sums
-    fields |= {"dpreact_steps": dpreact_steps, "strip": wide if is_few else STRIP}
+    fields |= {"dpreact_steps": dpreact_steps, "strip": wide if is_few else 16 if components else STRIP}
     fields["group_stride"] = group * size // fields["group_rows"]  # for one row: kernels multiply it by a group's first
     fields |= {"accumulator_rows": accumulator_rows, "first_h_row": first_h_row, "ones_row": ones_row}
     fields |= {"first_value_row": first_value_row, "accumulator_vectors": widest}
@@ -241,16 +244,16 @@ def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> Backwar
     buffers = {"scratch": scratch, "carried": panels * B * lanes * carried}
     buffers["param_sums"] = panels_of(B, fields["group_rows"]) * group
     if not components or counts.has_phases:
-        buffers["dpreact"] = panels * dpreact_steps * B * (counts.preacts + counts.products) * lanes
+        buffers["dpreact"] = panels * dpreact_steps * B * terms * lanes
     if components or dx_components:
         steps = ring * chunk if wants_dx else 2
         fields |= {"dpreact_row_steps": steps, "k_block_stride": (steps * B + ROOM) * 64}
         buffers["dpreact_rows"] = (
-            (components or dx_components) * counts.preacts * k_blocks_of(H) * fields["k_block_stride"] // size
+            (components or dx_components) * terms * k_blocks_of(H) * fields["k_block_stride"] // size
         )
     if sum_components:
         k_blocks = -(-chunk * (B + B % 2) // 32)  # of 32 (step, row) pairs, from an even number of rows
-        fields["columns_bytes"] = panels * k_blocks * sum_components * counts.preacts * 1024
+        fields["columns_bytes"] = panels * k_blocks * sum_components * terms * 1024
         fields["strips_bytes"] = sum_components * k_blocks * accumulator_rows * 64
         buffers["dpreact_columns"] = ring * fields["columns_bytes"] // size if wants_weights else 0
     else:

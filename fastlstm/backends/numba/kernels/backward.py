@@ -18,9 +18,10 @@ from fastlstm.backends.numba.kernels.backward_step import (
 )
 from fastlstm.backends.numba.kernels.digests import digest_weights
 from fastlstm.backends.numba.kernels.layout import count_vector_groups, first_vector, lanes_inside, param_sums_address
+from fastlstm.backends.numba.kernels.matrix_backward import pack_column_operand
 from fastlstm.backends.numba.kernels.products import BackwardProducts
 from fastlstm.backends.numba.kernels.row_masks import any_held, any_reset, is_held, rows_to_last_active, zero_reset
-from fastlstm.backends.numba.kernels.shared import VECTOR
+from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes
 from fastlstm.backends.numba.kernels.states import (
     INNER_FIELDS_BACKWARD,
     begin_phase,
@@ -44,11 +45,14 @@ from fastlstm.backends.numba.kernels.weight_gradients import unpack_weight_gradi
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
-def pack_back_products(a, first, last):
+def pack_back_products(a, first, last, scratch):
     """Pack vector groups `first` to `last` of the transposed weights of all products."""
     for group in range(a.product_groups):
         first_block, packed = a.x_preacts + a.h_preacts + record_first(a, group), packed_back_address(a, group)
-        row, count = a.head * a.size, record_count(a, group)
+        row, count = a.head * element_bytes(a), record_count(a, group)
+        if a.components != 0:
+            pack_column_operand(a, a.weight_products, row, a.H, count, first_block, packed, first, last, scratch)
+            continue
         pack_transposed_gates(
             a, a.weight_products, row, a.h_width, a.H, a.H, count, first_block, True, packed, first, last
         )
@@ -136,7 +140,8 @@ def backward_with(products: BackwardProducts) -> Any:
                     first=share(x_groups, thread, thread_count), last=share(x_groups, thread + 1, thread_count),
                     scratch=scratch,
                 )  # fmt: skip
-            pack_back_products(a, share(groups, thread, thread_count), share(groups, thread + 1, thread_count))
+            first, last = share(groups, thread, thread_count), share(groups, thread + 1, thread_count)
+            pack_back_products(a, first, last, scratch)
             wait(barrier_address(a, 0), thread_count, 0, a.relax)
         next_barrier = 1 if packs else 0  # of those at which all threads wait
         barrier, barriers_passed = a.barrier + (2 + team_index) * LINE, 0
@@ -199,8 +204,7 @@ def backward_with(products: BackwardProducts) -> Any:
                                     transposed = back_results_address(a, team_scratch, 0, q)
                                     transposed += ((b - g_first) * 4 + p - p_first) * VECTOR
                                     run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase, transposed)
-                                    if phase == a.phases - 1:
-                                        store_dpreact(a, p, s, b, rows, dpre)
+                                    store_dpreact(a, p, s, b, rows, dpre, phase)
                                     continue
                                 offset, row = (b * H + p * L) * size, H * size
                                 if a.dh_0 != 0:

@@ -86,7 +86,7 @@ def run_cell(a, p, t, b, rows, scratch, table, dh, dpre, phase, transposed):
                 later, shared, shared_row, saved_panel, transposed + r * 4 * VECTOR,
                 ROW_BLOCK * count_vector_groups(panels) * 4 * VECTOR,
             )  # fmt: skip
-    if has_held and is_last:
+    if has_held:
         for r in range(rows):
             if is_held(a, t, b + r):
                 call(a.copy_rows, 1, 0, gates * L, a.constants, 0, dpre + r * gates * VECTOR, 0)

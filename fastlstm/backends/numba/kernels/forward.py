@@ -45,6 +45,7 @@ from fastlstm.backends.numba.kernels.values import (
     operand_address,
     pack_products,
     results_address,
+    store_row_operands,
 )
 from fastlstm.backends.numba.kernels.vector_forward import pack_hh, pack_ih
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
@@ -129,7 +130,7 @@ def forward_with(products: ForwardProducts) -> Any:
                 pack_biases(a, p, a.biases + p * a.preacts * VECTOR)
                 if not packs_as_used:
                     pack_weights(a, p, p, scratch)
-                    pack_products(a, p)
+                    pack_products(a, p, scratch)
         if team_count > 1 and (a.mismatches == 0 or a.h_n == a.h_0):  # one team packs for itself; a stream writes h_0
             wait(a.barrier, team_count * team_size, 0, a.relax)
         barrier, barriers_passed = a.barrier + (1 + team_index) * LINE, 0
@@ -253,6 +254,8 @@ def forward_with(products: ForwardProducts) -> Any:
                                 copy_held(a, t, p, b + active, rows - active, table)
                             if computes:
                                 run_cell(a, t, p, b, active, preacts, scratch, table, phase, team_scratch, b - g_first)
+                                if not reads_h_unpacked:
+                                    store_row_operands(a, t, p, b, active, scratch, phase, team_scratch, b - g_first)
                             if not reads_h_unpacked and phase == a.phases - 1:
                                 if a.h_float32 != 0:
                                     store_output(a, t, p, b, rows, h)

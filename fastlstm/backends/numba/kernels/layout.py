@@ -2,6 +2,7 @@
 kernels, `a` is the struct of a kernel's arguments, see `fields`, and VECTOR is the bytes of a vector.
 """
 
+from fastlstm.backends.numba.constants import k_blocks_of
 from fastlstm.backends.numba.kernels.shared import VECTOR
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
@@ -149,6 +150,14 @@ def dpreact_address(a, p, s, b):
     """Return the address of dpreact of panel p, step s and row b. A panel's rows follow each other."""
     row, gates = s % a.dpreact_steps * a.B + b, a.terms
     return a.dpreact + p * a.dpreact_steps * a.B * gates * VECTOR + row * vectors_of(a, p, gates) * VECTOR
+
+
+def dpreact_row_address(a, s, b, gate):
+    """Return the address of row (s, b) of dpreact as a row operand, from K block 0 of a term on: it has room for
+    `dpreact_row_steps` steps.
+    """
+    row = s % a.dpreact_row_steps * a.B + b
+    return a.dpreact_rows + gate * k_blocks_of(a.H) * a.k_block_stride + row * 64
 
 
 def count_row_groups(a):

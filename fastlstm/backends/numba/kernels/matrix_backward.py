@@ -16,15 +16,24 @@ from fastlstm.backends.numba.kernels.layout import (
     block,
     count_vector_groups,
     dpreact_address,
+    dpreact_row_address,
     first_h_preact,
     first_vector,
+    saved_address,
 )
-from fastlstm.backends.numba.kernels.matrix_forward import TILE, copy_square
+from fastlstm.backends.numba.kernels.matrix_forward import TILE, copy_square, write_units
 from fastlstm.backends.numba.kernels.products import BackwardProducts
 from fastlstm.backends.numba.kernels.row_masks import correct_states, zero_held
 from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, read_rows, write_rows
 from fastlstm.backends.numba.kernels.states import dpreact_slot
 from fastlstm.backends.numba.kernels.threads import share
+from fastlstm.backends.numba.kernels.values import (
+    first_value_column,
+    record_count,
+    record_first,
+    record_phase,
+    record_saved,
+)
 from fastlstm.backends.numba.kernels.weight_gradients import accumulator_address, accumulator_row_bytes
 from fastlstm.backends.numba.llvm.intrinsics import call
 
@@ -39,10 +48,11 @@ def count_k_blocks(a, steps):
     return (steps * even(a.B) + 31) // 32
 
 
-def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch):
-    """Pack vector groups `first` to `last` of N columns of a weight as a column operand of 32 units of a gate."""
+def pack_column_operand(a, weight, weight_row, N, gates, first_block, packed, first, last, scratch):
+    """Pack vector groups `first` to `last` of N columns of a weight's `gates`, see `pack_panel`, as a column operand of
+    32 units of a gate.
+    """
     L, H, blocks, vectors = a.lanes, a.H, k_blocks_of(a.H), (N + a.lanes - 1) // a.lanes
-    gates, first_block = (a.h_preacts, a.x_preacts) if of_h else (a.x_preacts, 0)
     for k in range(gates * blocks):
         unit = k % blocks * 32
         row = weight + (block(a, first_block + k // blocks) * H + unit) * weight_row
@@ -57,54 +67,61 @@ def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch
                 call(a.interleave, L, low, 2 * low_row, low + low_row, 2 * low_row, target, 4 * TILE, a.overflow_flag)
 
 
+def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch):
+    """Pack vector groups `first` to `last` of weight_ih or weight_hh."""
+    gates, first_block = (a.h_preacts, a.x_preacts) if of_h else (a.x_preacts, 0)
+    pack_column_operand(a, weight, weight_row, N, gates, first_block, packed, first, last, scratch)
+
+
 def dpreact_target(a, p, s, b, scratch):
     """Return where the cell stores dpreact, from where `store_dpreact` copies it: later phases read that of earlier."""
     return dpreact_slot(a, scratch) if a.phases == 1 else dpreact_address(a, p, s, b)
-
-
-def dpreact_row_address(a, s, b):
-    """Return the address of row (s, b) of dpreact as a row operand, which has room for `dpreact_row_steps` steps."""
-    return a.dpreact_rows + (s % a.dpreact_row_steps * a.B + b) * 64
 
 
 def store_dpreact_columns(a, p, s, b, rows, dpre):
     """Store dpreact as the column operand of the weight gradients. The arguments are those of `store_dpreact`."""
     if a.dweights == 0:
         return
-    row, flag, next_component = a.terms * VECTOR, a.overflow_flag, a.preacts * TILE
+    row, flag, next_component = a.terms * VECTOR, a.overflow_flag, a.terms * TILE
     columns, blocks = a.dpreact_columns + s // a.chunk % a.ring * a.columns_bytes, count_k_blocks(a, a.chunk)
     first, count, done = (s % a.chunk * even(a.B) + b) // 2, rows // 2, 0
     while done < count:
         block, pair = (first + done) // 16, (first + done) % 16
         pairs = min(16 - pair, count - done)
-        for gate in range(a.preacts):
+        for gate in range(a.terms):
             low = dpre + 2 * done * row + gate * VECTOR
             target = columns + (p * blocks + block) * a.components * next_component + gate * TILE + pair * 64
             call(a.interleave, pairs, low, 2 * row, low + row, 2 * row, target, next_component, flag)
         done += pairs
     if rows % 2 != 0:  # the last row is paired with zeros
         block, pair = (first + count) // 16, (first + count) % 16
-        for gate in range(a.preacts):
+        for gate in range(a.terms):
             low = dpre + (rows - 1) * row + gate * VECTOR
             target = columns + (p * blocks + block) * a.components * next_component + gate * TILE
             call(a.interleave, 1, low, 0, a.constants, 0, target + pair * 64, next_component, flag)
 
 
-def store_dpreact_rows(a, p, s, b, rows, dpre):
-    """Store dpreact as the row operand of the products with weights. The arguments are those of `store_dpreact`."""
-    blocks, stride = k_blocks_of(a.H), a.k_block_stride
-    next_component = a.preacts * blocks * stride
-    for gate in range(a.preacts):
-        target = dpreact_row_address(a, s, b) + (gate * blocks + p // 2) * stride + p % 2 * 32
-        call(a.to_row_operand, rows, dpre + gate * VECTOR, a.terms * VECTOR, target, next_component, a.overflow_flag)
-        for n in range(a.components if p == a.panels - 1 and p % 2 == 0 else 0):
-            call(a.copy_rows, rows, 0, 8, dpre, 0, target + n * next_component + 32, 64)
+def store_dpreact_rows(a, p, s, b, rows, dpre, gate, gates):
+    """Store `gates` terms of dpreact, from `gate` on, as the row operand of the products with weights. The other
+    arguments are those of `store_dpreact`.
+    """
+    next_component = a.terms * k_blocks_of(a.H) * a.k_block_stride
+    for k in range(gate, gate + gates):
+        target = dpreact_row_address(a, s, b, k) + p // 2 * a.k_block_stride + p % 2 * 32
+        write_units(a, p, rows, dpre + k * VECTOR, a.terms * VECTOR, target, next_component)
 
 
-def store_dpreact(a, p, s, b, rows, dpre):
-    """Store dpreact (rows, S, lanes) of panel p, step s and rows from `b` on in both layouts."""
-    store_dpreact_rows(a, p, s, b, rows, dpre)
-    store_dpreact_columns(a, p, s, b, rows, dpre)
+def store_dpreact(a, p, s, b, rows, dpre, phase):
+    """Store what is known of dpreact (rows, terms, lanes) after a phase, of panel p, step s and rows from `b` on: the
+    gradients of products before their own are due, and in the last phase the others and the column operand.
+    """
+    for group in range(a.product_groups):
+        if record_phase(a, group) == phase + 1:
+            gate, count = a.preacts + record_first(a, group), record_count(a, group)
+            store_dpreact_rows(a, p, s, b, rows, dpre, gate, count)
+    if phase == a.phases - 1:
+        store_dpreact_rows(a, p, s, b, rows, dpre, 0, a.preacts)
+        store_dpreact_columns(a, p, s, b, rows, dpre)
 
 
 def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
@@ -112,9 +129,8 @@ def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     blocks, stride = k_blocks_of(a.H), a.k_block_stride
     gates, first = (a.h_preacts, first_h_preact(a)) if of_h else (a.x_preacts, 0)
     call(
-        a.matrix_product, rows, a.constants, 0, scratch, 4 * VECTOR,
-        dpreact_row_address(a, s, b) + first * blocks * stride, stride, a.preacts * blocks * stride,
-        packed + q * gates * blocks * a.components * 4 * TILE, 4 * TILE, gates * blocks,
+        a.matrix_product, rows, a.constants, 0, scratch, 4 * VECTOR, dpreact_row_address(a, s, b, first), stride,
+        a.terms * blocks * stride, packed + q * gates * blocks * a.components * 4 * TILE, 4 * TILE, gates * blocks,
         first_vector(vectors, q + 1) - first_vector(vectors, q), k_blocks_together(a.components),
     )  # fmt: skip
 
@@ -139,8 +155,8 @@ def input_gradient(a, scratch, s_first, s_last, thread, threads):
 
 
 def gather(a, j, s_first, s_last, block, target):
-    """Copy 16 columns of [x, 1, padding, h_in], from 16 j on, of the pairs of one K block to (32, 16), and zeros for
-    pairs past the last, for h_in after a reset, and for held rows, whose padding may be NaN.
+    """Copy 16 columns of [x, 1, padding, h_in, values], from 16 j on, of the pairs of one K block to (32, 16), and
+    zeros for pairs past the last, for h_in after a reset, and for held rows, whose padding may be NaN.
     """
     L, size, I, H, B, T = a.lanes, a.size, a.I, a.H, a.B, a.T
     pair, last, x_groups, element = block * 32, (s_last - s_first) * even(B), a.first_h_row // L, element_bytes(a)
@@ -157,7 +173,11 @@ def gather(a, j, s_first, s_last, block, target):
         t, t_prev = (T - 1 - s, T - s) if a.reverse != 0 else (s, s - 1)
         source, source_row = a.x + t * a.x_step_stride + b * a.x_row_stride + j * L * element, a.x_row_stride
         valid, is_bfloat16 = max(0, min(L, I - j * L)), a.is_bfloat16
-        if j >= x_groups:
+        if j >= a.first_value_row // L:
+            group, panel = (j - a.first_value_row // L) // a.panels, (j - a.first_value_row // L) % a.panels
+            source = saved_address(a, a.gate_rows, t, panel, b) + record_saved(a, group) * VECTOR
+            source_row, valid, is_bfloat16 = a.saved * VECTOR, min(L, H - panel * L), 0
+        elif j >= x_groups:
             unit = (j - x_groups) * L
             source_row = a.h_row_stride
             source = a.h + t_prev * a.h_step_stride + b * source_row + unit * element
@@ -168,7 +188,7 @@ def gather(a, j, s_first, s_last, block, target):
         if j == I // L:
             call(a.copy_rows, run, 1, 1, a.constants + ONE_OFFSET, 0, row + I % L * size, VECTOR)
         zero_held(a, t, b, run, L, row, VECTOR)
-        if j >= x_groups:
+        if x_groups <= j < a.first_value_row // L:
             correct_states(a, t, b, run, (j - x_groups) * L, valid, row, VECTOR)
         done += run
 
@@ -192,8 +212,8 @@ def pack_activations(a, chunk, thread, threads, scratch):
     first = filled // 2 % 16  # the pairs after the last row of the column operand become zero
     if first != 0:
         for p in range(share(panels, thread, threads), share(panels, thread + 1, threads)):
-            for n in range(a.preacts * a.components):
-                column = columns + ((p * blocks + used - 1) * a.components * a.preacts + n) * TILE + first * 64
+            for n in range(a.terms * a.components):
+                column = columns + ((p * blocks + used - 1) * a.components * a.terms + n) * TILE + first * 64
                 call(a.copy_rows, 16 - first, 0, 16, column, 0, column, 64)
 
 
@@ -207,8 +227,8 @@ def add_product(a, chunk, k_set, p, out, begins, row, row_last, gate, gates):
     init, init_row = (a.constants, 0) if begins else (target, stride)
     call(
         a.matrix_product, row_last - row, init, init_row, target, stride, strips + (first * rows + row) * 64, rows * 64,
-        blocks * rows * 64, columns + ((p * blocks + first) * a.components * a.preacts + gate) * TILE,
-        a.preacts * TILE, last - first, gates, max(last - first, 1),
+        blocks * rows * 64, columns + ((p * blocks + first) * a.components * a.terms + gate) * TILE,
+        a.terms * TILE, last - first, gates, max(last - first, 1),
     )  # fmt: skip
 
 
@@ -218,19 +238,28 @@ def add_weight_gradients(a, chunk, k_set, p_first, p_last):
     """
     used, rows = count_k_blocks(a, min(a.chunk, a.T - chunk * a.chunk)), a.accumulator_rows
     chunks, width = (a.T + a.chunk - 1) // a.chunk, rows * accumulator_row_bytes(a) // a.size
-    has_subtotals, h_row = chunks > CHUNKS_IN_SUBTOTAL, a.first_h_row
+    has_subtotals, h_row, value_row = chunks > CHUNKS_IN_SUBTOTAL, a.first_h_row, a.first_value_row
+    panels = a.panels
     for p in range(p_first, p_last):
         out = accumulator_address(a, a.split_k + k_set if has_subtotals else k_set, p)
         begins = chunk == chunks - 1 or chunk % CHUNKS_IN_SUBTOTAL == CHUNKS_IN_SUBTOTAL - 1
         if begins and share(used, k_set, a.split_k) == share(used, k_set + 1, a.split_k):
             # this set has no K block, so that no product sets its sums to a first value
             call(a.copy_rows, 1, 0, width, out, 0, out, 0)
-        elif a.joint != 0:
-            add_product(a, chunk, k_set, p, out, begins, 0, rows, 0, a.preacts)
-        else:  # the tile with the ones, whose sums are the gradients of all biases, has all gates
-            add_product(a, chunk, k_set, p, out, begins, 0, h_row - 16, 0, a.x_preacts)
-            add_product(a, chunk, k_set, p, out, begins, h_row - 16, h_row, 0, a.preacts)
-            add_product(a, chunk, k_set, p, out, begins, h_row, rows, first_h_preact(a), a.h_preacts)
+        else:
+            if a.joint != 0:
+                add_product(a, chunk, k_set, p, out, begins, 0, value_row, 0, a.preacts)
+            else:  # the tile with the ones, whose sums are the gradients of all biases, has all gates
+                add_product(a, chunk, k_set, p, out, begins, 0, h_row - 16, 0, a.x_preacts)
+                add_product(a, chunk, k_set, p, out, begins, h_row - 16, h_row, 0, a.preacts)
+                add_product(a, chunk, k_set, p, out, begins, h_row, value_row, first_h_preact(a), a.h_preacts)
+            for group in range(a.product_groups):
+                row, gate, count = (
+                    first_value_column(a, group),
+                    a.preacts + record_first(a, group),
+                    record_count(a, group),
+                )
+                add_product(a, chunk, k_set, p, out, begins, row, row + 16 * panels, gate, count)
         if has_subtotals and chunk % CHUNKS_IN_SUBTOTAL == 0:
             total = accumulator_address(a, k_set, p)
             if chunk + CHUNKS_IN_SUBTOTAL >= chunks:

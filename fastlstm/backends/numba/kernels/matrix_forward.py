@@ -110,8 +110,9 @@ def split_inputs(a, s, k, b, rows, target, next_component, scratch):
     L, I, T = a.lanes, a.I, a.T
     t, copy = T - 1 - s if a.reverse != 0 else s, scratch_slot(a, scratch, 0)
     x, x_row = a.x + t * a.x_step_stride + b * a.x_row_stride + 32 * k * element_bytes(a), a.x_row_stride
-    if a.is_bfloat16 != 0 and 32 * k + 32 <= I:  # it is its only component
-        call(a.copy_rows, rows, 16, 16, x, x_row, target, 64)
+    pairs = min(16, (I - 32 * k) // 2)
+    if a.is_bfloat16 != 0 and (pairs == 16 or I % 2 == 0):  # it is its only component
+        call(a.copy_rows, rows, pairs, 16, x, x_row, target, 64)
         return
     for half in range(2):
         width, source, source_row = max(0, min(L, I - 32 * k - half * L)), x + half * L * element_bytes(a), x_row
@@ -134,6 +135,13 @@ def pack_x_operand(a, s, team_index, b_first, b_last, x_first, x_last, scratch):
             split_inputs(a, s, k, b, rows, operand(a, s, k, b), component_stride(a), scratch)
 
 
+def write_units(a, p, rows, source, source_row, target, next_component):
+    """Write panel p of some rows of units to a row operand, with zeros in the half of a K block that is left."""
+    call(a.to_row_operand, rows, source, source_row, target, next_component, a.overflow_flag)
+    for n in range(a.components if p == a.panels - 1 and p % 2 == 0 else 0):
+        call(a.copy_rows, rows, 0, 8, source, 0, target + n * next_component + 32, 64)
+
+
 def pack_h_operand(a, s, p, b, rows, h, h_row, scratch):
     """Write h before step s to its row operand: zeros after a reset, and beyond H, where infinity would give NaN."""
     if a.h_preacts == 0:
@@ -144,11 +152,9 @@ def pack_h_operand(a, s, p, b, rows, h, h_row, scratch):
         call(a.copy_rows, rows, a.H - p * L, L, h, h_row, copy, VECTOR)
         h, h_row = copy, VECTOR
     target = h_operand(a, s, p, b)
-    call(a.to_row_operand, rows, h, h_row, target, next_component, a.overflow_flag)
+    write_units(a, p, rows, h, h_row, target, next_component)
     for n in range(a.components):
         zero_reset(a, t, b, rows, 8, target + n * next_component, 64)
-        if p == a.panels - 1 and p % 2 == 0:
-            call(a.copy_rows, rows, 0, 8, h, 0, target + n * next_component + 32, 64)
 
 
 PRODUCTS = ForwardProducts(pack_weights, multiply_inputs, preact, pack_x_operand, pack_h_operand)

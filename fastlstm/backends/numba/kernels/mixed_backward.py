@@ -23,10 +23,10 @@ def pack_transposed_inputs(a, weight, weight_row, N, of_h, packed, first, last, 
         pack_vectors(a, weight, weight_row, N, of_h, packed, first, last, scratch)
 
 
-def store_dpreact(a, p, s, b, rows, dpre):
+def store_dpreact(a, p, s, b, rows, dpre, phase):
     """Store dpreact (rows, 4, lanes) of panel p, step s and rows from `b` on as operands of the bf16 unit."""
     if a.dpreact_row_steps != 0:
-        store_dpreact_rows(a, p, s, b, rows, dpre)
+        store_dpreact_rows(a, p, s, b, rows, dpre, 0, a.preacts)
     store_dpreact_columns(a, p, s, b, rows, dpre)
 
 

@@ -44,7 +44,8 @@ class BackwardProducts(NamedTuple):
             `last` of the N columns of a weight, transposed. `of_h`: it is weight_hh.
         pack_transposed_inputs: the same for weight_ih.
         dpreact_target: (a, p, s, b, scratch) returns where the cell stores dpreact (rows, S, L).
-        store_dpreact: (a, p, s, b, rows, dpre) copies it into the layouts that products read.
+        store_dpreact: (a, p, s, b, rows, dpre, phase) copies what is due after a phase into the layouts that products
+            read.
         back_product: (a, rows, b, s, of_h, packed, vectors, q, scratch) stores the product of dpreact of step s with a
             vector group of the transposed weights, (rows, 4 L), in scratch.
         pack_activations: (a, chunk, thread, threads, scratch) packs this thread's share of x, h and ones of a time

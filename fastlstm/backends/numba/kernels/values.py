@@ -4,13 +4,16 @@ A phase stores a value as rows of H units, the operand; in the backward pass, gr
 product with all weights of the value, of H units or fewer in a projected layer, is there when the next phase begins.
 """
 
+from fastlstm.backends.numba.constants import ROW_BLOCK, k_blocks_of, k_blocks_together
 from fastlstm.backends.numba.kernels.heads import add_product_of_heads, back_product_of_heads
 from fastlstm.backends.numba.kernels.layout import (
     count_vector_groups,
     dpreact_address,
+    dpreact_row_address,
     first_vector,
     gemm_of,
     gemv_of,
+    lanes_inside,
     panels_of_h,
     saved_address,
     seen_alike,
@@ -18,8 +21,16 @@ from fastlstm.backends.numba.kernels.layout import (
     seen_of_value,
     spans_heads,
 )
+from fastlstm.backends.numba.kernels.matrix_forward import (
+    TILE,
+    pack_columns,
+    write_units,
+)
+from fastlstm.backends.numba.kernels.matrix_forward import (
+    packed_address as packed_panel_address,
+)
 from fastlstm.backends.numba.kernels.row_masks import zero_held
-from fastlstm.backends.numba.kernels.shared import BLOCK_K, VECTOR
+from fastlstm.backends.numba.kernels.shared import BLOCK_K, VECTOR, element_bytes
 from fastlstm.backends.numba.kernels.states import scratch_slot
 from fastlstm.backends.numba.kernels.threads import wait
 from fastlstm.backends.numba.kernels.vector_forward import pack_panel
@@ -42,6 +53,11 @@ def record_first(a, group):
 
 def record_count(a, group):
     return get_int64(a.product_records + 32 * group + 16)
+
+
+def record_saved(a, group):
+    """Return the place of a product group's value among the saved vectors."""
+    return get_int64(a.product_records + 32 * group + 24)
 
 
 def has_products(a, phase):
@@ -71,6 +87,9 @@ def results_address(a, scratch, p):
 
 def packed_address(a, group, p):
     """Return the address of the packed weights (columns, N, L) of the N products of a group, for panel p."""
+    if a.components != 0:
+        tiles = (record_first(a, group) * a.panels + record_count(a, group) * p) * k_blocks_of(a.H)
+        return packed_panel_address(a, a.packed_panels) + tiles * a.components * TILE
     base = a.packed + a.packed_panels * (a.span * a.h_preacts + a.I * a.x_preacts) * VECTOR
     return base + (record_first(a, group) * a.panels + record_count(a, group) * p) * value_span(a) * VECTOR
 
@@ -80,12 +99,32 @@ def value_span(a):
     return a.H if a.heads == 1 else a.span
 
 
-def pack_products(a, p):
+def pack_products(a, p, scratch):
     for group in range(a.product_groups):
         count, first_block = record_count(a, group), a.x_preacts + a.h_preacts + record_first(a, group)
-        row, panel = a.head * a.size, packed_address(a, group, p)
-        columns = seen_of_value(a, p)
-        pack_panel(a, p, a.weight_products, row, a.h_width, columns, count, first_block, True, panel)
+        row, panel, columns = a.head * element_bytes(a), packed_address(a, group, p), seen_of_value(a, p)
+        if a.components != 0:
+            pack_columns(a, p, a.weight_products, row, columns, count, first_block, panel, scratch_slot(a, scratch, 0))
+        else:
+            pack_panel(a, p, a.weight_products, row, a.h_width, columns, count, first_block, True, panel)
+
+
+def row_operand_address(a, scratch, group, k):
+    """Return the address of K block k of a group's value as a row operand of the bf16 unit. A block fills a slot."""
+    slot = a.operand_slot + (a.product_groups + a.products) * a.panels
+    return scratch_slot(a, scratch, slot + group * a.components * k_blocks_of(a.H) + k)
+
+
+def store_row_operands(a, t, p, b, rows, scratch, phase, team_scratch, team_row):
+    """Write the values of panel p that are multiplied after a phase to their row operands, if the unit does that."""
+    copy, next_component = scratch_slot(a, scratch, 0), k_blocks_of(a.H) * ROW_BLOCK * 64
+    for group in range(a.product_groups if a.components != 0 else 0):
+        if record_phase(a, group) == phase + 1:
+            source = operand_address(a, team_scratch, group) + (team_row * a.panels + p) * VECTOR
+            call(a.copy_rows, rows, lanes_inside(a, p, a.H), a.lanes, source, a.panels * VECTOR, copy, VECTOR)
+            zero_held(a, t, b, rows, a.lanes, copy, VECTOR)  # the unit may not be able to take what padding gives
+            target = row_operand_address(a, team_scratch, group, p // 2) + team_row * 64 + p % 2 * 32
+            write_units(a, p, rows, copy, VECTOR, target, next_component)
 
 
 def multiply_values(a, scratch, phase, p_first, p_last, rows, barrier, team_size, barriers_passed):
@@ -98,6 +137,14 @@ def multiply_values(a, scratch, phase, p_first, p_last, rows, barrier, team_size
         for p in range(p_first, p_last if record_phase(a, group) == phase else p_first):
             columns, x = seen_of_value(a, p), operand_address(a, scratch, group) + seen_begin(a, p) * a.size
             out, crosses = results_address(a, scratch, p) + record_first(a, group) * VECTOR, spans_heads(a, p)
+            if a.components != 0:
+                blocks, stride = k_blocks_of(a.H), ROW_BLOCK * 64
+                call(
+                    a.matrix_product, rows, a.constants, 0, out, out_row, row_operand_address(a, scratch, group, 0),
+                    stride, blocks * stride, packed_address(a, group, p), count * TILE, blocks, count,
+                    k_blocks_together(a.components),
+                )  # fmt: skip
+                continue
             if crosses:
                 call(a.copy_rows, rows, 0, count * a.lanes, out, 0, out, out_row)
                 add_product_of_heads(a, p, rows, out, out_row, count, packed_address(a, group, p), x, x_row)
@@ -148,7 +195,10 @@ def back_results_address(a, scratch, group, q):
 
 def packed_back_address(a, group):
     """Return the packed transposed weights (vector groups, reach, N L, 4 L) of the N products of a group."""
-    return a.packed_products + record_first(a, group) * count_vector_groups(a.panels) * a.reach * a.lanes * 4 * VECTOR
+    vector_groups = record_first(a, group) * count_vector_groups(a.panels)
+    if a.components != 0:
+        return a.packed_products + vector_groups * k_blocks_of(a.H) * a.components * 4 * TILE
+    return a.packed_products + vector_groups * a.reach * a.lanes * 4 * VECTOR
 
 
 def multiply_back(a, scratch, phase, s, b, rows, q_first, q_last, barrier, team_size, barriers_passed):
@@ -163,6 +213,14 @@ def multiply_back(a, scratch, phase, s, b, rows, q_first, q_last, barrier, team_
         block = (summed + blocks - 1) // blocks  # panels
         for q in range(q_first, q_last if record_phase(a, group) == phase else q_first):
             out = back_results_address(a, scratch, group, q)
+            if a.components != 0:
+                k_blocks, stride = count * k_blocks_of(a.H), a.k_block_stride
+                call(
+                    a.matrix_product, rows, a.constants, 0, out, row, dpreact_row_address(a, s, b, gate), stride,
+                    a.terms * k_blocks_of(a.H) * stride, packed + q * k_blocks * a.components * 4 * TILE, 4 * TILE,
+                    k_blocks, first_vector(panels, q + 1) - first_vector(panels, q), k_blocks_together(a.components),
+                )  # fmt: skip
+                continue
             if a.heads > 1:
                 back_product_of_heads(a, rows, b, s, gate, count, packed, panels, q, out)
                 continue
@@ -191,7 +249,7 @@ def pack_values(a, strips, s_first, s_last, b_first, b_last):
     for s in range(s_first, s_last):
         t = a.T - 1 - s if a.reverse != 0 else s
         for group in range(a.product_groups):
-            slot, unit = get_int64(a.product_records + 32 * group + 24), 0
+            slot, unit = record_saved(a, group), 0
             while unit < a.H:
                 column = first_value_column(a, group) + unit
                 run = min(min(L - unit % L, a.strip - column % a.strip), a.H - unit)

@@ -99,8 +99,8 @@ def dpreact_target(a, p, s, b, scratch):
     return dpreact_slot(a, scratch) if is_compact(a, p) else dpreact_address(a, p, s, b)
 
 
-def store_dpreact(a, p, s, b, rows, dpre):
-    """Copy dpreact of a compact panel to the layout that products read."""
+def store_dpreact(a, p, s, b, rows, dpre, phase):
+    """Copy dpreact of a compact panel, which only cells of one phase have, to the layout that products read."""
     if is_compact(a, p):
         compact(a, p, rows, dpre, dpreact_address(a, p, s, b))
 
