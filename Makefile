@@ -6,7 +6,7 @@
 #   make test-arm   what runs on 64-bit ARM, emulated on a Debian for x86-64, in .arm
 #   make lint       ruff, mypy, import-linter
 #   make docs       the site of the documentation, in site/; every warning is an error
-#   make bench      the benchmark grid against torch.nn.LSTM                 make bench ARGS="--only T28-B128-I28-H128"
+#   make bench      all speeds beside torch and others                       make bench ARGS="layers --only T28-B128"
 #   make clean      remove .venv and what was built
 
 PYTHON ?= python3
@@ -61,7 +61,7 @@ docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 bench: $(VENV)/.installed-bench
-	$(BIN)/python -m benchmarks.run $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-oldest .arm build dist site *.egg-info .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,28 +1,29 @@
-"""Draws the pictures of README.md and of the site's pages, as SVG for light and dark pages.
+"""Draws the pictures of README.md and of the site's pages into docs/images, as SVG for light and dark pages.
 
-python -m benchmarks.pictures    # writes docs/images/speed-*.svg, runtimes-*.svg and layer-*.svg
-
-`speed` is a chart of the newest report of `make bench` in float32, and `runtimes` one of the newest report of
-`python -m benchmarks.runtimes`. `layer` shows what a fused layer does.
+`speed` and `runtimes` are charts of the newest results, and `layer` shows what a fused layer does. `benchmarks.pages`
+calls this.
 """
 
-import json
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
-from statistics import median
-from typing import Any
 
-from benchmarks.runtimes import comparison
+from benchmarks.cpu import layers
+from benchmarks.cpu import runtimes as cases_of_runtimes
+from benchmarks.shared.figures import Figures
+from benchmarks.shared.results import newest
+from benchmarks.shared.shapes import GRID
 
 ROOT = Path(__file__).resolve().parents[1]
-TITLE = "fastlstm against torch.nn.LSTM"  # of a report in float32, as benchmarks/run.py writes it
 FONT = "-apple-system, BlinkMacSystemFont, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 # The text upon a box in the colour of training is "on".
 LIGHT = {"text": "#1f2328", "quiet": "#59636e", "training": "#4f46e5", "inference": "#a5b0fb", "on": "#ffffff"}
 DARK = {"text": "#e6edf3", "quiet": "#9ea7b3", "training": "#7c83ff", "inference": "#454b8f", "on": "#0d1117"}
 THEMES = {"light": LIGHT, "dark": DARK}
 MODES = ("training", "inference")
+LAYERS = [case for case in cases_of_runtimes.CASES if case.group == "runtimes"]
+NAMES = {str(shape) for shape in GRID if shape.T > 1}
+SEQUENCES = [case for case in layers.CASES if case.group == "layers" and case.name in NAMES]
 
 
 class Drawing:
@@ -53,45 +54,14 @@ class Drawing:
         return "\n".join([*self.lines, "</svg>"]) + "\n"
 
 
-def reports(title: str = TITLE) -> list[dict[str, Any]]:
-    """Return the reports with this title, the oldest first."""
-    every = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "benchmarks/results").glob("*.json")]
-    return sorted((report for report in every if report.get("title") == title), key=lambda report: report["date"])
-
-
-def newest(title: str = TITLE) -> dict[str, Any]:
-    """Return the newest report with this title."""
-    return reports(title)[-1]
-
-
-def sequences(report: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, float]]]:
-    """Return (shape, ratio by mode) of the report's fixed shapes of several steps, the best in training first.
-
-    Beside the modes there is "other", the ratio of the fastest other runtime in inference, if there was one.
-    """
-    ratios: dict[str, dict[str, float]] = {}
-    rows = [r for r in report["results"] if not r["random"] and r["shape"]["T"] > 1 and not r.get("noisy")]
-    for row in rows:
-        # not the row's own ratio, which in older reports is the median of the rounds' ratios
-        ratio = ratios.setdefault(row["name"], {})
-        ratio[row["mode"]] = row["baseline_seconds"] / row["seconds"]
-        if row["rivals"]:
-            ratio["other"] = ratio[row["mode"]] / min(rival["median"] for rival in row["rivals"].values())
-    shapes = {row["name"]: row["shape"] for row in rows}
-    both = [(shapes[name], ratio) for name, ratio in ratios.items() if all(mode in ratio for mode in MODES)]
-    return sorted(both, key=lambda pair: -pair[1]["training"])
-
-
-def medians(report: dict[str, Any]) -> dict[str, float]:
-    """Return the median ratio of each mode over the shapes of `sequences`."""
-    return {mode: median(ratio[mode] for _, ratio in sequences(report)) for mode in MODES}
-
-
-def speed(theme: str) -> Drawing:
-    report = newest()
-    rows, machine = sequences(report), report["machine"]
+def speed(theme: str, figures: Figures) -> Drawing:
+    """Draw how many times as fast as torch.nn.LSTM the layers of the grid are, the best in training first."""
+    k, shapes = figures.having(SEQUENCES)[0], {str(shape): shape for shape in GRID}
+    ratios = {case: {mode: figures.ratios(k, [case], mode) for mode in MODES} for case in SEQUENCES}
+    rows = [(case, {mode: of[0] for mode, of in each.items()}) for case, each in ratios.items() if all(each.values())]
+    rows.sort(key=lambda row: -row[1]["training"])
     top, step, left, width, right = 84, 38, 208, 540, (34, 84, 136, 186)
-    scale = (width - left - 44) / max(ratio[mode] for _, ratio in rows for mode in MODES)
+    scale = (width - left - 44) / max(ratio for _, each in rows for ratio in each.values())
     bottom = top + step * len(rows)
     drawing = Drawing(theme, width, bottom + 32, "Speed of fastlstm.LSTM relative to torch.nn.LSTM")
     drawing.text(0, 18, "fastlstm.LSTM, times as fast as torch.nn.LSTM", style='font-size="16" font-weight="600"')
@@ -103,53 +73,56 @@ def speed(theme: str) -> Drawing:
     for n, name in enumerate(("steps", "batch", "inputs", "units")):
         drawing.text(right[n], 70, name, "quiet", "end")
     drawing.text(left + scale, 70, "nn.LSTM = 1", "quiet", "middle")
-    for n, (shape, ratio) in enumerate(rows):
-        y = top + step * n
-        for k, name in enumerate("TBIH"):
-            drawing.text(right[k], y + 16, str(shape[name]), anchor="end")
-        more = [f"{shape['layers']} layers"] * (shape["layers"] > 1) + ["both directions"] * shape["bidirectional"]
+    for n, (case, each) in enumerate(rows):
+        y, shape = top + step * n, shapes[case.name]
+        for x, size in zip(right, (shape.T, shape.B, shape.I, shape.H)):
+            drawing.text(x, y + 16, str(size), anchor="end")
+        more = [f"{shape.layers} layers"] * (shape.layers > 1) + ["both directions"] * shape.bidirectional
         drawing.text(right[3], y + 29, ", ".join(more), "quiet", "end", 'font-size="11"')
-        for k, mode in enumerate(MODES):
-            drawing.box(left, y + 14 * k, scale * ratio[mode], 13, mode)
-            drawing.text(left + scale * ratio[mode] + 6, y + 11 + 14 * k, f"{ratio[mode]:.2f}", style='font-size="12"')
-        if "other" in ratio:
-            drawing.line(round(left + scale * ratio["other"], 1), y + 13, y + 28)
+        for m, mode in enumerate(MODES):
+            drawing.box(left, y + 14 * m, scale * each[mode], 13, mode)
+            drawing.text(left + scale * each[mode] + 6, y + 11 + 14 * m, f"{each[mode]:.2f}", style='font-size="12"')
+        for _, ratio in figures.best_other(k, case, "inference"):
+            drawing.line(round(left + scale * each["inference"] / ratio, 1), y + 13, y + 28)
     drawing.line(round(left + scale, 1), 76, bottom - 6)
-    cpu = machine["cpu"].replace("(R)", "").replace("(TM)", "")
-    torch = machine["versions"]["torch"].partition("+")[0]
-    source = f"float32, {machine['cores']} cores of an {cpu}, torch {torch}, {report['date']}"
-    drawing.text(0, bottom + 20, source, "quiet", style='font-size="12"')
+    drawing.text(0, bottom + 20, source(figures, k), "quiet", style='font-size="12"')
     return drawing
 
 
-def runtimes(theme: str) -> Drawing:
-    """Draw, for each layer, how many times as long as fastlstm the fastest other runtime takes."""
-    report = newest(comparison.TITLE)
-    best = [(comparison.name_of(row), *comparison.best_other(row)) for row in report["results"]]
+def source(figures: Figures, k: int) -> str:
+    report = figures.reports[k]
+    torch = report["machine"]["versions"]["torch"].partition("+")[0]
+    return f"float32, {report['machine']['cores']} cores of a {figures.name(k)}, torch {torch}, {report['date']}"
+
+
+def runtimes(theme: str, figures: Figures) -> Drawing:
+    """Draw how many times as fast as the fastest other runtime each layer is."""
+    (k, *_), labels = figures.having(LAYERS), {"inference": "", "step": "", "training": ", training"}
+    best = [
+        (case.name + labels[case.modes[0]], *of) for case in LAYERS for of in figures.best_other(k, case, case.modes[0])
+    ]
     top, step, left, width = 62, 22, 262, 540
     scale = (width - left - 108) / max(ratio for *_, ratio in best)
     bottom = top + step * len(best)
-    drawing = Drawing(theme, width, bottom + 32, "The fastest other runtime beside fastlstm, layer by layer")
-    title = "Time of the fastest other runtime, beside fastlstm"
+    drawing = Drawing(theme, width, bottom + 32, "How many times as fast as the fastest other runtime each layer is")
+    title = "Times as fast as the fastest other runtime"
     drawing.text(0, 18, title, style='font-size="16" font-weight="600"')
-    drawing.text(left + scale, 48, "fastlstm = 1", "quiet", "middle")
+    drawing.text(left + scale, 48, "the other = 1", "quiet", "middle")
     for n, (layer, runtime, ratio) in enumerate(best):
         y = top + step * n
         drawing.text(0, y + 13, layer, style='font-size="12"')
         drawing.box(left, y, scale * ratio, 16, "training" if ratio >= 1 else "inference")
-        drawing.text(
-            max(left + scale * ratio, left + scale) + 6, y + 12, f"{ratio:.2f} {runtime}", style='font-size="11"'
-        )
+        end = max(left + scale * ratio, left + scale)
+        drawing.text(end + 6, y + 12, f"{ratio:.2f} {runtime}", style='font-size="11"')
     drawing.line(round(left + scale, 1), 54, bottom - 6)
-    source = f"float32, {report['machine']['cores']} cores of an {report['machine']['cpu']}, {report['date']}"
-    drawing.text(0, bottom + 20, source, "quiet", style='font-size="12"')
+    drawing.text(0, bottom + 20, source(figures, k), "quiet", style='font-size="12"')
     return drawing
 
 
 OPERATIONS = ("x W", "+ h W + b", "σ, tanh", "new c", "new h")
 
 
-def layer(theme: str) -> Drawing:
+def layer(theme: str, figures: Figures) -> Drawing:
     drawing = Drawing(theme, 540, 372, "Separate operations beside a fused kernel")
     heading, small = 'font-size="16" font-weight="600"', 'font-size="12"'
 
@@ -180,17 +153,14 @@ def layer(theme: str) -> Drawing:
     return drawing
 
 
-PICTURES: dict[str, Callable[[str], Drawing]] = {"speed": speed, "layer": layer}
-if reports(comparison.TITLE):
-    PICTURES["runtimes"] = runtimes
+PICTURES: dict[str, Callable[[str, Figures], Drawing]] = {"speed": speed, "runtimes": runtimes, "layer": layer}
 
 
 def main() -> None:
     for name, draw in PICTURES.items():
         for theme in THEMES:
             path = ROOT / "docs/images" / f"{name}-{theme}.svg"
-            path.write_text(str(draw(theme)), encoding="utf-8")
-            print(path.relative_to(ROOT))
+            path.write_text(str(draw(theme, Figures(newest()))), encoding="utf-8")
 
 
 if __name__ == "__main__":

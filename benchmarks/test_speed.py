@@ -1,4 +1,4 @@
-"""What fastlstm gains over torch: sequences, single steps, GRUs, own cells and int8 on a CPU, and layers on a GPU.
+"""What fastlstm gains over torch: the brief cases of the tables on a CPU, and layers on a GPU where there is one.
 
 pytest benchmarks/ --benchmark-only
 
@@ -6,32 +6,28 @@ pytest benchmarks/ --benchmark-only
 does it. Every row is visited twice, with modules and tensors made anew. So its interval also holds what changes
 from minute to minute, and from one place in memory to another. A row without a result, since its rounds scatter or
 other processes worked beside a visit, gets a third visit. pytest-benchmark only keeps the times, and conftest.py
-prints the table. `make bench` measures a whole grid, and `python -m benchmarks.gpu` all that is to know of a GPU.
+prints the table. `python -m benchmarks` measures all cases, and `python -m benchmarks.gpu` a GPU.
 """
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.cpu import int8, norms_and_heads, steps
+from benchmarks.cpu import tables
 from benchmarks.gpu import layers
 from benchmarks.shared import machine
-from benchmarks.shared.calls import check
-from benchmarks.shared.clock import Run, Side, compare
-from benchmarks.shared.contest import Contest
-from benchmarks.shared.shapes import MODES, SOME, Shape
-from benchmarks.shared.tables import ZEROS
+from benchmarks.shared.case import OURS, Case, Runs, Skip
+from benchmarks.shared.clock import Side
+from benchmarks.shared.shapes import Shape
 from fastlstm.backends import dispatch
 
 VISITS = 2  # of a row, between which all others are visited; a row that has no result then is visited once more
 ROUNDS, SECONDS = 10, 1.5  # of a visit: rounds, unless they take longer
-GRUS = (Shape(28, 128, 28, 128, cell="GRU"), Shape(128, 64, 256, 256, cell="GRU"))
-CELLS = ((1, 128, 512), (32, 128, 256))  # B, I, H
-BY_THE_CLOCK = functools.partial(compare, rounds=ROUNDS, limit=SECONDS)
+THEIRS = "torch", "float32", "a loop in PyTorch"  # the rivals, of which a row shows its first
 
 
 class Replay:
@@ -55,51 +51,27 @@ class Replay:
 REPLAY = Replay()
 
 
-def of_layer(shape: Shape, mode: str, on_gpu: bool = False) -> dict[str, Run]:
-    device = torch.device(layers.DEVICE)
-    if on_gpu and (reason := dispatch.module("triton").supports(device, torch.bfloat16)) is not None:
-        pytest.skip(reason)  # before anything is computed
-    contest = layers.contest_of(shape, "bf16") if on_gpu else Contest(shape)
+class OnGPU(Case):
+    """A layer whose calls are timed by events of the device."""
+
+    def sides(self, runs: Runs, rounds: int, limit: float = 0.0) -> dict[str, Side]:
+        calls: Any = runs
+        return layers.times(calls, way="eager", rounds=rounds)
+
+
+def on_gpu(shape: Shape, mode: str) -> Runs:
+    reason = dispatch.module("triton").supports(torch.device(layers.DEVICE), torch.bfloat16)
+    if reason is not None:
+        raise Skip(reason)  # before anything is computed
+    contest = layers.contest_of(shape, "bf16")
     contest.check()
-    return {"torch": contest.run(contest.theirs, mode), "fastlstm": contest.run("fastlstm", mode)}
+    return {OURS: contest.run(OURS, mode), "torch": contest.run(contest.theirs, mode)}
 
 
-def of_own_cell(mode: str) -> dict[str, Run]:
-    _, runs = next(norms_and_heads.norms())
-    check(runs["fastlstm"]["training"](), runs["torch"]["training"](), norms_and_heads.TOLERANCE)
-    return {name: runs[name][mode] for name in ("torch", "fastlstm")}
-
-
-def of_int8(mode: str) -> dict[str, Run]:
-    _, runs = int8.contenders(1, 512, 512)
-    return {"torch": runs["nn.LSTM"], "fastlstm": runs["int8"]}
-
-
-@dataclass(frozen=True)
-class Case:
-    group: str
-    name: str
-    runs: Callable[[str], dict[str, Run]]  # "torch" and "fastlstm" by mode, checked
-    modes: tuple[str, ...] = MODES
-    note: str = ""
-    times: Callable[[dict[str, Run]], dict[str, Side]] = BY_THE_CLOCK
-
-
-CASES = [
-    *(Case("sequences", str(shape), functools.partial(of_layer, shape)) for shape in SOME if shape.T > 1),
-    *(Case("steps", f"cell-B{B}-I{I}-H{H}", functools.partial(steps.runs, B, I, H)) for B, I, H in CELLS),
-    *(Case("steps", str(s), functools.partial(of_layer, s), note=ZEROS) for s in SOME if s.T == 1),
-    *(Case("GRU", str(shape), functools.partial(of_layer, shape)) for shape in GRUS),
-    Case("own cells", "LSTM with norms, T28-B128-I28-H128", of_own_cell),
-    Case("int8", "int8 beside float32, T477-B1-I512-H512", of_int8, modes=MODES[:1]),
-]
+CASES = [case for case in tables.CASES if case.is_brief]
 if torch.cuda.is_available():
-    on_gpu = {"times": functools.partial(layers.times, way="eager", rounds=ROUNDS)}
     group = f"{torch.cuda.get_device_name()}, bf16"
-    CASES += [
-        Case(group, f"GPU {shape}", functools.partial(of_layer, shape, on_gpu=True), **on_gpu)
-        for shape in layers.SHAPES
-    ]
+    CASES += [OnGPU(group, f"GPU {shape}", functools.partial(on_gpu, shape), tolerance=None) for shape in layers.SHAPES]
 
 
 @dataclass
@@ -115,11 +87,11 @@ class Row:
         return Side([seconds for visit in visits for seconds in visit[name].times], visits[-1][name].threads)
 
     @property
-    def noisy(self) -> bool:
-        return len(self.quiet) < VISITS or self.side("fastlstm").to(self.side("torch")).noisy
+    def is_noisy(self) -> bool:
+        return len(self.quiet) < VISITS or self.side("fastlstm").to(self.side("torch")).is_noisy
 
 
-ROWS: defaultdict[tuple[Case, str], Row] = defaultdict(Row)
+ROWS: defaultdict[tuple[str, str, str], Row] = defaultdict(Row)
 
 
 def record(benchmark, case: Case, mode: str, row: Row) -> None:
@@ -133,7 +105,7 @@ def record(benchmark, case: Case, mode: str, row: Row) -> None:
         "mode": mode,
         "note": case.note,
         "ratio to nn.LSTM": asdict(ratio),
-        "noisy": row.noisy,
+        "noisy": row.is_noisy,
         "seconds": ours.seconds,
         "nn.LSTM seconds": theirs.seconds,
         "threads": ours.threads,
@@ -147,10 +119,16 @@ def record(benchmark, case: Case, mode: str, row: Row) -> None:
 )
 @pytest.mark.parametrize("visit", range(1, VISITS + 2))  # the lowest decorator's parameter changes least often
 def test_speed(benchmark, case, mode, visit):
-    row = ROWS[case, mode]
-    if visit > VISITS and not row.noisy:
+    row = ROWS[case.key(mode)]
+    if visit > VISITS and not row.is_noisy:
         pytest.skip("the row has a result")
-    runs, others = case.runs(mode), machine.Others()
-    sides = case.times(runs)
+    try:
+        runs = case.runs(mode)
+    except Skip as reason:
+        pytest.skip(str(reason))
+    rival = next(name for name in THEIRS if name in runs)
+    others = machine.Others()
+    sides = case.sides({OURS: runs[OURS], rival: runs[rival]}, ROUNDS, SECONDS)
+    sides = {OURS: sides[OURS], "torch": sides[rival]}
     (row.busy if others.processors() > machine.BUSY else row.quiet).append(sides)
     record(benchmark, case, mode, row)

@@ -1,27 +1,18 @@
-"""Cells of the library in `fastlstm.RNN`, against a plain PyTorch loop, compiled or not, and torch's own layer.
+"""Layers of cells beside a loop in plain PyTorch, that loop compiled, and torch's own layer where there is one."""
 
-python -m benchmarks.cpu.cells [--only gru mgu] [--shapes T100-B32-I128-H128] [--rounds 31] [--no-compile]
-
-The loop is checked against `fastlstm.RNN` before the clock starts, and the compiled loop against the loop: its output,
-and in a training step all its gradients. The compiled loop runs on all threads, and the others on one and on all in
-every round, of which the faster counts. To compile a loop of so many steps takes minutes for each row. Two tables for
-docs/notes/cells.md are printed row by row. Cells with norms are in `benchmarks.cpu.norms_and_heads`.
-"""
-
-import inspect
+from collections.abc import Callable
 from functools import partial
-from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import fastlstm
-from benchmarks.shared.calls import called, check
-from benchmarks.shared.clock import compare
-from benchmarks.shared.shapes import MODES, Shape, shape_of
-from benchmarks.shared.tables import Options, parser, print_table
+from benchmarks.cpu import plain
+from benchmarks.cpu.plain import HEADS, UNITS, Loop
+from benchmarks.shared.calls import called
+from benchmarks.shared.case import OURS, Case, Runs
+from benchmarks.shared.shapes import Shape
 from fastlstm import cells
 from fastlstm.cells import Cell
 
@@ -31,90 +22,90 @@ TORCH = {
     cells.elman_tanh: nn.RNN,
     cells.elman_relu: partial(nn.RNN, nonlinearity="relu"),
 }
-CONTENDERS = "plain PyTorch loop", "compiled", "torch.nn", "fastlstm"
-States = tuple[Tensor, ...]
+USUAL, SMALL, ONE_ROW = Shape(100, 32, 128, 128), Shape(28, 128, 28, 128), Shape(50, 1, 40, 128)
+SIZES = SMALL, ONE_ROW  # of those cells
+WITH_PRODUCTS = (cells.gru, cells.gru_reset_before, cells.lem, cells.multiplicative_lstm)
+COMPILED = (cells.lstm, cells.mgu, cells.slstm)  # whose loops torch.compile takes a minute or more for
+NORMS = (SMALL, Shape(100, 16, 64, 256), ONE_ROW, Shape(50, 16, 512, 512), Shape(50, 64, 1024, 1024))
+OF_NORMS: dict[Cell, tuple[Callable[..., Tensor], Cell]] = {  # in plain PyTorch, and the cell without norms
+    cells.layer_norm_lstm: (plain.layer_norm_lstm, cells.peephole_lstm),
+    cells.dreamer_gru: (plain.dreamer_gru, cells.gru),
+}
+STEPS = 64
+OF_HEADS = Shape(STEPS, 16, UNITS, HEADS * UNITS)
+OF_NORMALIZED = 2e-3  # sums of up to 6400 terms, whose roundings grow over 100 steps of normalized states
 
 
-class Loop(nn.Module):
-    """A layer of a cell as one writes it in PyTorch: x is multiplied for all steps at once, and all else at each."""
-
-    def __init__(self, rnn: fastlstm.RNN) -> None:
-        super().__init__()
-        self.cell, self.hidden_size = rnn.cell, rnn.hidden_size
-        self.takes = tuple(inspect.signature(rnn.cell.function).parameters)
-        self.of_x, self.of_h = ([gate for gate, sums in rnn.cell.gates.items() if k in sums] for k in "xh")
-        self.joint = bool(self.of_x) and self.of_x == self.of_h
-        for name, parameter in rnn.named_parameters():
-            self.register_parameter(name.removesuffix("_l0"), nn.Parameter(parameter.detach().clone()))
-
-    def forward(self, x: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        states: States = tuple([x.new_zeros(x.shape[1], self.hidden_size) for _ in self.cell.states])
-        outputs, from_x = [], x
-        if self.of_x:
-            from_x = F.linear(x, self.weight_ih, self.bias_ih + self.bias_hh if self.joint else self.bias_ih)
-        for part, *given in zip(from_x.unbind(0), *(a.unbind(0) for a in inputs.values())):
-            states = self.step(states, part, dict(zip(inputs, given)))
-            outputs.append(states[0])
-        return torch.stack(outputs)
-
-    def step(self, states: States, from_x: Tensor, inputs: dict[str, Tensor]) -> States:
-        """The states after a step whose product with x, of all gates that sum it, is `from_x`."""
-        values: dict[str, Any] = {}
-        if self.joint:
-            sums = torch.addmm(from_x, states[0], self.weight_hh.t())
-            values = dict(zip(self.of_x, sums.chunk(len(self.of_x), 1)))
-        else:
-            if self.of_x:
-                values = dict(zip(self.of_x, from_x.chunk(len(self.of_x), 1)))
-            if self.of_h:
-                from_h = F.linear(states[0], self.weight_hh, self.bias_hh)
-                for gate, part in zip(self.of_h, from_h.chunk(len(self.of_h), -1)):
-                    values[gate] = values[gate] + part if gate in values else part
-        values |= {name: partial(F.linear, weight=getattr(self, f"weight_{name}")) for name in self.cell.products}
-        values |= (
-            {name: getattr(self, name) for name in self.cell.params} | dict(zip(self.cell.states, states)) | inputs
-        )
-        new = self.cell.function(**{name: values[name] for name in self.takes})
-        return new if isinstance(new, tuple) else (new,)
-
-
-def row_of(cell: Cell, shape: Shape, mode: str, options: Options) -> list[str]:
-    torch.manual_seed(0)
+def of_cell(cell: Cell, shape: Shape, is_compiled: bool, mode: str) -> Runs:
     T, B, H, I = shape.T, shape.B, shape.H, shape.I if cell.gates_of_x else 0
     rnn, x, gradient = fastlstm.RNN(cell, I, H), torch.randn(T, B, I), torch.randn(T, B, H)
-    inputs = {name: torch.rand(T, B, H) for name in cell.inputs}
-    loop = Loop(rnn)
-    difference = (rnn(x, None, inputs)[0] - loop(x, inputs)).abs()
-    if cell.gates:
-        check(difference, torch.zeros_like(difference), 1e-5)
-    else:  # of a neuron a rounding may move a spike, and all later ones of the unit
-        check(difference.mean(), torch.zeros(()), 1e-3)
-    runs: dict[str, Any] = {CONTENDERS[0]: called(mode, lambda: loop(x, inputs), loop.parameters(), gradient)}
-    if options.compile:
+    inputs, loop = {name: torch.rand(T, B, H) for name in cell.inputs}, Loop(rnn)
+    runs: Runs = {
+        OURS: called(mode, lambda: rnn(x, None, inputs)[0], rnn.parameters(), gradient),
+        "a loop in PyTorch": called(mode, lambda: loop(x, inputs), loop.parameters(), gradient),
+    }
+    if is_compiled:
         torch.compiler.reset()
         module = torch.compile(loop, fullgraph=True, dynamic=False)
-        run = called(mode, lambda: module(x, inputs), loop.parameters(), gradient)
-        check(run(), runs[CONTENDERS[0]](), 1e-4)  # sums of at most 3200 products in another order differ by 1e-5
-        runs["compiled"] = {options.threads: run}  # another count of threads would take as many minutes again
+        compiled = called(mode, lambda: module(x, inputs), loop.parameters(), gradient)
+        runs["the loop, compiled"] = {torch.get_num_threads(): compiled}  # another count would take as long again
     if cell in TORCH:
         theirs = TORCH[cell](I, H)
-        runs["torch.nn"] = called(mode, lambda: theirs(x)[0], theirs.parameters(), gradient)
-    runs["fastlstm"] = called(mode, lambda: rnn(x, None, inputs)[0], rnn.parameters(), gradient)
-    sides = compare(runs, options.rounds, options.threads)
-    ratio = sides["fastlstm"].to(sides[CONTENDERS[0]])
-    times = [sides[name].ms if name in sides else "" for name in CONTENDERS]
-    return [f"`{cell.name}`", *[str(shape)] * (len(options.shapes) > 1), str(ratio), *times]
+        theirs.load_state_dict(rnn.state_dict())
+        runs["torch"] = called(mode, lambda: theirs(x)[0], theirs.parameters(), gradient)
+    return runs
 
 
-if __name__ == "__main__":
-    arguments = parser("cpu.cells", __doc__)
-    named = {cell.name: cell for cell in cells.CELLS if not cell.derived().means}
-    arguments.add_argument("--only", nargs="+", choices=named, default=list(named), metavar="CELL")
-    usual = [Shape(100, 32, 128, 128)]
-    arguments.add_argument("--shapes", nargs="+", type=shape_of, default=usual, metavar="SHAPE", help="of the layers")
-    arguments.add_argument("--no-compile", dest="compile", action="store_false", help="leave out what is compiled")
-    options = arguments.parse_args()
-    for title, mode in zip(("without gradients", "a training step"), MODES):
-        header = [title, *["shape"] * (len(options.shapes) > 1), "ratio", *CONTENDERS]
-        layers = product(options.only, options.shapes)
-        print_table(header, (row_of(named[name], shape, mode, options) for name, shape in layers))
+def layer(cell: Cell, x: Tensor, H: int, mode: str, heads: int = 1) -> tuple[nn.Module, Callable[[], Any]]:
+    """Return a layer of a cell, and its call."""
+    rnn = fastlstm.RNN(cell, x.shape[-1], H, heads=heads, backend="numba")
+    return rnn, called(mode, lambda: rnn(x)[0], rnn.parameters())
+
+
+def beside_plain(cell: Cell, function: Any, without: Cell | None, shape: Shape, heads: int, mode: str) -> Runs:
+    """Return a layer, the same in plain PyTorch, and a layer with the same products and no norms."""
+    x = torch.randn(shape.T, shape.B, shape.I)
+    rnn, ours = layer(cell, x, shape.H, mode, heads)
+    weights = {name.removesuffix("_l0"): a for name, a in rnn.named_parameters()}
+    runs = {OURS: ours, "a loop in PyTorch": called(mode, lambda: function(x, weights), weights.values())}
+    return runs if without is None else runs | {"ours without norms": layer(without, x, shape.H, mode, heads)[1]}
+
+
+def of_heads(B: int, mode: str) -> Runs:
+    """Return an sLSTM with heads, whose x comes as inputs, beside a loop with one `torch.bmm` a step."""
+    H, cell = HEADS * UNITS, plain.slstm_of_inputs
+    inputs = tuple(torch.randn(STEPS, B, H) for _ in cell.inputs)
+    rnn = fastlstm.RNN(cell, 0, H, bias=False, heads=HEADS, backend="numba")
+    named, leaves = dict(zip(cell.inputs, inputs)), list(rnn.parameters())
+    return {
+        OURS: called(mode, lambda: rnn(None, inputs=named)[0], leaves),
+        "a loop in PyTorch": called(mode, lambda: plain.slstm_of_heads(inputs, rnn.weight_hh_l0), leaves),
+    }
+
+
+def case(cell: Cell, shape: Shape, is_compiled: bool = False) -> Case:
+    name = f"{cell.name}, {shape}" + ", beside the loop compiled" * is_compiled
+    tolerance = 1e-4 if cell.gates else None  # of a neuron a rounding may move a spike, and all later ones of the unit
+    return Case("cells", name, partial(of_cell, cell, shape, is_compiled), tolerance=tolerance)
+
+
+def normalized(name: str, build: Callable[[str], Runs], is_brief: bool = False) -> Case:
+    return Case("cells", name, build, tolerance=OF_NORMALIZED, unlike=("ours without norms",), is_brief=is_brief)
+
+
+CASES = [
+    *(case(cell, USUAL) for cell in cells.CELLS if not cell.derived().means),
+    *(case(cell, shape) for shape in SIZES for cell in WITH_PRODUCTS),
+    *(case(cell, SMALL, is_compiled=True) for cell in COMPILED),
+    *(
+        normalized(f"{cell.name}, {shape}", partial(beside_plain, cell, function, without, shape, 1),
+                   is_brief=(cell, shape) == (cells.layer_norm_lstm, SMALL))
+        for cell, (function, without) in OF_NORMS.items()
+        for shape in NORMS
+    ),
+    *(normalized(f"slstm, {HEADS} heads, T{STEPS}-B{B}-H{HEADS * UNITS}", partial(of_heads, B)) for B in (1, 16, 64)),
+    normalized(
+        f"lstm whose {HEADS} heads have norms, {OF_HEADS}",
+        partial(beside_plain, plain.normed_lstm("head"), plain.normed_lstm_of_heads, None, OF_HEADS, HEADS),
+    ),
+]  # fmt: skip

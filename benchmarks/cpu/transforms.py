@@ -1,68 +1,66 @@
-"""What transforms, masks and compilation cost: each against torch.nn.LSTM or the plain fastlstm.LSTM.
+"""What transforms, masks and compilers cost: beside torch's layer, or beside the same call without them."""
 
-python -m benchmarks.cpu.transforms [--rounds 31]
-"""
-
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
 import fastlstm
-from benchmarks.shared.calls import inference, training
-from benchmarks.shared.clock import Run, compare
-from benchmarks.shared.shapes import MODES
-from benchmarks.shared.tables import Options, parser, print_table
+from benchmarks.shared.calls import called, inference, training
+from benchmarks.shared.case import OURS, Case, Runs
+from benchmarks.shared.shapes import Shape
 from fastlstm.mnist.model import RowLSTM
 
-SIZES = [(28, 128, 28, 128), (128, 64, 256, 256)]  # T, B, I, H: resets, lengths, compilation
-MODELS, STACK = 8, (28, 16, 28, 128)
+SIZES = Shape(28, 128, 28, 128), Shape(128, 64, 256, 256)  # resets, lengths, compilation
+DERIVED = Shape(28, 128, 28, 128), Shape(28, 16, 28, 128), Shape(100, 16, 64, 64)
+MODELS = ((8, Shape(28, 16, 28, 128)), (16, Shape(50, 16, 8, 32)))
+OPERATORS = (Shape(28, 128, 28, 128), Shape(28, 128, 28, 128, cell="GRU"), Shape(50, 16, 28, 64, 2, True, "GRU"))
+WITHOUT = "without"
 
 
-def penalty(module: nn.Module, x: Tensor) -> Run:
+def penalty(module: nn.Module, x: Tensor) -> Callable[[], Any]:
     """A critic's gradient penalty and its gradients."""
     x, weights = x.clone().requires_grad_(), list(module.parameters())
 
-    def run() -> object:
+    def run() -> Any:
         (gradient,) = torch.autograd.grad(module(x)[0][-1].sum(), x, create_graph=True)
         return torch.autograd.grad((gradient.norm(dim=-1) - 1).pow(2).mean(), weights, allow_unused=True)
 
     return run
 
 
-def hessian_vector(module: nn.Module, x: Tensor) -> Run:
+def hessian_vector(module: nn.Module, x: Tensor) -> Callable[[], Any]:
     weights = list(module.parameters())
     directions = [torch.linspace(-1, 1, p.numel()).reshape(p.shape) for p in weights]
 
-    def run() -> object:
+    def run() -> Any:
         gradients = torch.autograd.grad(module(x)[0].pow(2).sum(), weights, create_graph=True)
         return torch.autograd.grad(gradients, weights, directions)
 
     return run
 
 
-def by_input(module: nn.Module, x: Tensor) -> Run:
+def by_input(module: nn.Module, x: Tensor) -> Callable[[], Any]:
     """A derivative of the output along a direction of the input, in forward mode."""
     direction = torch.linspace(-1, 1, x.numel()).reshape(x.shape)
 
-    def run() -> object:
+    def run() -> Any:
         with no_onednn():
             return jvp(lambda x: module(x)[0], (x,), (direction,))
 
     return run
 
 
-def by_weights(module: nn.Module, x: Tensor) -> Run:
+def by_weights(module: nn.Module, x: Tensor) -> Callable[[], Any]:
     """A derivative of the output along a direction of the weights, in forward mode."""
     weights = {name: p.detach() for name, p in module.named_parameters()}
     directions = {name: torch.linspace(-1, 1, p.numel()).reshape(p.shape) for name, p in weights.items()}
 
-    def run() -> object:
+    def run() -> Any:
         with no_onednn():
             return jvp(lambda p: functional_call(module, p, (x,))[0], (weights,), (directions,))
 
@@ -74,84 +72,106 @@ def no_onednn() -> AbstractContextManager[object]:
     return torch.backends.mkldnn.flags(enabled=False)  # type: ignore[no-untyped-call]
 
 
-def check(what: str, first: Any, second: Any) -> None:
-    """Both compute the same: a vmap's results are a loop's in another order."""
-    leaves = ([a for a in pytree.tree_leaves(result) if a is not None] for result in (first, second))
-    a, b = (torch.cat([a.detach().flatten() for a in each]).double() for each in leaves)
-    for way in (lambda v: v.abs().sum(), lambda v: v.square().sum()):
-        if not torch.isclose(way(a), way(b), rtol=1e-3):
-            raise AssertionError(f"{what}: the two differ, {way(a):.6g} and {way(b):.6g}")
+DERIVATIVES: dict[str, Callable[[nn.Module, Tensor], Callable[[], Any]]] = {
+    "gradient penalty": penalty,
+    "Hessian-vector product": hessian_vector,
+    "jvp by x": by_input,
+    "jvp by weights": by_weights,
+}
 
 
-Row = tuple[str, str, Run, str, Run]  # what; the first rival; the second, whose speed is given in the first's
-
-
-def called_by(mode: str, module: nn.Module, x: Tensor, **masks: Tensor) -> Callable[[], Any]:
-    """Return a call of a layer, in training with the gradients of its output's sum."""
-    if mode == "inference":
-        return inference(lambda: module(x, **masks))
-    return training(lambda: pytree.tree_leaves(module(x, **masks))[0].sum(), module.parameters())
-
-
-def twins(I: int, H: int) -> tuple[nn.Module, nn.Module]:
+def twins(shape: Shape) -> tuple[nn.Module, nn.Module]:
     """Return torch's layer and ours with the same weights."""
-    theirs, ours = nn.LSTM(I, H), fastlstm.LSTM(I, H)
+    sizes = {"num_layers": shape.layers, "bidirectional": shape.bidirectional}
+    theirs, ours = (getattr(of, shape.cell)(shape.I, shape.H, **sizes) for of in (nn, fastlstm))
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
 
 
-def comparisons() -> Iterator[Row]:
-    for T, B, I, H in SIZES:
-        lstm, size, x = fastlstm.LSTM(I, H), f"T{T}-B{B}-I{I}-H{H}", torch.randn(T, B, I)
-        masks = {"reset": torch.rand(T, B) < 0.05, "lengths": torch.randint(T // 2, T + 1, (B,))}
-        for (name, mask), mode in itertools.product(masks.items(), MODES):
-            runs = called_by(mode, lstm, x), called_by(mode, lstm, x, **{name: mask})
-            yield f"{size}, {mode}", "plain", runs[0], name, runs[1]
-        runs = called_by("training", lstm, x), called_by("training", torch.compile(lstm), x)
-        yield f"{size}, training", "eager", runs[0], "compiled", runs[1]
+def derived(what: str, shape: Shape, mode: str) -> Runs:
+    (theirs, ours), x = twins(shape), torch.randn(shape.T, shape.B, shape.I)
+    return {OURS: DERIVATIVES[what](ours, x), "torch": DERIVATIVES[what](theirs, x)}
+
+
+def masked(name: str, shape: Shape, mode: str) -> Runs:
+    """Return a layer with resets or lengths beside the layer without, which computes something else."""
+    T, B, lstm, x = shape.T, shape.B, fastlstm.LSTM(shape.I, shape.H), torch.randn(shape.T, shape.B, shape.I)
+    masks = {name: torch.rand(T, B) < 0.05 if name == "reset" else torch.randint(T // 2, T + 1, (B,))}
+    calls = {OURS: lambda: lstm(x, **masks)[0], WITHOUT: lambda: lstm(x)[0]}
+    return {name: called(mode, call, lstm.parameters()) for name, call in calls.items()}
+
+
+def compiled(shape: Shape, mode: str) -> Runs:
+    lstm, x = fastlstm.LSTM(shape.I, shape.H), torch.randn(shape.T, shape.B, shape.I)
+    ways = {OURS: torch.compile(lstm), WITHOUT: lstm}
+    return {name: called(mode, lambda m=module: m(x)[0], lstm.parameters()) for name, module in ways.items()}
+
+
+def compiled_classifier(mode: str) -> Runs:
     model, images, labels = RowLSTM(), torch.randn(128, 28, 28), torch.randint(0, 10, (128,))
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         return nn.functional.cross_entropy(model(images), labels)
 
-    eager, compiled = (training(lambda f=f: f(images, labels), model.parameters()) for f in (loss, torch.compile(loss)))
-    yield "row-LSTM classifier with its loss, training", "eager", eager, "compiled", compiled
-    derivatives = {
-        "gradient penalty": penalty,
-        "Hessian-vector product": hessian_vector,
-        "jvp by x": by_input,
-        "jvp by weights": by_weights,
-    }
-    for T, B, I, H in ((28, 128, 28, 128), (28, 16, 28, 128), (100, 16, 64, 64)):
-        pair, x = twins(I, H), torch.randn(T, B, I)
-        for what, prepare in derivatives.items():
-            first, second = (prepare(module, x) for module in pair)
-            yield f"{what}, T{T}-B{B}-I{I}-H{H}", "nn.LSTM", first, "ours", second
-    yield from ensembles()
+    ways = {OURS: torch.compile(loss), WITHOUT: loss}
+    return {name: training(lambda f=f: f(images, labels), model.parameters()) for name, f in ways.items()}
 
 
-def ensembles() -> Iterator[Row]:
-    T, B, I, H = STACK
-    theirs, ours = zip(*(twins(I, H) for _ in range(MODELS)))
-    stacked, _ = stack_module_state(list(ours))
-    x, what = torch.randn(T, B, I), f"{MODELS} models, T{T}-B{B}-I{I}-H{H}"
+def many(M: int, shape: Shape, mode: str) -> Runs:
+    """Return M models in one call, by `Ensemble` and by vmap, beside loops over torch's layers and over ours."""
+    theirs, ours = zip(*(twins(shape) for _ in range(M)))
+    stacked, ensemble = stack_module_state(list(ours))[0], fastlstm.Ensemble(list(ours))
+    x = torch.randn(shape.T, shape.B, shape.I)
     output = vmap(lambda p: functional_call(ours[0], p, (x,))[0])
     gradient = vmap(grad(lambda p: functional_call(ours[0], p, (x,))[0].sum()))
-    for name, models in (("a loop of nn.LSTM", theirs), ("a loop of ours", ours)):
-        loop = inference(lambda models=models: [model(x)[0] for model in models])
-        yield f"{what}, inference", name, loop, "vmap", inference(lambda: output(stacked))
-        trained = [called_by("training", model, x) for model in models]
-        loop = lambda trained=trained: [run()[1:] for run in trained]  # noqa: E731
-        yield f"{what}, training", name, loop, "vmap", lambda: gradient(stacked)
+    loops = {"torch": theirs, "a loop of ours": ours}
+    if mode == "inference":
+        runs: Runs = {OURS: inference(lambda: ensemble(x)[0]), "vmap": inference(lambda: output(stacked))}
+        looped = {name: inference(lambda m=m: torch.stack([each(x)[0] for each in m])) for name, m in loops.items()}
+        return runs | looped
+    step = training(lambda: ensemble(x)[0].sum(), ensemble.parameters())
+    runs = {OURS: lambda: step()[1:], "vmap": lambda: list(gradient(stacked).values())}
+    for name, models in loops.items():
+        steps = [training(lambda m=m: m(x)[0].sum(), m.parameters()) for m in models]
+        runs[name] = lambda steps=steps: [torch.stack(of) for of in zip(*(step()[1:] for step in steps))]
+    return runs
 
 
-def rows(options: Options) -> Iterator[list[str]]:
-    for what, first, run_first, second, run_second in comparisons():
-        if second not in ("reset", "lengths"):  # which compute something else
-            check(what, run_first(), run_second())
-        sides = compare({first: run_first, second: run_second}, options.rounds, options.threads)
-        yield [what, *(f"{name} {side.ms}" for name, side in sides.items()), str(sides[second].to(sides[first]))]
+def operators(shape: Shape, is_scripted: bool, mode: str) -> Runs:
+    """Return torch's module under `patch_operators`, beside it without and beside `replace`."""
+    (theirs, ours), x = twins(shape), torch.randn(shape.T, shape.B, shape.I)
+    module = torch.jit.script(nn.Sequential(theirs)) if is_scripted else theirs
+    call = called(mode, lambda: module(x)[0], module.parameters())
+
+    def patched() -> Any:
+        return call()
+
+    patched.within = fastlstm.patch_operators  # type: ignore[attr-defined]  # which the clock enters
+    runs: Runs = {OURS: patched, "torch": call}
+    return runs if is_scripted else runs | {"ours by replace": called(mode, lambda: ours(x)[0], ours.parameters())}
 
 
-if __name__ == "__main__":
-    print_table(["what", "", "", "speed of the second"], rows(parser("cpu.transforms", __doc__).parse_args()))
+CASES = [
+    *(
+        Case("transforms", f"{name}, {shape}", partial(masked, name, shape), unlike=(OURS,))
+        for shape in SIZES
+        for name in ("reset", "lengths")
+    ),
+    *(Case("transforms", f"torch.compile, {shape}", partial(compiled, shape), ("training",)) for shape in SIZES),
+    Case("transforms", "torch.compile, a classifier with its loss", compiled_classifier, ("training",)),
+    *(
+        Case("transforms", f"{what}, {shape}", partial(derived, what, shape), ("training",), tolerance=1e-3)
+        for shape in DERIVED
+        for what in DERIVATIVES
+    ),
+    *(Case("transforms", f"{M} models, {shape}", partial(many, M, shape), tolerance=1e-3) for M, shape in MODELS),
+    *(
+        Case("transforms", f"patch_operators, {shape}", partial(operators, shape, False), ("training",))
+        for shape in OPERATORS
+    ),
+    *(
+        Case("transforms", f"patch_operators, {'a scripted module, ' * is_scripted}{Shape(1, 1, 64, 64)}",
+             partial(operators, Shape(1, 1, 64, 64), is_scripted), ("inference",))
+        for is_scripted in (False, True)
+    ),
+]  # fmt: skip

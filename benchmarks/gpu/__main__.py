@@ -4,7 +4,7 @@
 
 The kernels are first compiled by several processes at once. Then the tests run, and then nothing beside what is timed.
 Each layer has a process of its own, so that one that fails, hangs or takes the device down loses only its own result.
-The JSON file is written anew after every result. At the end follow a chart and a line for each goal.
+The JSON file is written anew after every result. At the end follows a line for each goal.
 """
 
 import datetime
@@ -26,7 +26,7 @@ import torch
 from benchmarks.gpu import layers
 from benchmarks.gpu.layers import BEST_OF_CUDNN, GRUS, LARGER, ROW, SHAPES, SMALLEST, Item
 from benchmarks.shared import machine
-from benchmarks.shared.report import chart, replaced, write_json
+from benchmarks.shared.results import write_json
 from benchmarks.shared.shapes import MODES
 from benchmarks.shared.tables import parser
 
@@ -123,7 +123,7 @@ def goals(report: dict[str, Any]) -> Iterator[str]:
 def main(argv: list[str] | None = None) -> None:
     arguments = parser("gpu", __doc__, threads=False)
     arguments.add_argument("--minutes", type=float, default=7.5, help="after which what is left is dropped (7.5)")
-    arguments.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the two files")
+    arguments.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the file")
     options = arguments.parse_args(argv)
     if not torch.cuda.is_available():
         arguments.error("no CUDA device was found")
@@ -156,12 +156,6 @@ def main(argv: list[str] | None = None) -> None:
     take(SANITIZERS, LAST)
     report["goals"] = list(goals(report))
     print(*report["goals"], write_json(report, path), sep="\n")
-    bars = [
-        {"name": f"{row['name']} {row['precision']}", "mode": row["mode"], "ratio": ratio}
-        for row in report["results"] if row["way"] == "eager" and not row["beside_torchrl"]
-        for name, ratio in row["ratios"].items() if name.startswith("nn.")
-    ]  # fmt: skip
-    print(replaced(path.with_suffix(".png"), lambda temporary: chart(device, bars).savefig(temporary, dpi=150)))
     if any(line.startswith("FAIL") for line in report["goals"]):
         sys.exit("a goal is missed; the JSON file has what each part said")
 

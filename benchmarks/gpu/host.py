@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 import fastlstm
+from benchmarks.shared import machine
 from benchmarks.shared.calls import inference, training
-from benchmarks.shared.tables import parser, print_table
+from benchmarks.shared.tables import parser, table
 from fastlstm.backends.triton import device as backend
 
 T, B, I = 3, 2, 4
@@ -103,4 +104,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     header = ["least and median, us", "inference", "forward with gradients", "training step"]
     with idle():
-        print_table(header, rows(arguments.parse_args().calls))
+        print(machine.header(), "", *table(header, rows(arguments.parse_args().calls)), sep="\n")

@@ -1,1 +1,1 @@
-"""The page of runtimes: fastlstm beside every other runtime of recurrent layers that is installed, on the CPU."""
+"""Layers of other runtimes on the CPU, each in a process of its own."""

@@ -11,9 +11,7 @@ from benchmarks.shared.shapes import GATES, Shape
 # No torch here, and none in the processes of runtimes that do without it.
 
 Arrays = dict[str, np.ndarray]
-TOLERANCE = (
-    1e-4  # of outputs below 1, of a loss, and of gradients relative to the largest: what float32 keeps with room
-)
+TOLERANCE = 1e-4  # of outputs below 1, of a loss, and of gradients beside the largest: what float32 keeps with room
 
 
 class Unsupported(Exception):
@@ -25,11 +23,10 @@ class Contender(NamedTuple):
 
     call: Callable[[], object]
     results: Callable[[], list[np.ndarray]]  # the output (T, B, D H), or of a training step the loss and dweight_hh
-    begin: Callable[[], object] = lambda: None  # before a block of calls
 
 
 @dataclass(frozen=True)
-class Case:
+class LayerCase:
     """A layer and what is done with it.
 
     Attributes:
@@ -68,6 +65,12 @@ class Case:
         blocks = np.split(a, self.gates)
         return np.concatenate([blocks[k] for k in order])
 
+    def compare(self, name: str, results: list[np.ndarray], tolerance: float = TOLERANCE) -> None:
+        """Raise where the results of a contender are not the expected ones."""
+        error = self.error(results)
+        if not error <= tolerance:  # NaN is an error too
+            raise AssertionError(f"{name}: {self.mode} of {self.shape} errs by {error:.1e}")
+
     def error(self, results: list[np.ndarray]) -> float:
         """Return the largest difference from what is expected; of a gradient relative to its largest value."""
         if self.mode != "training":
@@ -77,7 +80,7 @@ class Case:
         return float(max(abs(results[0] - loss), of_gradient))
 
 
-def make(mode: str, shape: Shape) -> Case:
+def make(mode: str, shape: Shape) -> LayerCase:
     """Return a case with weights and inputs of torch, and its results."""
     import torch
 
@@ -94,10 +97,10 @@ def make(mode: str, shape: Shape) -> Case:
         loss = torch.nn.functional.mse_loss(output, target)
         loss.backward()
         arrays |= {"target": target, "loss": loss, "dweight_hh": module.weight_hh_l0.grad}
-    return Case(mode, shape, {name: a.detach().numpy() for name, a in arrays.items()})
+    return LayerCase(mode, shape, {name: a.detach().numpy() for name, a in arrays.items()})
 
 
-def torch_module(case: Case, package: Any = None) -> Any:
+def torch_module(case: LayerCase, package: Any = None) -> Any:
     """Return the layer of torch.nn, or of another package with such a layer, with the weights of a case."""
     import torch
 

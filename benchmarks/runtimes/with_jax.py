@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.runtimes.cases import Case, Contender
+from benchmarks.runtimes.cases import Contender, LayerCase
 
 
 def _lstm(states: Any, of_x: Any, weight_hh: Any, bias_hh: Any) -> Any:
@@ -30,7 +30,7 @@ def _gru(states: Any, of_x: Any, weight_hh: Any, bias_hh: Any) -> Any:
 STEPS = {"LSTM": _lstm, "GRU": _gru}
 
 
-def jax_layer(case: Case, threads: int) -> Contender:
+def jax_layer(case: LayerCase, threads: int) -> Contender:
     s, step = case.shape, STEPS[case.shape.cell]
 
     def direction(x: Any, weights: Any, states: Any, reverse: bool) -> Any:

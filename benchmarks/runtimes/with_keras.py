@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.runtimes.cases import Case, Contender, Unsupported
+from benchmarks.runtimes.cases import Contender, LayerCase, Unsupported
 
 ORDERS = {"LSTM": (0, 1, 2, 3), "GRU": (1, 0, 2)}  # the gates of torch in the order of Keras: torch's own, and z r h
 INVERSE = ORDERS  # each of these orders undoes itself
@@ -14,7 +14,7 @@ def _batch_first(a: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(a.transpose(1, 0, 2))
 
 
-def _model(case: Case) -> Any:
+def _model(case: LayerCase) -> Any:
     import keras
 
     s, is_step = case.shape, case.mode == "step"
@@ -29,13 +29,13 @@ def _model(case: Case) -> Any:
     return keras.Model([first, *states] if is_step else first, x)
 
 
-def _weights(case: Case, layer: int, direction: int) -> list[np.ndarray]:
+def _weights(case: LayerCase, layer: int, direction: int) -> list[np.ndarray]:
     weight_ih, weight_hh, bias_ih, bias_hh = case.weights(layer, direction, ORDERS[case.shape.cell])
     bias = bias_ih + bias_hh if case.shape.cell == "LSTM" else np.stack([bias_ih, bias_hh])
     return [weight_ih.T, weight_hh.T, bias]
 
 
-def keras_layer(case: Case, threads: int) -> Contender:
+def keras_layer(case: LayerCase, threads: int) -> Contender:
     import tensorflow as tf
 
     model, x = _model(case), tf.constant(_batch_first(case.arrays["x"]))
@@ -66,7 +66,7 @@ def keras_layer(case: Case, threads: int) -> Contender:
     return Contender(call, lambda: [_batch_first(call().numpy())])
 
 
-def litert_layer(case: Case, threads: int) -> Contender:
+def litert_layer(case: LayerCase, threads: int) -> Contender:
     if case.mode == "training":
         raise Unsupported
     import tensorflow as tf

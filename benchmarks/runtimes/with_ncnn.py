@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.runtimes.cases import Case, Contender, Unsupported
+from benchmarks.runtimes.cases import Contender, LayerCase, Unsupported
 
 # The gates of torch in the order of ncnn: i f o g of torch's i f g o, and torch's own for a GRU
 ORDERS = {"LSTM": (0, 1, 3, 2), "GRU": (0, 1, 2)}
 HEADER, RAW = "7767517", bytes(4)  # what begins a file of parameters, and an array of float32 in the file of weights
 
 
-def _weights(case: Case, layer: int) -> bytes:
+def _weights(case: LayerCase, layer: int) -> bytes:
     """Return what ncnn reads of one layer: weight_ih, the biases and weight_hh, each of all directions."""
     order = ORDERS[case.shape.cell]
     of_directions = [case.weights(layer, d, order) for d in range(case.shape.directions)]
@@ -22,7 +22,7 @@ def _weights(case: Case, layer: int) -> bytes:
     return b"".join(RAW + b"".join(np.ascontiguousarray(a).tobytes() for a in each) for each in arrays)
 
 
-def _biases(case: Case, bias_ih: np.ndarray, bias_hh: np.ndarray) -> np.ndarray:
+def _biases(case: LayerCase, bias_ih: np.ndarray, bias_hh: np.ndarray) -> np.ndarray:
     """Return one bias a gate. A GRU has both for its last gate, which comes last."""
     if case.shape.cell == "LSTM":
         return bias_ih + bias_hh
@@ -30,7 +30,7 @@ def _biases(case: Case, bias_ih: np.ndarray, bias_hh: np.ndarray) -> np.ndarray:
     return np.concatenate([(bias_ih + bias_hh)[:-last], bias_ih[-last:], bias_hh[-last:]])
 
 
-def ncnn_layer(case: Case, threads: int) -> Contender:
+def ncnn_layer(case: LayerCase, threads: int) -> Contender:
     if case.mode == "training" or case.shape.B > 1:
         raise Unsupported
     import ncnn

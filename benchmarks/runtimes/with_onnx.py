@@ -1,8 +1,7 @@
-"""ONNX Runtime and OpenVINO, where they are installed: models of layers, what runs them, and a case's contenders."""
+"""ONNX Runtime and OpenVINO: models of layers, and what runs them."""
 
-import importlib.util
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.runtimes.cases import Case, Contender, Unsupported, torch_module
-from benchmarks.shared.clock import Run, thread_counts
+from benchmarks.runtimes.cases import Contender, LayerCase, Unsupported, torch_module
 from benchmarks.shared.shapes import Shape
 
-SETTLE = 0.1  # seconds untimed before each sample: ONNX Runtime's idle threads spin on for 70 ms after a call
 # The gates of torch in the order of ONNX: i o f c of torch's i f g o, and z r h of torch's r z n
 ORDERS = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
 STATES = {"LSTM": ("h", "c"), "GRU": ("h",)}
@@ -87,73 +84,46 @@ def onnx_int8(model: bytes) -> bytes:
     return quantized
 
 
-def onnxruntime_session(model: bytes, threads: int, spinning: bool = True) -> Any:
+def onnxruntime_session(model: bytes, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def onnxruntime_run(model: bytes, x: Tensor, threads: int) -> Callable[[], np.ndarray]:
-    session, feed = onnxruntime_session(model, threads), {"x": x.numpy()}
-    return lambda: session.run(None, feed)[0]
+def onnxruntime_layer(case: LayerCase, threads: int) -> Contender:
+    return _of_session(case, _model(case), threads)
 
 
-def openvino_request(model: bytes, threads: int) -> Any:
-    import openvino
-
-    core = openvino.Core()
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    return core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
+def onnxruntime_int8_layer(case: LayerCase, threads: int) -> Contender:
+    if case.shape.cell != "LSTM":
+        raise Unsupported
+    return _of_session(case, onnx_int8(_model(case)), threads)
 
 
-def openvino_run(model: bytes, x: Tensor, threads: int) -> Callable[[], np.ndarray]:
-    request, feed = openvino_request(model, threads), {0: x.numpy()}
-    return lambda: request.infer(feed, share_inputs=True)[0]
-
-
-RUNTIMES = {"onnxruntime": onnxruntime_run, "openvino": openvino_run}
-
-
-def installed() -> list[str]:
-    if importlib.util.find_spec("onnx") is None:  # nothing to hand the model over with
-        return []
-    return [name for name in RUNTIMES if importlib.util.find_spec(name)]
-
-
-def rivals(module: nn.RNNBase, x: Tensor, shape: Shape, threads: int) -> Iterator[tuple[str, dict[int, Run]]]:
-    """Yield every rival that can run an LSTM or a GRU on `x`, checked against it, with a call for each thread count."""
-    with torch.no_grad():
-        expected = module(x)[0].numpy()
-
-    model = onnx_layers(module, shape) if installed() else b""
-    for name in installed():
-        runs = {n: RUNTIMES[name](model, x, n) for n in thread_counts(threads)}
-        for run in runs.values():
-            np.testing.assert_allclose(run(), expected, rtol=0, atol=1e-5, err_msg=f"{name} at {shape}")
-        yield name, runs
-
-
-def onnxruntime_layer(case: Case, threads: int) -> Contender:
-    session = onnxruntime_session(_model(case), threads)
+def _of_session(case: LayerCase, model: bytes, threads: int) -> Contender:
+    session = onnxruntime_session(model, threads)
     return _contender(case, lambda feed: session.run(None, feed))
 
 
-def openvino_layer(case: Case, threads: int) -> Contender:
-    request = openvino_request(_model(case), threads)
+def openvino_layer(case: LayerCase, threads: int) -> Contender:
+    import openvino
+
+    core, model = openvino.Core(), _model(case)
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
     return _contender(case, lambda feed: list(request.infer(feed, share_inputs=True).values()))
 
 
-def _model(case: Case) -> bytes:
+def _model(case: LayerCase) -> bytes:
     if case.mode == "training":
         raise Unsupported
     module = torch_module(case)
     return onnx_step(module, case.shape.B) if case.mode == "step" else onnx_layers(module, case.shape)
 
 
-def _contender(case: Case, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]]) -> Contender:
+def _contender(case: LayerCase, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]]) -> Contender:
     """`run` is called with the inputs by name, and returns the output, or the states after a step."""
     names = STATES[case.shape.cell] if case.mode == "step" else ()
     feed = {"x": case.arrays["x"], **dict(zip(names, case.states))}

@@ -1,4 +1,4 @@
-"""The contenders that are modules of torch: fastlstm's layers, their streams, and torch's own layers."""
+"""The contenders that are modules of torch: fastlstm's layers and their streams, and torch's own layers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,32 +6,17 @@ from typing import Any
 import torch
 
 import fastlstm
-from benchmarks.runtimes.cases import Case, Contender, Unsupported, torch_module
+from benchmarks.runtimes.cases import Contender, LayerCase, torch_module
 
 
-def _state(case: Case) -> Any:
-    states = list(map(torch.from_numpy, case.states))
+def _state(case: LayerCase) -> Any:
+    states = [torch.from_numpy(a.copy()) for a in case.states]
     return tuple(states) if len(states) == 2 else states[0] if states else None
 
 
-def _contender(case: Case, threads: int, module: Any, forward: Callable[[Any, Any], Any]) -> Contender:
+def _contender(case: LayerCase, forward: Callable[[Any, Any], Any]) -> Contender:
     """`forward` is called with x and the state, and returns the output and the new state."""
     x, state, is_step = torch.from_numpy(case.arrays["x"]), _state(case), case.mode == "step"
-
-    def begin() -> None:
-        torch.set_num_threads(threads)
-
-    begin()
-    if case.mode == "training":
-        target = torch.from_numpy(case.arrays["target"])
-
-        def train() -> Any:
-            module.zero_grad()
-            loss = torch.nn.functional.mse_loss(module(x)[0], target)
-            loss.backward()
-            return loss
-
-        return Contender(train, lambda: [train().detach().numpy(), module.weight_hh_l0.grad.numpy()], begin)
 
     def call() -> Any:
         nonlocal state
@@ -41,26 +26,46 @@ def _contender(case: Case, threads: int, module: Any, forward: Callable[[Any, An
             state = new
         return output
 
-    return Contender(call, lambda: [call().numpy().reshape(case.arrays["output"].shape)], begin)
+    return Contender(call, lambda: [call().numpy().reshape(case.arrays["output"].shape)])
 
 
-def nn_layer(case: Case, threads: int) -> Contender:
-    module = torch_module(case)
-    return _contender(case, threads, module, module)
+def _trained(case: LayerCase, module: Any) -> Contender:
+    x, target = (torch.from_numpy(case.arrays[name]) for name in ("x", "target"))
+
+    def train() -> Any:
+        module.zero_grad()
+        loss = torch.nn.functional.mse_loss(module(x)[0], target)
+        loss.backward()
+        return loss
+
+    return Contender(train, lambda: [train().detach().numpy(), module.weight_hh_l0.grad.numpy()])
 
 
-def fastlstm_layer(case: Case, threads: int) -> Contender:
-    module, x_t = torch_module(case, fastlstm), torch.from_numpy(case.arrays["x"][0])
-    return _contender(
-        case, threads, module, (lambda x, state: module.step(x_t, state)) if case.mode == "step" else module
-    )
-
-
-def fastlstm_stream(case: Case, threads: int) -> Contender:
-    """A stream keeps the state itself."""
-    if case.mode != "step":
-        raise Unsupported
-    torch.set_num_threads(threads)
-    stream, x_t = torch_module(case, fastlstm).stream(case.shape.B), torch.from_numpy(case.arrays["x"][0])
+def modules(case: LayerCase) -> dict[str, Contender]:
+    """Return the contenders of a case by their names. Of a single step "fastlstm" is the stream."""
+    theirs, ours = torch_module(case), torch_module(case, fastlstm)
+    if case.mode == "training":
+        return {name: _trained(case, module) for name, module in (("fastlstm", ours), ("torch", theirs))}
+    contenders = {"torch": _contender(case, theirs)}
+    if case.mode == "inference":
+        return {"fastlstm": _contender(case, ours), **contenders}
+    x_t, stream = torch.from_numpy(case.arrays["x"][0]), ours.stream(case.shape.B)
     stream.state = _state(case)
-    return _contender(case, threads, stream, lambda x, state: (stream(x_t), state))
+    contenders = {"fastlstm": _contender(case, lambda x, state: (stream(x_t), state)), **contenders}
+    contenders["stream.step"] = _contender(case, lambda x, state: stream.step(x_t, state))
+    contenders["step"] = _contender(case, lambda x, state: ours.step(x_t, state))
+    return contenders
+
+
+def quantized(case: LayerCase) -> dict[str, Contender]:
+    """Return layers, or the stream of a step, with weights and activations of fewer bits."""
+    contenders = {}
+    for name in ("int8",) if case.mode == "step" else ("int8", "int16"):
+        module: Any = fastlstm.quantize(torch.nn.Sequential(torch_module(case, fastlstm)), name)[0]
+        if case.mode == "inference":
+            contenders[name] = _contender(case, module)
+            continue
+        stream, x_t = module.stream(case.shape.B), torch.from_numpy(case.arrays["x"][0])
+        stream.state = _state(case)
+        contenders["int8 stream"] = _contender(case, lambda x, state: (stream(x_t), state))  # noqa: B023
+    return contenders

@@ -3,8 +3,8 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,9 +14,12 @@ import torch
 Run = Callable[[], object]
 Name = TypeVar("Name")
 
+WRITTEN = 4 * 2**20  # bytes: more than a core's caches hold
+OTHER_DATA = np.zeros(WRITTEN // 4, np.float32)
 SAMPLE = 0.005  # seconds: a shorter call is repeated until a sample lasts this long
 FEWEST = 5  # rounds, from which a median tells something
 SETTLE = 0.010  # seconds untimed before each sample: torch's idle threads spin on for 8 ms after a call
+LONG = 0.2  # seconds: a call that takes longer hardly notices the threads of the one before
 SCATTER = 1.25  # the highest bound of an interval beside its lowest, above which a ratio says nothing
 
 
@@ -38,6 +41,15 @@ def seconds_of(run: Run, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
+def seconds_between_writes(run: Run, calls: int) -> float:
+    """Return the seconds of a call before which `WRITTEN` bytes have been written, as other layers of a model do."""
+    total = 0.0
+    for _ in range(calls):
+        np.add(OTHER_DATA, 1, out=OTHER_DATA)
+        total += seconds_of(run, 1)
+    return total / calls
+
+
 def in_turns(samples: Mapping[Name, Callable[[], float]], rounds: int, limit: float) -> dict[Name, list[float]]:
     """Take a sample of each in each round, and return what they gave. Every second round has the opposite order.
 
@@ -53,17 +65,29 @@ def in_turns(samples: Mapping[Name, Callable[[], float]], rounds: int, limit: fl
     return times
 
 
-def sampled(run: Run, threads: int, settle: float) -> Callable[[], float]:
-    """Return what takes the seconds of a call on so many threads, `settle` seconds after what ran before."""
-    with num_threads(threads):
+def context_of(run: Run) -> AbstractContextManager[object]:
+    return getattr(run, "within", nullcontext)()  # type: ignore[no-any-return]
+
+
+def sampled(run: Run, threads: int, is_cold: bool) -> Callable[[], float]:
+    """Return what takes the seconds of a call on so many threads, `SETTLE` seconds after what ran before.
+
+    A call that runs in another process has a `sample` of its own. One that needs a context has it as `within`.
+    """
+    if sample_elsewhere := getattr(run, "sample", None):
+        return sample_elsewhere  # type: ignore[no-any-return]
+    clock = seconds_between_writes if is_cold else seconds_of
+    with num_threads(threads), context_of(run):
         run()  # compiles, packs, fills caches
         once = min(seconds_of(run, 1) for _ in range(3))
-    calls, untimed = (max(1, math.ceil(least / once)) for least in (SAMPLE, settle))
+    calls = max(1, math.ceil(SAMPLE / once))
+    untimed = math.ceil(SETTLE / once) if once < LONG else 0
 
     def sample() -> float:
-        with num_threads(threads):
-            seconds_of(run, untimed)
-            return seconds_of(run, calls)
+        with num_threads(threads), context_of(run):
+            if untimed:
+                seconds_of(run, untimed)
+            return clock(run, calls)
 
     return sample
 
@@ -81,12 +105,9 @@ class Ratio:
     high: float
 
     @property
-    def noisy(self) -> bool:
+    def is_noisy(self) -> bool:
         """Whether the rounds scatter so much that the ratio says nothing."""
         return self.high > SCATTER * self.low
-
-    def __str__(self) -> str:
-        return f"**{self.median:.2f}** ({self.low:.2f}–{self.high:.2f})"
 
 
 def ratio_of(theirs: list[float], ours: list[float], resamples: int = 4000) -> Ratio:
@@ -113,10 +134,6 @@ class Side:
     def seconds(self) -> float:
         return statistics.median(self.times)
 
-    @property
-    def ms(self) -> str:
-        return f"{self.seconds * 1e3:.2f} ms"
-
     def to(self, other: "Side") -> Ratio:
         """Return how many times as fast this side is as the other."""
         return ratio_of(other.times, self.times)
@@ -125,19 +142,20 @@ class Side:
 def compare(
     runs: Mapping[str, Run | Mapping[int, Run]],
     rounds: int,
-    threads: int | None = None,
-    settle: float = SETTLE,
+    counts: Sequence[int] = (),
     limit: float = math.inf,
+    is_cold: bool = False,
 ) -> dict[str, Side]:
-    """Time each on one thread and on all in every round, and return of each the thread count with the lower median.
+    """Time each on every thread count in every round, and return of each the thread count with the lower median.
 
     Args:
         runs: what runs by its name, or by its thread counts where each needs a call of its own.
         rounds: how many, unless they take longer than `limit` seconds.
-        threads: what "all" is; torch's number of threads unless it is given.
+        counts: the thread counts; one and torch's number of threads unless they are given.
+        is_cold: whether a call finds caches that other data has filled.
     """
-    counts = thread_counts(threads or torch.get_num_threads())
+    counts = counts or thread_counts(torch.get_num_threads())
     by_count = {name: run if isinstance(run, Mapping) else dict.fromkeys(counts, run) for name, run in runs.items()}
-    samples = {(name, n): sampled(run, n, settle) for name, of in by_count.items() for n, run in of.items()}
+    samples = {(name, n): sampled(run, n, is_cold) for name, of in by_count.items() for n, run in of.items()}
     sides = [(name, Side(times, n)) for (name, n), times in in_turns(samples, rounds, limit).items()]
     return {name: min((side for of, side in sides if of == name), key=lambda side: side.seconds) for name in runs}

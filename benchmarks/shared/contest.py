@@ -57,6 +57,7 @@ class Contest:
         self.shape, self.precision, self.theirs = shape, precision, f"nn.{shape.cell}"
         dtype = PRECISIONS[precision].dtype
         sizes, options = (shape.I, shape.H, shape.layers), {"bidirectional": shape.bidirectional}
+        options |= {"proj_size": shape.P} if shape.P else {}
         theirs, ours = getattr(nn, shape.cell), getattr(fastlstm, shape.cell)
         first = theirs(*sizes, **options)
         named = {"fastlstm": theirs(*sizes, **options) if null else ours(*sizes, backend=backend, **options)}
@@ -69,7 +70,7 @@ class Contest:
             module.load_state_dict(first.state_dict())
         # what 16 bits hold exactly, where there are such
         self.x = torch.randn(shape.T, shape.B, shape.I).to(device, dtype)
-        self.doutput = torch.randn(shape.T, shape.B, shape.directions * shape.H).to(device, dtype)
+        self.doutput = torch.randn(shape.T, shape.B, shape.directions * (shape.P or shape.H)).to(device, dtype)
         self.errors: dict[str, float] = {}  # the largest of each module, relative to the largest value
 
     def inputs(self, module: nn.Module) -> list[Tensor]:

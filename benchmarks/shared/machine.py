@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import subprocess
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -14,6 +15,7 @@ import torch
 import fastlstm
 
 PACKAGES = ("fastlstm", "torch", "numba", "llvmlite", "numpy", "onnxruntime", "openvino", "triton")
+ROOT = Path(__file__).parents[2]
 STAT = Path("/proc/stat")  # of Linux: what all processes used
 BUSY = 0.2  # processors: where others use more, times say nothing
 
@@ -61,17 +63,35 @@ class Others:
         return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
-def describe(threads: int) -> dict[str, Any]:
+def versions_of(modules: Sequence[str]) -> dict[str, str]:
+    """Return the versions of what installs these modules, by the names of modules."""
+    owners = metadata.packages_distributions()
+    return {name: metadata.version(owners[name][0]) for name in modules if name in owners}
+
+
+def commit() -> str:
+    """Return the last commit that changed what is measured, with "+" after a change since; without git the version."""
+    measured = ["fastlstm", "csrc"]
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments, "--", *measured]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("log", "-1", "--format=%h", "--abbrev=8") + "+" * bool(git("status", "--porcelain"))
+    except (OSError, subprocess.CalledProcessError):
+        return fastlstm.__version__
+
+
+def describe() -> dict[str, Any]:
     from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES  # not above: it imports numba
 
     return {
         "cpu": cpu_name(),
         "float32_lanes": VECTOR_BYTES // 4,
         "cores": os.cpu_count(),
-        "threads": threads,
-        "load": load(),
+        "threads": torch.get_num_threads(),
         "system": platform.platform(),
-        "python": platform.python_version(),
         "versions": versions(),
         "backend": os.environ.get("FASTLSTM_BACKEND", "auto"),
     }

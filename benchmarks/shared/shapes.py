@@ -1,8 +1,6 @@
 """The sizes that are measured, and the arithmetic that each of them needs."""
 
-import argparse
 import random
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +10,7 @@ MODES = ("inference", "training")
 
 @dataclass(frozen=True)
 class Shape:
-    """T time steps, B batch rows, I inputs, H hidden units."""
+    """T time steps, B batch rows, I inputs, H hidden units, of which a projection gives P."""
 
     T: int
     B: int
@@ -21,10 +19,12 @@ class Shape:
     layers: int = 1
     bidirectional: bool = False
     cell: str = "LSTM"
+    P: int = 0
 
     def __str__(self) -> str:
         name = f"T{self.T}-B{self.B}-I{self.I}-H{self.H}"
         name += (f"-L{self.layers}" if self.layers > 1 else "") + ("-bi" if self.bidirectional else "")
+        name += f"-P{self.P}" if self.P else ""
         return name if self.cell == "LSTM" else f"{self.cell}-{name}"
 
     @property
@@ -44,18 +44,6 @@ class Shape:
         return total
 
 
-def shape_of(name: str) -> Shape:
-    """Return the shape of a single layer's name, T28-B128-I28-H128, as an argument of a command.
-
-    Raises:
-        argparse.ArgumentTypeError: for another text.
-    """
-    sizes = re.fullmatch(r"T(\d+)-B(\d+)-I(\d+)-H(\d+)", name)
-    if sizes is None:
-        raise argparse.ArgumentTypeError(f"must be of the form T28-B128-I28-H128, got {name!r}")
-    return Shape(*map(int, sizes.groups()))
-
-
 SOME = (
     Shape(28, 128, 28, 128),  # the row-LSTM
     Shape(512, 16, 64, 64),
@@ -72,6 +60,7 @@ GRID = (
     Shape(100, 32, 128, 512),
     Shape(784, 128, 1, 128),  # MNIST by pixel
 )
+PROJECTED = (Shape(50, 1, 40, 256, P=64), Shape(50, 32, 80, 256, P=128), Shape(28, 128, 28, 512, P=128))
 
 
 def random_shapes(count: int, seed: int, limit: float = 8e9) -> Iterator[Shape]:

@@ -10,7 +10,6 @@ from fastlstm.commands import positive
 
 Options = argparse.Namespace
 NOISY = "noisy, no result"
-ZEROS = "starts from a state of zeros, which fastlstm does not multiply"
 
 
 def parser(name: str, doc: str | None, rounds: int | None = 31, threads: bool = True) -> argparse.ArgumentParser:

@@ -1,7 +1,6 @@
 """Links out of the folder of pages lead to the repository, whose address stands in pyproject.toml alone.
 
-Reports of measurements are the exception: they are pages of the site, see `reports.py`. Every page is looked through
-for what it would load from another host.
+Every page is looked through for what it would load from another host.
 """
 
 import logging
@@ -38,9 +37,6 @@ def on_page_markdown(markdown, page, config, files):
             return match[0]
         if not (ROOT / path).exists():
             log.warning("%s links to %s, which the repository has not", page.file.src_uri, path)
-        report = path.replace("benchmarks/results/", "benchmarks/")
-        if files.get_file_from_path(report) is not None:
-            return f"]({posixpath.relpath(report, folder or '.')}{anchor})"
         return f"]({address()}/blob/main/{path}{anchor})"
 
     return LINK.sub(led, markdown)

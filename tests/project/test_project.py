@@ -5,10 +5,6 @@ import re
 
 import pytest
 
-from benchmarks import run
-from benchmarks.shared import machine
-from benchmarks.shared.report import markdown
-from benchmarks.shared.shapes import Shape
 from fastlstm import torch_private
 from tests.helpers import ROOT, interpreter
 
@@ -96,19 +92,3 @@ def test_the_arguments_of_the_functions(function, options):
 
     parameters = inspect.signature(getattr(fastlstm, function)).parameters
     assert list(parameters) == ["x", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh", *options]
-
-
-@pytest.mark.parametrize("T", [1, 2])  # one step from a state of zeros has gradients that are zero
-def test_backends_of_ones_choice_are_measured_beside_the_default(monkeypatch, T):
-    monkeypatch.setattr(run.memory, "peak_memory", lambda *_: None)
-    options = run.arguments(["--backend", "reference", "--pairs", "1", "--threads", "1"])
-    rows = list(run.measure(Shape(T, 2, 3, 4), options))
-    assert [row["mode"] for row in rows] == ["inference", "training"]
-    for row in rows:
-        assert list(row["backends"]) == ["reference"]
-        assert row["backends"]["reference"]["seconds"] > 0
-        assert "reference" in run.line([row | {"noisy": False}])
-        assert "reference" in markdown({**REPORT, "results": [row]})
-
-
-REPORT = {"title": "A title", "date": "today", "pairs": 1, "machine": machine.describe(1)}

@@ -1,77 +1,58 @@
-"""The comparison with other runtimes: what is compared is one layer, and the page says what the newest report says."""
+"""The comparison with other runtimes: what is compared is one layer."""
 
-import json
 from dataclasses import replace
 
 import pytest
 
-from benchmarks import pictures
-from benchmarks.runtimes import command, comparison, worker
+from benchmarks.runtimes import with_torch, worker
 from benchmarks.runtimes.cases import TOLERANCE, Unsupported, make
 from benchmarks.shared.shapes import Shape
-from tests.helpers.pages import text_of
 
 LAYERS = {
     "inference": [Shape(5, 3, 4, 7), Shape(4, 2, 3, 5, layers=2, bidirectional=True)],
     "step": [Shape(1, 1, 3, 5)],
     "training": [Shape(5, 3, 4, 7)],
 }
-KINDS = [(mode, replace(shape, cell=cell)) for mode in LAYERS for shape in LAYERS[mode] for cell in command.CELLS]
+KINDS = [(mode, replace(shape, cell=cell)) for mode in LAYERS for shape in LAYERS[mode] for cell in ("LSTM", "GRU")]
 
 
-@pytest.mark.parametrize("name", worker.installed())
+def check(contender, case, tolerance=TOLERANCE):
+    """The results are torch's. After a step the state has gone on, so that the next step has others."""
+    case.compare("it", contender.results(), tolerance)
+    assert (case.error(contender.results()) > TOLERANCE) == (case.mode == "step")
+
+
+@pytest.mark.parametrize("name", [name for name in worker.installed() if "int8" not in name])
 @pytest.mark.parametrize(("mode", "shape"), KINDS, ids=lambda value: str(value))
-def test_a_contender_computes_torchs_layer(name, mode, shape):
+def test_a_runtime_computes_torchs_layer(name, mode, shape):
     case = make(mode, shape)
     try:
         contender = worker.builder(name)(case, 1)
     except Unsupported:
-        assert name not in ("fastlstm", "torch.nn")
         return
-    assert case.error(contender.results()) <= TOLERANCE
-    after = contender.results()
-    changes = mode == "step"  # the state goes on
-    assert (case.error(after) > TOLERANCE) == changes
+    check(contender, case)
 
 
-REPORT = {
-    "machine": {"cpu": "some processor", "threads": 2, "cores": 2, "load": 0.1},
-    "date": "2026-01-02",
-    "versions": {"torch": "2.13.0+cpu"},
-    "results": [
-        {
-            "name": "GRU-T1-B1-I3-H5",
-            "cell": "GRU",
-            "mode": "step",
-            "seconds": {"fastlstm": 2e-5, "fastlstm's stream": 1e-5, "torch.nn": 3e-5, "ncnn": 1e-5},
-        }
-    ],
-}
+@pytest.mark.parametrize(("mode", "shape"), KINDS, ids=lambda value: str(value))
+def test_the_modules_of_torch_compute_torchs_layer(mode, shape):
+    case = make(mode, shape)
+    contenders = with_torch.modules(case)
+    assert {"fastlstm", "torch"} <= set(contenders)
+    for contender in contenders.values():
+        check(contender, case)
 
 
-def test_the_table_has_losses_in_bold():
-    page = f"before\n{comparison.BEGIN}old\n{comparison.END}after\n"
-    text = comparison.placed(page, REPORT)
-    assert "| GRU step T1-B1-I3-H5 | 20.0 | 10.0 | 1.50 | **0.50** |" in text
-    assert "old" not in text
-    assert comparison.placed(text, REPORT) == text
-    assert comparison.best_other(REPORT["results"][0]) == ("ncnn", 0.5)
+def test_a_wrong_result_is_told():
+    case = make("inference", LAYERS["inference"][0])
+    results = [a + 2 * TOLERANCE for a in with_torch.modules(case)["fastlstm"].results()]
+    with pytest.raises(AssertionError, match="other: inference of T5-B3-I4-H7 errs by 2"):
+        case.compare("other", results)
 
 
-def test_the_page_has_the_table_of_the_newest_report():
-    page, reports = text_of("docs/runtimes.md"), pictures.reports(comparison.TITLE)
-    wanted = comparison.placed(page, reports[-1]) if reports else page
-    assert page == wanted, "run python -m benchmarks.runtimes"
-    assert bool(reports) == ("No run has been recorded yet." not in page)
-
-
-@pytest.mark.slow
-def test_the_command_writes_a_report(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "SHAPES", LAYERS)
-    command.main(["--only", "torch.nn", "--rounds", "1", "--out", str(tmp_path)])
-    (path,) = tmp_path.iterdir()
-    report = json.loads(path.read_text())
-    assert sorted((row["mode"], row["name"]) for row in report["results"]) == sorted(
-        (mode, str(s)) for mode, s in KINDS
-    )
-    assert all({"fastlstm", "torch.nn"} <= set(row["seconds"]) for row in report["results"])
+@pytest.mark.skipif("ONNX Runtime" not in worker.installed(), reason="ONNX Runtime is not installed")
+def test_a_runtime_is_timed_in_a_process_of_its_own():
+    case = make("step", LAYERS["step"][0])
+    calls = worker.elsewhere(case, ["ONNX Runtime", "no such runtime"], [1, 2])
+    assert {name: list(of) for name, of in calls.items()} == {"ONNX Runtime": [1, 2]}
+    assert all(0 < call.sample() < 1 for call in calls["ONNX Runtime"].values())
+    assert worker.elsewhere(make("training", LAYERS["training"][0]), ["ONNX Runtime"], [1]) == {}

@@ -1,4 +1,4 @@
-"""What the site adds to the pages: links out of them, pictures, reports. `make docs` builds it without warnings."""
+"""What the site adds to the pages: links out of them. `make docs` builds it without warnings."""
 
 import logging
 import re
@@ -8,11 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import pictures
 from tests.helpers import ROOT, script
 from tests.helpers.pages import PAGES, text_of
 
-links, reports = script("docs/hooks/links.py"), script("docs/hooks/reports.py")
+links = script("docs/hooks/links.py")
 
 
 @pytest.fixture(autouse=True)
@@ -33,25 +32,19 @@ def test_every_page_has_its_place():
         ("cpu.md", "[a](../README.md#speed)", "[a]({address}/blob/main/README.md#speed)"),
         ("notes/a.md", "[a](../../tests)", "[a]({address}/blob/main/tests)"),
         ("notes/a.md", "[a](../cpu.md#speed)", "[a](../cpu.md#speed)"),
-        ("cpu.md", "[a](../benchmarks/results/one.md)", "[a](benchmarks/one.md)"),
-        ("notes/a.md", "[a](../../benchmarks/results/one.md)", "[a](../benchmarks/one.md)"),
     ],
 )
 def test_links_out_of_the_pages(page, link, led, caplog, monkeypatch):
-    files = SimpleNamespace(get_file_from_path=lambda path: path if path == "benchmarks/one.md" else None)
     monkeypatch.setattr(links.Path, "exists", lambda path: True)
     of = SimpleNamespace(file=SimpleNamespace(src_uri=page))
-    found = links.on_page_markdown(link, of, None, files)
+    found = links.on_page_markdown(link, of, None, None)
     assert found == led.format(address=links.address())
     assert not caplog.records
 
 
 def test_a_link_to_a_file_that_is_missing_is_told(caplog):
-    of, files = (
-        SimpleNamespace(file=SimpleNamespace(src_uri="a.md")),
-        SimpleNamespace(get_file_from_path=lambda _: None),
-    )
-    links.on_page_markdown("[a](../no/such.md)", of, None, files)
+    of = SimpleNamespace(file=SimpleNamespace(src_uri="a.md"))
+    links.on_page_markdown("[a](../no/such.md)", of, None, None)
     assert [(record.levelno, record.message) for record in caplog.records] == [
         (logging.WARNING, "a.md links to no/such.md, which the repository has not")
     ]
@@ -104,35 +97,3 @@ def test_what_a_page_would_load_from_another_host_is_told(html, told, caplog):
 
 def test_the_address_of_the_readme_is_the_repository_s():
     assert re.findall(r"git clone (\S+)", text_of("README.md")) == [links.address()]
-
-
-@pytest.mark.parametrize("theme", pictures.THEMES)
-@pytest.mark.parametrize("name", pictures.PICTURES)
-def test_a_picture_is_as_its_script_draws_it(name, theme):
-    drawn = str(pictures.PICTURES[name](theme))
-    assert text_of(f"docs/images/{name}-{theme}.svg") == drawn, "run python -m benchmarks.pictures"
-
-
-def test_reports_have_a_row_in_the_table_and_a_page_with_its_own_title_and_plot():
-    table = reports.on_page_markdown(reports.PLACE, None, None, None)
-    titles = set()
-    for name in reports.reports():
-        assert f"](benchmarks/{name}.md)" in table
-        shown = reports.page(name)
-        titles |= set(re.findall("^# .+$", shown, re.MULTILINE))
-        plotted = (reports.RESULTS / f"{name}.png").exists()  # a source distribution has no plots
-        assert (f"]({name}.png){{ .plot }}\n\n## Inference\n" in shown) == plotted
-    assert len(titles) == len(reports.reports())
-
-
-def test_processors_are_named_without_the_marks_of_trademarks():
-    report = {"title": "fastlstm", "machine": {"cpu": "Intel(R) Core(TM) i7-8650U CPU @ 1.90GHz"}, "date": "2026-01-02"}
-    assert reports.title(report) == "Intel Core i7-8650U CPU @ 1.90GHz, float32, 2026-01-02"
-
-
-def test_intervals_and_shapes_are_not_broken():
-    found = reports.on_page_content('<td title="T1-B1-I2-H3">T1-B1-I2-H3-L2 is 1.50 (1.40–1.60)</td>', None, None, None)
-    assert found == (
-        '<td title="T1-B1-I2-H3"><span class="whole">T1-B1-I2-H3-L2</span> is 1.50 '
-        '<span class="whole">(1.40–1.60)</span></td>'
-    )

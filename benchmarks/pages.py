@@ -1,0 +1,288 @@
+"""Writes every table and chart of speeds in README.md and docs/ from the newest results of each machine.
+
+python -m benchmarks.pages
+
+A page says where a table stands: between `<!-- figures: NAME -->` and `<!-- end of figures -->`, by a name in `BLOCKS`.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+
+from benchmarks import pictures
+from benchmarks.cpu import cells, integrations, layers, models, runtimes, steps, transforms
+from benchmarks.shared.case import OURS, Case, Row
+from benchmarks.shared.figures import OTHERS, Figures, named
+from benchmarks.shared.results import Report, newest
+from benchmarks.shared.shapes import GRID, MODES
+from benchmarks.shared.tables import table
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+LOOSE = 1.1  # the highest bound of an interval beside its lowest, above which a figure is marked
+Block = Callable[[Figures], list[str]]
+
+
+def number(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def times(row: Row | None, rival: str) -> str:
+    """Return how many times as fast as a rival ours is. Where the rival is faster the figure is bold."""
+    ratio = None if row is None else row["ratios"].get(rival)
+    if row is None or ratio is None:
+        return ""
+    if row["is_noisy"]:
+        return "noisy"
+    text = "~" * (ratio["high"] > LOOSE * ratio["low"]) + number(ratio["median"])
+    return f"**{text}**" if ratio["high"] < 1 else text
+
+
+def microseconds(row: Row | None) -> str:
+    seconds = None if row is None else row["seconds"].get(OURS)
+    return "" if seconds is None else f"{seconds * 1e6:.3g}" if seconds < 1e-3 else f"{seconds * 1e6:.0f}"
+
+
+def by_machine(head: str, cases: Sequence[Case], *rivals: str, cut: str = "") -> Block:
+    """Return a table with columns for each machine and mode, and a line for each case and rival.
+
+    Args:
+        head: of the column of cases.
+        rivals: beside which ours is; torch without them.
+        cut: what is left out of the cases' names.
+    """
+
+    def block(figures: Figures) -> list[str]:
+        modes = [mode for mode in (*MODES, "step") if any(mode in case.modes for case in cases)]
+        columns = [(k, mode) for k in figures.having(cases) for mode in modes]
+        header = [head, *["beside"] * (len(rivals) > 1), *(f"{figures.name(k)}, {mode}" for k, mode in columns)]
+        rows = [
+            [case.name.removeprefix(cut), *[rival] * (len(rivals) > 1)]
+            + [times(figures.row(k, case, mode), rival) for k, mode in columns]
+            for case in cases
+            for rival in rivals or ("torch",)
+        ]
+        return measured(header, rows, len(columns))
+
+    return block
+
+
+def by_rival(head: str, cases: Sequence[Case], *rivals: str, modes: Sequence[str] = ("inference", "step")) -> Block:
+    """Return a table of the newest machine that has the cases: microseconds of ours, and a column for each rival."""
+
+    def block(figures: Figures) -> list[str]:
+        k, rows = next(iter(figures.having(cases)), None), []
+        for case, mode in [(each, mode) for each in cases for mode in each.modes if mode in modes]:
+            row = None if k is None else figures.row(k, case, mode)
+            label = f"{case.name}, {mode}" if len(modes) > 2 else case.name
+            rows.append([label, microseconds(row), *(times(row, rival) for rival in rivals)])
+        header = [head, "ours, us" if k is None else f"ours, us on {figures.name(k)}", *rivals]
+        columns = [n for n in range(len(header)) if any(row[n] for row in rows)]
+        return measured([header[n] for n in columns], [[row[n] for n in columns] for row in rows], len(columns) - 1)
+
+    return block
+
+
+def measured(header: list[str], rows: list[list[str]], columns: int) -> list[str]:
+    """Return a table of the rows that have a figure in one of their last columns, and how many have none yet."""
+    there = [row for row in rows if any(row[len(row) - columns :])]
+    missing = len(rows) - len(there)
+    lines = table(header, there) if there else []
+    note = f"{missing} of {len(rows)} rows have not been measured yet." if there else "Not measured yet."
+    return [*lines, *([""] if lines else []), note] if missing else lines
+
+
+def in_group(family: object, group: str) -> list[Case]:
+    return [case for case in family.CASES if case.group == group]  # type: ignore[attr-defined]
+
+
+LAYERS, GRUS, STREAMS = (in_group(*of) for of in ((layers, "layers"), (layers, "gru"), (runtimes, "streams")))
+FIXED, RANDOM = [case for case in LAYERS if case.name in map(str, GRID)], named(LAYERS, "random")
+SEQUENCES, GRU_SEQUENCES = ([case for case in of if "T1-" not in case.name] for of in (FIXED, GRUS))
+SIXTEEN = [case for case in in_group(layers, "sixteen") if case.name in map(str, GRID)]
+THREADS = in_group(layers, "threads")
+CELL_STEP = named(steps.CASES, "LSTMCell between layers, B 8, H 128, one thread")[0]
+STREAM = named(STREAMS, "T1-B1-I40-H128")[0]
+
+
+def spread(ratios: Sequence[float]) -> str:
+    """Return the median, the lowest and the highest of ratios."""
+    return f"{number(median(ratios))} ({number(min(ratios))} to {number(max(ratios))})" if ratios else ""
+
+
+def ranges(figures: Figures) -> list[str]:
+    """Return a line for each kind of layers, with the median and the range on each machine."""
+    kinds = {"LSTM, ten sizes": SEQUENCES, "LSTM, random sizes": RANDOM, "GRU, ten sizes": GRU_SEQUENCES}
+    kinds["LSTM in bfloat16, ten sizes"] = [case for case in SIXTEEN if "T1-" not in case.name]
+    columns = [(k, mode) for k in figures.having(SEQUENCES) for mode in MODES]
+    rows = [[label, *(spread(figures.ratios(k, of, mode)) for k, mode in columns)] for label, of in kinds.items()]
+    return table(["layers", *(f"{figures.name(k)}, {mode}" for k, mode in columns)], rows)
+
+
+def summary(figures: Figures) -> list[str]:
+    """Return the sentence on the newest machine with which the first pages begin."""
+    k, texts = figures.having(SEQUENCES)[0], []
+    for name, cases in (("an LSTM", SEQUENCES), ("a GRU", GRU_SEQUENCES)):
+        inference, training = (f"{median(figures.ratios(k, cases, mode)):.1f}" for mode in MODES)
+        texts.append(f"{name} {training} times as fast as torch's, and runs it {inference} times as fast")
+    cores, name = figures.reports[k]["machine"]["cores"], figures.name(k)
+    return [f"On {cores} cores of a {name} it trains {texts[0]}. It trains {texts[1]}. These are medians of ten sizes."]
+
+
+def first_page(figures: Figures) -> list[str]:
+    """Return the table of README.md: kinds of work on one machine, beside torch and the fastest other runtime."""
+    k, rows = figures.having(SEQUENCES)[0], []
+    training, inference = reversed(MODES)
+    for label, cases in (
+        ("LSTMs of ten sizes: median and range", SEQUENCES),
+        ("GRUs of the same sizes", GRU_SEQUENCES),
+    ):
+        others = [ratio for case in cases for _, ratio in figures.best_other(k, case, inference)]
+        rows.append(
+            [label, *(spread(figures.ratios(k, cases, mode)) for mode in (training, inference)), spread(others)]
+        )
+    of_cell = [times(figures.row(k, CELL_STEP, mode), "torch") for mode in (training, inference)]
+    rows.append(["`LSTMCell` between other layers, 8 rows, 128 units", *of_cell, ""])
+    stream, best = figures.row(k, STREAM, "step"), figures.best_other(k, STREAM, "step")
+    rows.append(
+        [
+            "a step of a stream, 40 inputs, 128 units",
+            "",
+            times(stream, "torch"),
+            "".join(f"{number(ratio)} ({name})" for name, ratio in best),
+        ]
+    )
+    machine = f"{figures.reports[k]['machine']['cores']} cores of a {figures.name(k)}"
+    columns = (f"{training}, beside torch", f"{inference}, beside torch", "beside the fastest other runtime")
+    return table([machine, *columns], rows)
+
+
+def machines(figures: Figures) -> list[str]:
+    """Return a line for each machine of which the page has figures."""
+    lines = []
+    for k, runs in sorted(figures.used.items()):
+        machine, dates = figures.reports[k]["machine"], sorted({date for date, _ in runs})
+        versions = ", ".join(f"{name} {version.partition('+')[0]}" for name, version in machine["versions"].items())
+        commits = ", ".join(dict.fromkeys(commit for _, commit in sorted(runs)))
+        when = f"{dates[0]}, commit {commits}" if len(runs) == 1 else f"{dates[0]} to {dates[-1]}, commits {commits}"
+        cpu = re.sub(r"\((R|TM)\)", "", machine["cpu"])
+        lines.append(f"* **{figures.name(k)}**: {cpu}, {machine['cores']} cores; {when}; {versions}.")
+    return lines
+
+
+def chart(name: str, label: Callable[[Figures], str], folder: str, is_site: bool = False) -> Block:
+    """Return the pictures of a chart, for light and dark pages, as the site or GitHub chooses between them."""
+
+    def block(figures: Figures) -> list[str]:
+        light, dark = (f"{folder}{name}-{theme}.svg" for theme in ("light", "dark"))
+        if is_site:
+            return [f"![{label(figures)}]({path}#only-{theme})" for path, theme in ((light, "light"), (dark, "dark"))]
+        source = f'  <source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        return ["<picture>", source, f'  <img alt="{label(figures)}" src="{light}">', "</picture>"]
+
+    return block
+
+
+def speed_label(figures: Figures) -> str:
+    k = figures.having(SEQUENCES)[0]
+    texts = [f"{spread(figures.ratios(k, SEQUENCES, mode))} in {mode}" for mode in reversed(MODES)]
+    return f"Bars of ten sizes: how many times as fast as torch.nn.LSTM fastlstm.LSTM is, {' and '.join(texts)}"
+
+
+def runtimes_label(figures: Figures) -> str:
+    return "Bars: how many times as fast as the fastest other runtime each layer is"
+
+
+LOOP, WITHOUT = "a loop in PyTorch", transforms.WITHOUT
+PRODUCTS = [
+    case
+    for case in cells.CASES
+    if case.name.startswith(tuple(f"{cell.name}, {size}" for cell in cells.WITH_PRODUCTS for size in cells.SIZES))
+    and "compiled" not in case.name
+]
+TORCHS = [case for case in cells.CASES if case.name in [f"{cell.name}, {cells.USUAL}" for cell in cells.TORCH]]
+BLOCKS: dict[str, Block] = {
+    "summary": summary,
+    "speed-chart": chart("speed", speed_label, "docs/images/"),
+    "speed-chart-site": chart("speed", speed_label, "images/", is_site=True),
+    "first-page": first_page,
+    "ranges": ranges,
+    "layers": by_machine("LSTM", FIXED),
+    "layers-others": by_rival("LSTM", FIXED, *layers.OTHERS),
+    "random": by_machine("LSTM", RANDOM, cut="random "),
+    "projections": by_machine("LSTM with a projection", named(LAYERS, "-P")),
+    "gru": by_machine("GRU", GRUS, cut="GRU-"),
+    "gru-others": by_rival("GRU", GRUS, *layers.OTHERS),
+    "packed": by_machine("lengths from 1 to T", named(LAYERS, "lengths, "), "torch", "ours, packed", cut="lengths, "),
+    "sixteen": by_machine("LSTM in bfloat16", SIXTEEN, "torch", "ours in float32"),
+    "backends": by_machine("LSTM", named(in_group(layers, "sixteen"), "float32 by"), cut="float32 by "),
+    "scaling": by_machine("LSTM", [case for case in THREADS if "asked" not in case.name], "one thread"),
+    "threads-asked": by_machine("LSTM", named(THREADS, "asked")),
+    "steps": by_machine("a cell between layers", steps.BETWEEN_CASES),
+    "steps-models": by_machine("a model", steps.MODEL_CASES),
+    "steps-others": by_machine("a step", named(steps.CASES, "steps of", "a step of", "4 MB")),
+    "steps-alone": by_machine("a cell in a loop of its own", named(steps.CASES, "alone, B ")),
+    "cells": by_machine("cell", named(cells.CASES, str(cells.USUAL)), LOOP),
+    "cells-torch": by_machine("cell", TORCHS),
+    "cells-products": by_machine("cell", PRODUCTS, LOOP),
+    "cells-compiled": by_machine("cell", named(cells.CASES, "compiled"), LOOP, "the loop, compiled"),
+    "cells-norms": by_machine("cell", named(cells.CASES, "layer_norm", "dreamer", "heads"), LOOP, "ours without norms"),
+    "streams": by_rival(
+        "LSTM or GRU", STREAMS, "torch", "step", "stream.step", "int8 stream", "ONNX Runtime", "ONNX Runtime int8"
+    ),
+    "int8": by_rival("LSTM", in_group(runtimes, "int8"), "float32", "int16", "torch", "ONNX Runtime int8"),
+    "models": by_machine("model", models.CASES),
+    "integrations": by_machine("library and what runs", integrations.CASES, "before"),
+    "runtimes": by_rival(
+        "layer", in_group(runtimes, "runtimes"), "torch", "step", *OTHERS, modes=("inference", "step", "training")
+    ),
+    "runtimes-chart": chart("runtimes", runtimes_label, "images/"),
+    "masks": by_machine("LSTM", named(transforms.CASES, "reset,", "lengths,"), WITHOUT),
+    "compile": by_machine("LSTM", named(transforms.CASES, "torch.compile"), WITHOUT, cut="torch.compile, "),
+    "derivatives": by_machine("derivative", named(transforms.CASES, *transforms.DERIVATIVES)),
+    "ensembles": by_machine("LSTMs", named(transforms.CASES, " models, "), "torch", "a loop of ours", "vmap"),
+    "operators": by_machine(
+        "call", named(transforms.CASES, "patch_operators"), "torch", "ours by replace", cut="patch_operators, "
+    ),
+}
+
+
+def placed(page: str, reports: Sequence[Report]) -> str:
+    """Return a page with what these reports say between its marks. Its machines are those of its other figures."""
+    figures = Figures(reports)
+
+    def written(of_machines: bool) -> Callable[[re.Match[str]], str]:
+        def block(match: re.Match[str]) -> str:
+            if (match[2] == "machines") != of_machines:
+                return match[0]
+            lines = machines(figures) if of_machines else BLOCKS[match[2]](figures)
+            return "\n".join([match[1], *lines, "", match[3]])
+
+        return block
+
+    return BLOCK.sub(written(True), BLOCK.sub(written(False), page))
+
+
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def pages() -> Iterator[Path]:
+    """Yield the pages that have figures."""
+    yield from (
+        path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if BLOCK.search(text_of(path))
+    )
+
+
+def main() -> None:
+    for path in pages():
+        text = placed(text_of(path), newest())
+        if text != text_of(path):
+            path.write_text(text, encoding="utf-8")
+            print(path.relative_to(ROOT))
+    pictures.main()
+
+
+if __name__ == "__main__":
+    main()

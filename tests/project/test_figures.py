@@ -1,0 +1,96 @@
+"""Every speed that a page states is of the results: the pages are as the command writes them, and say no other."""
+
+import re
+from copy import deepcopy
+
+import pytest
+
+from benchmarks import pages, pictures
+from benchmarks.shared.figures import Figures
+from benchmarks.shared.results import newest, reports
+from tests.helpers import ROOT
+from tests.helpers.pages import text_of
+
+PAGES = [path.relative_to(ROOT).as_posix() for path in pages.pages()]
+SPEED = re.compile(
+    r"\d[\d.]*(?: to [\d.]+)?\]? times\b|\d[\d.]*(?: to [\d.]+)? of (?:the|its) time\b"
+    r"|\d ?% (?:faster|slower|of the time)|GFLOP"
+    r"|\b\d[\d.]*(?: to [\d.]+)? (?:s|ms|us|µs|ns|seconds|microseconds|milliseconds|nanoseconds)\b"
+)
+# pages that state times which the benchmarks do not measure, and why
+OTHER_TIMES = {
+    "docs/notes/cpu.md": "what was tried and is not kept cannot be measured any more",
+    "docs/notes/gpu.md": "estimates from data sheets, since no GPU has run the kernels",
+    "docs/notes/arm.md": "what others have reported of processors that have not been at hand",
+    "docs/install.md": "how long a compilation takes, once",
+}
+DOCUMENTS = sorted(
+    {"README.md", *(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))} - set(OTHER_TIMES)
+)
+
+
+def own_text(page):
+    """The text of a page but for what is written from results, and for blocks of code."""
+    return re.sub(r"^```.*?^```$", "", pages.BLOCK.sub("", text_of(page)), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_as_the_results_say(page):
+    assert text_of(page) == pages.placed(text_of(page), newest()), "run python -m benchmarks.pages"
+
+
+@pytest.mark.parametrize("theme", pictures.THEMES)
+@pytest.mark.parametrize("name", pictures.PICTURES)
+def test_a_picture_is_as_the_results_say(name, theme):
+    drawn = str(pictures.PICTURES[name](theme, Figures(newest())))
+    assert text_of(f"docs/images/{name}-{theme}.svg") == drawn, "run python -m benchmarks.pages"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_other_results_change_a_page(page):
+    others = deepcopy(newest())
+    for row in (row for report in others for row in report["rows"]):
+        row["seconds"] = {name: 3 * seconds for name, seconds in row["seconds"].items()}
+        for ratio in row["ratios"].values():
+            ratio |= {name: 3 * value for name, value in ratio.items()}
+    text = pages.placed(text_of(page), others)
+    if re.search(r"^\| .* \| [*~]*\d+\.\d", text_of(page), re.MULTILINE):
+        assert text != text_of(page)
+    assert pages.placed(text, newest()) == text_of(page)
+
+
+def test_every_table_stands_on_a_page():
+    there = {name for page in PAGES for _, name, _ in pages.BLOCK.findall(text_of(page))}
+    assert there == {*pages.BLOCKS, "machines"}
+
+
+@pytest.mark.parametrize("page", DOCUMENTS)
+def test_a_page_states_no_speed_beside_the_written_ones(page):
+    text = own_text(page)
+    assert [found[0] for found in SPEED.finditer(text)] == []
+
+
+def test_a_page_that_states_its_own_times_is_named_only_where_it_does():
+    assert [page for page in OTHER_TIMES if not SPEED.search(own_text(page))] == []
+
+
+def test_one_file_of_each_machine_is_there_and_its_rows_are_of_cases():
+    assert len(reports()) == len(newest()) > 0
+    for report in newest():
+        for row in report["rows"]:
+            assert {"group", "name", "mode", "seconds", "ratios", "is_noisy", "commit", "date"} <= set(row)
+            for ratio in row["ratios"].values():
+                assert ratio["low"] <= ratio["median"] <= ratio["high"]
+
+
+def test_a_figure_says_who_is_faster_and_how_sure_that_is():
+    def row(low, median, high, is_noisy=False):
+        return {"ratios": {"torch": {"low": low, "median": median, "high": high}}, "is_noisy": is_noisy}
+
+    assert pages.times(row(1.48, 1.5, 1.52), "torch") == "1.50"
+    assert pages.times(row(0.8, 0.82, 0.84), "torch") == "**0.82**"
+    assert pages.times(row(0.9, 0.98, 1.1), "torch") == "~0.98"
+    assert pages.times(row(9, 12.34, 13, is_noisy=True), "torch") == "noisy"
+    assert pages.times(row(12, 12.34, 13), "torch") == "12.3"
+    assert pages.times(row(1, 1, 1), "another") == ""
+    assert pages.times(None, "torch") == ""
