@@ -76,7 +76,10 @@ class Case:
         if missing:
             raise Skip(f"{', '.join(missing)} is not installed")
         torch.manual_seed(0)
-        runs = self.build(mode)
+        try:
+            runs = self.build(mode)
+        except ImportError as error:  # of what a package needs
+            raise Skip(str(error)) from error
         if self.tolerance is not None:
             every = {name: list(run.values()) if isinstance(run, Mapping) else [run] for name, run in runs.items()}
             every = {name: of for name, of in every.items() if name not in self.unlike}

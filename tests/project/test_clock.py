@@ -1,7 +1,9 @@
 """The ratios of the benchmarks: each lies in its interval, and what a disturbed machine gave is no result."""
 
+import multiprocessing
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -87,3 +89,24 @@ def test_the_work_of_this_process_is_not_that_of_others(monkeypatch, tmp_path):
     others = machine.Others()
     stat.write_text(f"cpu  {6 * ticks} {ticks} 0 {109 * ticks} {2 * ticks} 0 0 {ticks} 0 0\n")
     assert others.processors() == pytest.approx(0.8)
+
+
+def work():
+    while True:
+        pass
+
+
+@pytest.mark.skipif(not machine.STAT.exists(), reason="the system does not say what other processes do")
+def test_the_work_of_a_process_of_this_one_is_not_that_of_others(monkeypatch, tmp_path):
+    """All processes stand still by the system's count, but for what a child of this one is counted to have done."""
+    ticks, stat = machine.os.sysconf("SC_CLK_TCK"), tmp_path / "stat"
+    child = multiprocessing.get_context("spawn").Process(target=work, daemon=True)
+    child.start()
+    try:
+        monkeypatch.setattr(machine, "STAT", stat)
+        stat.write_text(f"cpu  {1000 * ticks} 0 0 0 0 0 0 0 0 0\n")
+        others = machine.Others()
+        time.sleep(2)
+        assert others.processors() < 0  # more than nothing has been taken off
+    finally:
+        child.kill()
