@@ -65,9 +65,12 @@ class Results:
         return row is not None and row["commit"] == self.commit and not row["is_noisy"]
 
     def add(self, row: Row) -> None:
-        """Write the file anew, and remove the machine's older ones, whose rows are in it."""
-        today = datetime.date.today().isoformat()
-        self.rows[key(row)] = row | {"commit": self.commit, "date": today}
+        """Write the file anew, and remove the machine's older ones, whose rows are in it. A row without a result does
+        not take the place of one that has a result.
+        """
+        today, last = datetime.date.today().isoformat(), self.rows.get(key(row))
+        if last is None or last["is_noisy"] or not row["is_noisy"]:
+            self.rows[key(row)] = row | {"commit": self.commit, "date": today}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_rows(self.report | {"date": today, "rows": list(self.rows.values())}, self.path)
         while self.older:

@@ -126,6 +126,17 @@ def test_another_commit_takes_the_rows_of_the_last_with_it(tmp_path, monkeypatch
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_row_without_a_result_leaves_the_last_one(tmp_path, monkeypatch):
+    item, row = ("layers", "first", "inference"), {"group": "layers", "name": "first", "mode": "inference"}
+    monkeypatch.setattr(machine, "commit", lambda: "1111")
+    results = Results(tmp_path, {item})
+    results.add(row | {"is_noisy": True, "round": 1})
+    results.add(row | {"is_noisy": False, "round": 2})
+    results.add(row | {"is_noisy": True, "round": 3})
+    assert results.rows[item]["round"] == 2
+    assert results.has(item)
+
+
 def test_a_group_that_does_not_exist_is_told(capsys):
     with pytest.raises(SystemExit):
         command.main(["layer"])
