@@ -15,9 +15,9 @@ lengths in calls that are traced. On a GPU a warning says why, unless the type a
 On a CPU it also takes calls that a compiler or an exporter traces, where aten would become a graph of all time steps.
 An export to ONNX knows no operators of ours, so it takes aten for all calls, and raises if aten lacks something.
 
-bfloat16 tensors take `numba-bf16` by themselves. `auto` gives long float32 sequences of many rows to `numba-bf16x6`, and
-those of float16 to `numba-bf16x3`, see `may_use_components`. A backend may also be asked for by name: docs/design.md says
-what it promises.
+bfloat16 tensors take `numba-bf16` by themselves. `auto` gives long float32 sequences of many rows to `numba-bf16x6`,
+and those of float16 to `numba-bf16x3`, see `may_use_components`. A backend may also be asked for by name:
+docs/design.md says what it promises.
 """
 
 import warnings
