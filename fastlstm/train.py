@@ -116,7 +116,7 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
         where = str(args.data.resolve()) if args.data else ""
         content = {"about": about, "data": where, "states": {OURS: {}, THEIRS: {}}}
         if processes.rank == 0:
-            path.unlink(missing_ok=True)  # of an earlier run in this directory
+            saved.write(path, content)  # in the place of an earlier run's
     lstm_classes: dict[str, Callable[..., nn.RNNBase]] = {OURS: functools.partial(LSTM, backend=args.backend)}
     if args.compare:
         lstm_classes[THEIRS] = nn.LSTM

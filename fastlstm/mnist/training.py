@@ -103,8 +103,6 @@ def train(
     model = (state.model if wrapped is None else wrapped).train()
     epoch = iterations(1, len(split.labels), recipe.batch_size)
     try:
-        if checkpoint is not None and is_first:
-            checkpoint.keep(name, state)
         with _progress(name, state.done, recipe.iterations) if is_first else nullcontext() as bar:
             start = time.perf_counter()
             for draw in islice(_draws(recipe, split, processes), state.done, recipe.iterations):
