@@ -94,8 +94,8 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
     path, argument = out / saved.CHECKPOINT, "--resume" if args.resume else "--out"
     content = None
     if args.resume or (attempt() and path.exists()):
-        with parser.naming(argument, DataError):
-            content = saved.read(path, "a checkpoint of fastlstm.train", {"about", "data", "states"})
+        with parser.naming(argument, DataError), saved.refusing(path, "a checkpoint of fastlstm.train"):
+            content = saved.read(path)
             if args.resume:
                 _take_over(parser, args, path, content)
     device = _device(parser, args)
@@ -110,9 +110,10 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
     parser.make_directory(argument, out)
     images = zlib.crc32(b"".join(part.cpu().numpy().tobytes() for part in data.train))
     about = {"recipe": asdict(recipe), "backend": backend, "images": images, "compare": bool(args.compare)}
-    if content and content["about"] != about:
-        parser.error(f"argument {argument}: {path}: expected a checkpoint of {about}, found one of {content['about']}")
-    if content is None:
+    if content is not None:
+        with parser.naming(argument, DataError), saved.refusing(path, "a checkpoint of this recipe and these images"):
+            saved.fill(about, content["about"], "about")
+    else:
         where = str(args.data.resolve()) if args.data else ""
         content = {"about": about, "data": where, "states": {OURS: {}, THEIRS: {}}}
         if processes.rank == 0:
@@ -153,18 +154,17 @@ def _report(parser: Parser, out: Path, metrics: dict[str, Any], runs: dict[str, 
     return 0
 
 
-def _take_over(parser: Parser, args: argparse.Namespace, path: Path, content: dict[str, Any]) -> None:
-    """Put into `args` what a run was begun with, by the `content` of its checkpoint at `path`."""
+def _take_over(parser: Parser, args: argparse.Namespace, path: Path, content: Any) -> None:
+    """Put into `args` what a run was begun with, by the `content` of its checkpoint at `path`. What is no content of a
+    checkpoint raises an error of some type.
+    """
     for name in FIXED:
         if getattr(args, name) is not None:
             parser.error(f"argument --{name.replace('_', '-')}: must be left out with --resume, the run keeps its own")
-    try:
-        about = content["about"]
-        stored = {name: about["recipe"][name] for name in OPTIONS}
-        stored |= {name: about[name] for name in ("backend", "compare")}
-        args.data = args.data or (Path(content["data"]) if content["data"] else None)
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: expected a checkpoint of fastlstm.train, found a damaged one") from error
+    about = content["about"]
+    stored = {name: about["recipe"][name] for name in OPTIONS}
+    stored |= {name: about[name] for name in ("backend", "compare")}
+    args.data = args.data or (Path(content["data"]) if content["data"] else None)
     words = []  # the command line that says the same, so that its checks name an entry that no run has
     for name, value in stored.items():
         option = f"--{name.replace('_', '-')}"

@@ -40,8 +40,8 @@ class RowLSTM(nn.Module):
         if num_layers == 1:
             options["dropout"] = 0.0  # torch warns where there is nothing between layers
         self.lstm = lstm_class(input_size, hidden_size, **options)
-        self.dropout = dropout
-        self.linear = nn.Linear((1 + bidirectional) * hidden_size, num_classes)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear((2 if bidirectional else 1) * hidden_size, num_classes)
         self.reset_parameters(generator)
 
     @torch.no_grad()
@@ -65,9 +65,7 @@ class RowLSTM(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         _, (h_n, _) = self.lstm(self._sequence(images))
         h = torch.cat((h_n[-2], h_n[-1]), 1) if self.lstm.bidirectional else h_n[-1]
-        if self.dropout:
-            h = nn.functional.dropout(h, self.dropout, self.training)
-        return self.linear(h)
+        return self.linear(self.dropout(h))
 
     @torch.no_grad()
     def read(self, images: Tensor) -> tuple[Tensor, Tensor]:

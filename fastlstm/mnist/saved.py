@@ -1,12 +1,16 @@
 """model.pt and checkpoint.pt: files of `torch.save`, which are whole or not there, and checked when they are read."""
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
+from operator import index
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastlstm.files import replacing
 from fastlstm.mnist.data import DataError
@@ -22,24 +26,54 @@ def write(path: Path, content: dict[str, Any]) -> None:
         torch.save(content, file)
 
 
-def read(path: Path, expected: str, names: set[str]) -> dict[str, Any]:
-    """Return what `write` wrote to `path`, with its tensors on the CPU. No code in the file is run. A DataError says
-    that the file, which is `expected` to be something, is missing or damaged, or has other entries than these `names`.
+def read(path: Path) -> Any:
+    """Return what `write` wrote to `path`, with its tensors on the CPU. No code in the file is run. A file that is
+    missing or damaged raises an error of some type, which `refusing` turns into a DataError.
     """
-    found = "a damaged file, or one of another kind"
     if not path.is_file():
-        raise DataError(f"{path}: expected {expected}, found none")
+        raise DataError("none")
+    copy = BytesIO()  # of the parts whose checksums are right: torch checks none, and takes a part for a folder unread
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as verified:
+        for name in dict.fromkeys(archive.namelist()):
+            verified.writestr(zipfile.ZipInfo(name), archive.read(name))
+    copy.seek(0)
+    return torch.load(copy, map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def refusing(path: Path, expected: str) -> Iterator[None]:
+    """Turn an error of any type into a DataError of one line: the file at `path` is not what is `expected`."""
     try:
-        data = path.read_bytes()
-        with zipfile.ZipFile(BytesIO(data)) as archive:
-            is_whole = archive.testzip() is None  # torch.load compares no checksums
-        content = torch.load(BytesIO(data), map_location="cpu", weights_only=True) if is_whole else None
-    except Exception as error:  # of many kinds, and torch's texts advise to run the file's code
-        reason = error.strerror if isinstance(error, OSError) else found
-        raise DataError(f"{path}: expected {expected}, found {reason}") from error
-    if not isinstance(content, dict) or content.keys() != names:
-        raise DataError(f"{path}: expected {expected}, found {found}")
-    return content
+        yield
+    except Exception as error:
+        found = "a damaged file, or one of another kind"  # torch's own texts advise to run the file's code
+        if isinstance(error, OSError | DataError):
+            found = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"{path}: expected {expected}, found {found}") from error
+
+
+@torch.no_grad()
+def fill(target: Any, value: Any, entry: str) -> None:
+    """Copy the tensors of `value` into those of `target`. Both are trees of dicts and lists, and equal in all else:
+    keys, lengths, shapes, dtypes and plain values. A DataError names the first part of `entry` that differs.
+    """
+    expected, found = _form(target), _form(value)
+    if found != expected:
+        raise DataError(shorten(f"one whose {entry} must be {expected}, not {found}", 300))
+    if isinstance(target, Tensor):
+        target.copy_(value)
+    elif isinstance(target, dict | list):
+        for key in target if isinstance(target, dict) else range(len(target)):
+            fill(target[key], value[key], f"{entry}.{key}")
+
+
+def _form(value: Any) -> str:
+    """Say what `value` is, but for the numbers of a tensor and the parts of a dict or list."""
+    if isinstance(value, Tensor):
+        return f"a tensor of {value.dtype} {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return f"a dict of {', '.join(sorted(map(str, value)))}"
+    return f"a list of {len(value)}" if isinstance(value, list) else repr(value)
 
 
 def save(path: Path, model: RowLSTM, image_size: Sequence[int]) -> None:
@@ -53,12 +87,11 @@ def load(path: Path) -> tuple[RowLSTM, tuple[int, int]]:
     the run that wrote it. A DataError says that it is missing, damaged or no such model.
     """
     path = path / MODEL if path.is_dir() else path
-    expected = "a model that python -m fastlstm.train wrote"
-    content = read(path, expected, {"config", "image_size", "state_dict"})
-    try:
-        rows, columns = content["image_size"]
+    with refusing(path, "a model that python -m fastlstm.train wrote"):
+        content = read(path)
+        rows, columns = map(index, content["image_size"])
         model = RowLSTM(**content["config"])
-        model.load_state_dict(content["state_dict"])
-    except Exception as error:  # of the constructors, and of load_state_dict
-        raise DataError(f"{path}: expected {expected}, found one that cannot be built") from error
+        fill(model.state_dict(), content["state_dict"], "state_dict")
+        if min(rows, columns) < 1 or rows * columns % model.lstm.input_size:
+            raise DataError(f"one for images of {rows} x {columns} pixels, which it cannot read")
     return model.eval(), (rows, columns)

@@ -8,7 +8,6 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastlstm.mnist import saved
-from fastlstm.mnist.data import DataError
 from fastlstm.mnist.model import RowLSTM
 from fastlstm.mnist.recipe import Recipe
 
@@ -61,9 +60,14 @@ class State:
         return {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+        """Take over what `state_dict` returned. What it cannot have returned raises an error of some type."""
+        self.history.load_state_dict(state["history"])
         self.done = len(self.history.loss)
+        for parameter in self.model.parameters():  # Adam's state is there to be filled after a first step
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        saved.fill(self.state_dict(), state, "state")
 
     def _parts(self) -> dict[str, Any]:
         parts = {"model": self.model, "optimizer": self.optimizer, "average": self.average, "history": self.history}
@@ -93,8 +97,6 @@ class Checkpoint:
 
     def take_up(self, name: str, state: State) -> None:
         """Give `state` what was kept of the model `name`, if it has begun. A state that does not fit is a DataError."""
-        try:
+        with saved.refusing(self.path, "a checkpoint of this recipe"):
             if kept := self.content["states"][name]:
                 state.load_state_dict(kept)
-        except Exception as error:  # of each part's load_state_dict
-            raise DataError(f"{self.path}: expected a checkpoint of this recipe, found another state") from error

@@ -107,6 +107,25 @@ def test_a_model_is_saved_with_what_builds_it(tmp_path, digits, options):
         assert torch.equal(loaded(digits.images[:5]), model(digits.images[:5]))
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({"image_size": size} for size in ("ab", "28", [-1, 2], [0, 28], [28, 27.0], [28], [5, 5], 28)),
+        *({"config": each} for each in ({}, {"dropout": "x"}, {"bidirectional": 2}, {"input_size": 14}, {"more": 1})),
+        {"state_dict": {"linear.weight": torch.ones(10, 9)}},
+        {"state_dict": []},
+    ],
+)
+def test_a_model_that_cannot_be_one_is_refused_by_name(tmp_path, damage):
+    path, model = tmp_path / "model.pt", RowLSTM(28, 9)
+    content = {"config": model.config, "image_size": [28, 28], "state_dict": model.state_dict()}
+    if damage.get("config"):
+        damage = {"config": model.config | damage["config"]}
+    saved.write(path, content | damage)
+    with pytest.raises(DataError, match=f"^{re.escape(str(path))}: expected a model that "):
+        saved.load(path)
+
+
 def test_pictures_are_told_and_drawn(tmp_path, run, digits, capsys):
     paths = [tmp_path / "one.png", tmp_path / "two.png"]
     for path, image in zip(paths, digits.images, strict=False):
