@@ -216,6 +216,15 @@ BLOCKS: dict[str, Block] = {
     "gru-others": by_rival("GRU", GRUS, *layers.OTHERS),
     "packed": by_machine("lengths from 1 to T", named(LAYERS, "lengths, "), "torch", "ours, packed", cut="lengths, "),
     "sixteen": by_machine("LSTM in bfloat16", SIXTEEN, "torch", "ours in float32"),
+    "sixteen-cells": by_machine(
+        "cell",
+        [
+            case
+            for case in in_group(layers, "sixteen")
+            if case.name.endswith(f", {layers.OF_CELLS}") and "by" not in case.name
+        ],
+        "ours in float32",
+    ),
     "backends": by_machine("LSTM", named(in_group(layers, "sixteen"), "float32 by"), cut="float32 by "),
     "scaling": by_machine("LSTM", [case for case in THREADS if "asked" not in case.name], "one thread"),
     "threads-asked": by_machine("LSTM", named(THREADS, "asked")),

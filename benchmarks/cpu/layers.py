@@ -1,5 +1,6 @@
 """LSTMs and GRUs beside torch's: sequences, projections, rows of different lengths, numbers of 16 bits, and threads."""
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from benchmarks.shared.clock import thread_counts
 from benchmarks.shared.contest import Contest
 from benchmarks.shared.shapes import GRID, PROJECTED, SOME, Shape, random_shapes
 from fastlstm.backends import dispatch
-from fastlstm.cells import library
+from fastlstm.cells import Cell, layer_norm_lstm, library
 
 RANDOM = 20
 OTHERS = "ONNX Runtime", "OpenVINO"
@@ -25,6 +26,10 @@ ZEROS = "starts from a state of zeros, which fastlstm does not multiply"
 GRUS = tuple(replace(shape, cell="GRU") for shape in GRID)
 BRIEF = {*SOME, *(shape for shape in GRUS if str(shape) in ("GRU-T28-B128-I28-H128", "GRU-T128-B64-I256-H256"))}
 BACKENDS = {"numba-bf16": SOME, "numba-bf16x3": SOME, "numba-bf16x6": SOME}  # that round float32 or take it in pieces
+OF_CELLS = Shape(28, 128, 28, 256)
+SIXTEEN_CELLS = (
+    library.gru, library.mgu, library.peephole_lstm, layer_norm_lstm, library.gru_reset_before, library.slstm
+)  # fmt: skip
 ASKED, COUNTS = (Shape(28, 1, 28, 128), Shape(28, 128, 28, 128)), (16, 64)  # threads, more than there are processors
 LENGTHS = (
     *(Shape(T, 32, 64, 64, layers=2) for T in (10, 100, 1000)),
@@ -60,6 +65,17 @@ def in_bfloat16(shape: Shape, mode: str) -> Runs:
     contest.check()
     names = {OURS: OURS, "torch": contest.theirs, "ours in float32": "float32"}
     return {name: contest.run(module, mode) for name, module in names.items()}
+
+
+def cell_in_bfloat16(cell: Cell, shape: Shape, mode: str) -> Runs:
+    """Return a layer of a cell in bfloat16 beside itself in float32."""
+    half = fastlstm.RNN(cell, shape.I, shape.H).bfloat16()
+    x, layers = (
+        torch.randn(shape.T, shape.B, shape.I).bfloat16(),
+        {OURS: half, "ours in float32": deepcopy(half).float()},
+    )
+    calls = {name: (layer, x.to(layer.weight_ih_l0.dtype)) for name, layer in layers.items()}
+    return {name: called(mode, lambda m=m, x=x: m(x)[0], m.parameters()) for name, (m, x) in calls.items()}
 
 
 def by_backend(name: str, shape: Shape, mode: str) -> Runs:
@@ -101,7 +117,7 @@ def with_lengths(shape: Shape, mode: str) -> Runs:
 
 
 def case(group: str, shape: Shape, name: str = "", **more: Any) -> Case:
-    note, is_brief = ZEROS if shape.T == 1 else "", shape in BRIEF
+    note, is_brief = ZEROS if shape.T == 1 else "", shape in BRIEF and group != "threads"
     return Case(
         group, name or str(shape), partial(of_layer, shape), tolerance=None, is_brief=is_brief, note=note, **more
     )
@@ -119,6 +135,10 @@ CASES = [
         Case("sixteen", f"float32 by {name}, {shape}", partial(by_backend, name, shape), tolerance=None)
         for name, shapes in BACKENDS.items()
         for shape in shapes
+    ),
+    *(
+        Case("sixteen", f"{cell.name}, {OF_CELLS}", partial(cell_in_bfloat16, cell, OF_CELLS), tolerance=None)
+        for cell in SIXTEEN_CELLS  # 16 bits differ by more than a tolerance tells; tests compare them with float64
     ),
     *(Case("threads", str(shape), partial(by_threads, shape)) for shape in GRID if shape.B >= 16),
     *(
