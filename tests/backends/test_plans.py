@@ -157,10 +157,20 @@ def test_sixteen_bits(kind, backend, masked, dtype, poisoned):
         masks = {"lengths": torch.randint(0, T + 1, (B,)), "reset": torch.rand(T, B) < 0.3} if masked else {}
         directions = [torch.randn_like(a) for a in called(module, inputs[0], inputs[1:])]
         want = [a.to(dtype) for a in results(wide, inputs, directions, **masks)]
+        count = len(directions)  # of outputs, before the gradients
         for _ in range(2):
-            assert same(results(module, inputs, directions, **masks), want)
+            got = results(module, inputs, directions, **masks)
+            assert same(got[:count], want[:count])
+            if kind is fastlstm.GRU and wide.backend == "numba-bf16":
+                # Its backward pass also reads h outside of products, which is bfloat16 here and float32 there. The
+                # gradients are sums of at most 360 terms, each with an error of 2^-9 of about 1. These add up to 0.7 at
+                # most, and to a tenth of it where their signs differ.
+                for a, b in zip(got[count:], want[count:], strict=True):
+                    torch.testing.assert_close(a, b, rtol=2**-6, atol=2**-2)
+            else:
+                assert same(got, want)
         with torch.no_grad():
-            assert same(called(module, inputs[0], inputs[1:], **masks), want[: len(directions)])
+            assert same(called(module, inputs[0], inputs[1:], **masks), want[:count])
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
