@@ -4,7 +4,7 @@ Each cell has two operators: ``fastlstm::gru_forward`` and ``fastlstm::gru_backw
 the backend that their last argument names. Those of the LSTM are ``fastlstm::forward`` and ``fastlstm::backward``.
 
 Their outputs never alias each other or an input. An output that is not wanted has no elements. The operators are for
-this package alone and check no arguments: `fastlstm.layers` does.
+this package alone. The forward ones check shapes and types, and all else `fastlstm.layers` checks.
 """
 
 import re
@@ -24,10 +24,12 @@ from fastlstm.backends.base import (
     Run,
     count_tensors,
     flat_input,
+    heads_of,
     hidden_size,
     output_size,
     stack_size_of,
 )
+from fastlstm.backends.checks import check_layer
 from fastlstm.cells.library import lstm
 from fastlstm.cells.spec import Cell
 from fastlstm.torch_private import dual_level, library_of, outside_graphs
@@ -81,12 +83,9 @@ def define_for(cell: Cell) -> Operators:
     count, states = count_tensors(cell), len(cell.states)
 
     def run_layer(*args: Any) -> tuple[Tensor, ...]:
-        *tensors, reverse, save, backend = args
-        layer = Layer.of(cell, tensors, reverse)
-        check_memory(layer)
-        run: Run = dispatch.module(backend).forward(layer, save)
-        saved = run.saved or [layer.x.new_empty(0) for _ in range(states)]
-        return run.h, *run.last, *saved
+        *tensors, reverse, _, backend = args
+        _check(Layer.of(cell, tensors, reverse), backend)
+        return _run(cell, *args)
 
     def gradients(*args: Any) -> tuple[Tensor, ...]:
         x, needs = args[2 * states], args[-2]
@@ -125,6 +124,32 @@ def define_for(cell: Cell) -> Operators:
         return (*(x.new_empty(like.shape if need and like is not None else (0,)) for need, like in zip(needs, likes)),)
 
     return Operators(forward_op, backward_op, None, run_layer, gradients)
+
+
+_checked: set[Any] = set()  # signatures of layers: a check would take a tenth of a short call
+
+
+def _check(layer: Layer, backend: str) -> None:
+    """Raise ValueError unless the tensors make one layer, or a stack, that the backend runs. A damaged program may have
+    any, since torch looks at no checksum when it loads one.
+    """
+    signature = layer.cell, backend, *[a if a is None else (a.shape, a.dtype, a.device) for a in layer.tensors]
+    if signature in _checked:
+        return
+    check_layer(layer._replace(stacked=bool(stack_size_of(layer))))
+    if not dispatch.traits(backend).heads and (heads := heads_of(layer)) > 1:
+        raise ValueError(f"weight_hh must have the columns of one head for the {backend} backend, got {heads} heads")
+    if len(_checked) >= 4096:
+        _checked.clear()
+    _checked.add(signature)
+
+
+def _run(cell: Cell, *args: Any) -> tuple[Tensor, ...]:
+    *tensors, reverse, save, backend = args
+    layer = Layer.of(cell, tensors, reverse)
+    check_memory(layer)
+    run: Run = dispatch.module(backend).forward(layer, save)
+    return run.h, *run.last, *(run.saved or [layer.x.new_empty(0) for _ in cell.states])
 
 
 def check_memory(layer: Layer) -> None:
@@ -237,11 +262,10 @@ def forward(*args: Any) -> tuple[Tensor, ...]:
     wanted, and the backend's name.
     """
     *tensors, reverse, cell, save, backend = args
-    operators = by_cell[cell]
     if _is_direct(*tensors):
-        return operators.run(*tensors, reverse, save, backend)
+        return _run(cell, *tensors, reverse, save, backend)
     x, *others = tensors
-    return cast(tuple[Tensor, ...], operators.forward(flat_input(x), *others, reverse, save, backend))
+    return cast(tuple[Tensor, ...], by_cell[cell].forward(flat_input(x), *others, reverse, save, backend))
 
 
 def backward(*args: Any) -> tuple[Optional, ...]:

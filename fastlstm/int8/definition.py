@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends import reference
-from fastlstm.backends.base import Layer, Run
+from fastlstm.backends.base import Layer, Run, heads_of
 from fastlstm.backends.checks import check_layer
 from fastlstm.backends.sums import Sums, in_order
 
@@ -87,6 +87,8 @@ def check(layer: Layer) -> None:
             raise ValueError(f"{name} must have at most {MOST_COLUMNS} columns, got {weight.shape[1]}")
     like = (x.new_empty(1, 1).expand(weight.shape) for weight in weights[:2])
     check_layer(layer._replace(weights=(*like, *weights[2:])))
+    if heads_of(layer) > 1:
+        raise ValueError(f"an int8 layer must have one head, got a weight_hh of {heads_of(layer)}")
 
 
 def rounded(a: Tensor, activations: int, least: float = 0.0) -> tuple[Tensor, Tensor]:

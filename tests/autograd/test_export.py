@@ -14,6 +14,7 @@ import fastlstm
 from fastlstm import torch_private
 from fastlstm.backends import numba
 from tests.helpers import interpreter
+from tests.helpers.layers import CPU_BACKENDS, needs_native
 from tests.helpers.tolerances import close
 from tests.helpers.transforms import backends, dtype_of, exporting, needs_triton
 
@@ -60,6 +61,34 @@ def test_export_in_another_process(tmp_path, backend, strict):
         output, states = lstm(x)
         want = [output, *states, *torch.autograd.grad(output.pow(2).sum(), x)]
         assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
+@pytest.mark.parametrize("backend", [*CPU_BACKENDS, "reference"])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("hh_l0", (28, 3)), ("hh_l0", (8, 7)), ("ih_l0", (4, 5)), ("ih_l0", (28, 4))]
+)
+@torch.no_grad()
+def test_a_program_with_weights_of_another_shape_is_refused(tmp_path, backend, name, shape):
+    """As in a damaged file, of which torch compares no checksums: a kernel would read past the end of the weights."""
+    module, x = fastlstm.LSTM(5, 7, backend=backend), torch.randn(3, 2, 5)
+    program = torch.export.export(module, (x,))
+    torch.export.save(program, tmp_path / "whole.pt2")
+    program.state_dict[f"weight_{name}"] = torch.nn.Parameter(torch.zeros(shape))
+    torch.export.save(program, tmp_path / "damaged.pt2")
+    assert torch.equal(torch.export.load(tmp_path / "whole.pt2").module()(x)[0], module(x)[0])
+    damaged = torch.export.load(tmp_path / "damaged.pt2").module()
+    with pytest.raises(ValueError, match=r"weight_.h must have shape"):
+        damaged(x)
+
+
+@needs_native
+@torch.no_grad()
+def test_a_program_with_the_weights_of_heads_is_refused_by_native():
+    module, x = fastlstm.LSTM(5, 7, backend="native"), torch.randn(3, 2, 5)
+    program = torch.export.export(module, (x,))
+    program.state_dict["weight_hh_l0"] = torch.nn.Parameter(torch.zeros(28, 1))
+    with pytest.raises(ValueError, match="weight_hh must have the columns of one head for the native backend, got 7"):
+        program.module()(x)
 
 
 DECLARING = """

@@ -32,6 +32,19 @@ def test_compiled_and_exported(activations):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "a"), [("weight_hh_l0", torch.ones(20, 1).char()), ("weight_ih_l0", torch.ones(20, 3).char()),
+                    ("weight_hh_l0_scale", torch.ones(4)), ("bias_hh_l0", torch.ones(1))],
+)  # fmt: skip
+def test_a_program_with_weights_of_another_shape_is_refused(name, a):
+    x, made = torch.randn(6, 3, 4), quantized(fastlstm.LSTM(4, 5))
+    program = torch.export.export(made, (x,))
+    program.state_dict[name] = a
+    with pytest.raises(ValueError, match=r"(weight|bias)_.h(_scale)? must |an int8 layer must have one head"):
+        program.module()(x)
+
+
+@torch.no_grad()
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the checks of sizes
 def test_an_export_of_open_sizes_and_a_trace():
     torch.manual_seed(0)
