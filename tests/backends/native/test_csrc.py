@@ -104,7 +104,7 @@ def example(tmp_path_factory):
 
 def model_file(folder, model, *options):
     """What fastlstm.train writes of this model, exported."""
-    saved.save(folder / "model.pt", model, (28, 28))
+    saved.save(folder / "model.pt", model, (28, model.lstm.input_size))
     assert export.main([*options, str(folder / "model.pt"), str(folder / "row_lstm.flstm")]) == 0
     return folder / "row_lstm.flstm"
 
