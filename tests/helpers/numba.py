@@ -34,11 +34,11 @@ def under(function, team=1, **values):
             torch.set_num_threads(threads)
 
 
-def signature(T, B, I, H, dtype=torch.float32, unit=True):
+def signature(T, B, I, H, dtype=torch.float32):
     """What the sizes of a layer's buffers depend on."""
     x, weights = torch.empty(T, B, I, dtype=dtype), (torch.empty(4 * H, K, dtype=dtype) for K in (I, H))
     layer = Layer(x, (*weights, None, None), (None, None), None, None, False, cells.lstm)
-    return signature_of(layer, (), 0)._replace(allows_bf16_unit=unit)
+    return signature_of(layer, (), 0)
 
 
 def primitive(name, pieces):

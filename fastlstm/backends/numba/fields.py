@@ -144,8 +144,8 @@ input_steps             steps of an input block, for which the products of x are
 
 FORWARD_BUFFERS = """
 h_float32               (2, B, H) float32, h of two steps, if is_bfloat16 [team]
-row_operand             x and h of two steps, or x of two input blocks, as row operands of the bf16 unit [team]
-input_preact            (panels, input_steps, B or, if x_k_block is 0, 2, S, L) products of x; unit: (panels, rows, 4 L)
+row_operand             x and h of two steps, as row operands of the bf16 unit [team]
+input_preact            (panels, input_steps, B or, if x_k_block is 0, 2, S, L) products of x
 """
 
 FORWARD_KEPT = """

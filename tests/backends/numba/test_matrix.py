@@ -13,17 +13,13 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 import fastlstm
 from fastlstm import lstm
-from fastlstm.backends import numba
-from fastlstm.backends.base import Gradients, Run
-from fastlstm.backends.numba.host import sizes
 from tests.helpers.layers import OUTPUTS, Layer, compare, draws, error, float32_errors
-from tests.helpers.numba import PRECISIONS, needs_pieces, needs_unit, primitive, signature
-from tests.helpers.threads import limits, on_any_split, splits
+from tests.helpers.numba import PRECISIONS, needs_pieces, needs_unit, primitive
+from tests.helpers.threads import on_any_split, splits
 
-# the last is numba with all that it ever runs on the unit, see `some_products`
 BACKENDS = (
     pytest.param("numba-bf16", marks=needs_unit),
-    *(pytest.param(name, marks=needs_pieces) for name in (*PRECISIONS[1:], "numba")),
+    *(pytest.param(name, marks=needs_pieces) for name in PRECISIONS[1:]),
 )
 SIZES = [(1, 1, 1, 1), (3, 7, 5, 9), (5, 33, 17, 65), (9, 160, 100, 100), (3, 131, 31, 33), (28, 16, 28, 128)]
 SIZES += [(2, 100, 100, 7), (3, 8, 7, 650), (5, 33, 70, 33), (70, 2, 650, 100), (3, 1, 40, 9)]
@@ -31,20 +27,6 @@ SIZES += [(2, 100, 100, 7), (3, 8, 7, 650), (5, 33, 70, 33), (70, 2, 650, 100), 
 # by 2^-9 of itself, and 100 terms of about 1 err by some ten times that; another piece takes 2^-8 of it. With three the
 # sums' own rounding is left, as in test_layer.
 BOUNDS = {"numba-bf16": (4e-2, 8e-2), "numba-bf16x3": (1.6e-4, 3.2e-4), "numba-bf16x6": (6e-6, 6e-6)}
-BOUNDS["numba"] = BOUNDS["numba-bf16x6"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def some_products():
-    """Small layers, too, multiply inputs wider than two states, and sum the weights' gradients, on the unit."""
-    with limits(MIN_UNIT_INPUTS=0, MIN_UNIT_STEP=0):
-        yield
-
-
-def without_unit(function):
-    """What a function returns on a processor that has none."""
-    with limits(max_components=lambda: 0):
-        return function()
 
 
 @needs_pieces
@@ -96,45 +78,11 @@ def test_against_float64(backend, size, masked, reverse):
 @pytest.mark.parametrize(
     "size", [(35, 8, 650, 650), (512, 5, 7, 64), (512, 16, 64, 64), (28, 128, 28, 128), (35, 8, 650, 300)]
 )
-@pytest.mark.parametrize("backend", ["numba-bf16x6", "numba"])
-def test_six_products_are_as_exact_as_nn_lstm(backend, size):
+def test_six_products_are_as_exact_as_nn_lstm(size):
     """The bounds that float32 has elsewhere."""
     layer = Layer(*size)
-    for ours, theirs, least in zip(float32_errors(layer, backend), float32_errors(layer, None), (5e-7, 1e-6)):
+    for ours, theirs, least in zip(float32_errors(layer, "numba-bf16x6"), float32_errors(layer, None), (5e-7, 1e-6)):
         assert ours <= max(3 * theirs, least)
-
-
-@pytest.fixture
-def vector_sums():
-    """No sums for the weights are large enough for the unit."""
-    with limits(MIN_UNIT_STEP=1 << 60):
-        yield
-
-
-def chosen(T, B, I, H, dtype=torch.float32, **options):
-    return sizes.backward_sizes(signature(T, B, I, H, dtype, **options), True, True)[2:]
-
-
-@needs_pieces
-def test_which_products_of_numba_run_on_the_unit():
-    """The input's by the layer's sizes alone; sums for the weights by the rows, too."""
-    assert chosen(1, 1, 80, 40) == (3, 0)
-    assert chosen(50, 40, 80, 40) == (3, 3)
-    assert chosen(50, 40, 79, 40) == (0, 3)
-    assert chosen(50, 40, 80, 40, torch.float64) == chosen(50, 40, 80, 40, unit=False) == (0, 0)
-
-
-@needs_pieces
-def test_sums_run_on_the_unit_wherever_dx_would(vector_sums):
-    assert chosen(50, 4, 80, 40) == (3, 3)
-    assert chosen(50, 4, 79, 40) == (0, 0)
-    layer = Layer(50, 4, 80, 40)
-    layer = layer.record(layer.to(torch.float32, requires_grad=False))
-    run = numba.forward(layer, True)
-    grads, needs = Run(run.h, (None, None), (None,)), Gradients(True, (True,) * 4, (False, False))
-    with_dx, without = (numba.backward(grads, layer, run, needs._replace(x=dx)) for dx in (True, False))
-    assert without.x is None
-    assert all(map(torch.equal, with_dx.weights, without.weights))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -154,7 +102,7 @@ def weights_of(module):
 def test_weights_that_stay_packed(size):
     """Without gradients, and over a loop of steps."""
     T, B, I, H = size
-    layer, cell = fastlstm.LSTM(I, H, backend="numba"), fastlstm.LSTMCell(I, H, backend="numba")
+    layer, cell = (kind(I, H, backend="numba-bf16x6") for kind in (fastlstm.LSTM, fastlstm.LSTMCell))
     cell.load_state_dict({name.removesuffix("_l0"): w for name, w in layer.state_dict().items()})
     x = torch.randn(T, B, I, requires_grad=True)
     zeros = torch.zeros(B, H)
@@ -182,7 +130,7 @@ def test_weights_that_stay_packed(size):
 def test_a_stack_of_layers():
     """The unit's buffers of one thread's layers are not another's."""
     T, B, I, H = 9, 20, 70, 33
-    models, x = [fastlstm.LSTM(I, H, backend="numba") for _ in range(3)], torch.randn(T, B, I)
+    models, x = [fastlstm.LSTM(I, H, backend="numba-bf16x6") for _ in range(3)], torch.randn(T, B, I)
     stacked, _ = stack_module_state(models)
     gradients = vmap(grad(lambda p: functional_call(models[0], p, (x,))[0].square().sum()))(stacked)
     for k, model in enumerate(models):
@@ -202,10 +150,9 @@ def results(layer, backend):
 def test_an_infinite_number_is_computed_without_the_unit(backend, where):
     layer = Layer(4, 70, 40, 17)
     layer.inputs[where].view(-1)[7] = math.inf
-    met = backend != "numba" or where in (0, 3)  # whose products with h and weight_hh are not there
-    for a, b in zip(results(layer, backend), without_unit(lambda: results(layer, "numba"))):
+    for a, b in zip(results(layer, backend), results(layer, "numba")):
         a, b = a.nan_to_num(nan=7.0, posinf=8.0, neginf=9.0), b.nan_to_num(nan=7.0, posinf=8.0, neginf=9.0)
-        assert torch.equal(a, b) if met else error(a, b) < 1e-6
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -215,7 +162,7 @@ def test_large_numbers_overflow_only_where_their_products_do(backend):
     for sign in (1, -1):
         output = lstm(x * sign, None, weight_ih, weight_hh, backend=backend)[0]
         assert output.isfinite().all()
-        want = without_unit(lambda sign=sign: lstm(x * sign, None, weight_ih, weight_hh, backend="numba")[0])
+        want = lstm(x * sign, None, weight_ih, weight_hh, backend="numba")[0]
         assert torch.equal(output, want)
 
 
@@ -243,11 +190,10 @@ def test_an_infinite_gradient(backend):
 
 @needs_pieces
 @pytest.mark.parametrize("what", ["x", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0"])
-@pytest.mark.parametrize(("backend", "I"), [("numba-bf16x6", 5), ("numba", 40)])
-def test_infinite_numbers_where_weights_stay_packed(backend, I, what):
-    ours, theirs = fastlstm.LSTM(I, 17, backend=backend), torch.nn.LSTM(I, 17)
+def test_infinite_numbers_where_weights_stay_packed(what):
+    ours, theirs = fastlstm.LSTM(5, 17, backend="numba-bf16x6"), torch.nn.LSTM(5, 17)
     theirs.load_state_dict(ours.state_dict())
-    x, state = torch.randn(4, 3, I), (torch.randn(1, 3, 17), torch.randn(1, 3, 17))  # zeros would not be multiplied
+    x, state = torch.randn(4, 3, 5), (torch.randn(1, 3, 17), torch.randn(1, 3, 17))  # zeros would not be multiplied
     with torch.no_grad():
         ours(x, state)
         for module in (ours, theirs):
@@ -267,7 +213,6 @@ def test_infinite_numbers_where_weights_stay_packed(backend, I, what):
 @on_any_split
 def test_a_row_alone_has_the_bits_it_has_among_others(backend, T, B, I, H):
     """One row takes other tiles than many do."""
-    I += 2 * H * (backend == "numba")  # wide enough for the unit
     layer = Layer(T, B, I, H)
     whole = results(layer, backend)
     for b in range(0, B, 7):

@@ -64,5 +64,5 @@ def test_sums_over_more_pairs_at_a_time(size, masked, reverse):
     ],
 )
 def test_large_weights_multiply_the_input_of_several_steps(size, together):
-    fields, _ = sizes.forward_sizes(signature(*size), 0, 1)
+    fields, _ = sizes.forward_sizes(signature(*size))
     assert ("input_steps" in fields) == together

@@ -22,12 +22,12 @@ class AccumulatorLayout(NamedTuple):
     rows: int
 
 
-def accumulator_layout(s: Signature, sum_components: int) -> AccumulatorLayout:
+def accumulator_layout(s: Signature) -> AccumulatorLayout:
     """Return the order of a panel's accumulators of the weight gradients, a row for each column of [x, h, 1] that it
     sees.
 
     Where | begins a new row and || a new strip of columns, it is one of these, then the values that products multiply,
-    each in strips of STRIP. `sum_components`: the bfloat16 components of a number, 0 without the bf16 unit.
+    each in strips of STRIP.
 
     * ``x | ones || h || values`` in strips of 16 rows, if the bf16 unit sums.
     * ``x | h | ones`` if every pre-activation has a product of x and one of h.
@@ -35,7 +35,7 @@ def accumulator_layout(s: Signature, sum_components: int) -> AccumulatorLayout:
       whichever are more, so the ones, which all pre-activations have, may take several rows.
     """
     counts, I, H = s.counts, s.I, s.h_width if s.counts.h_preacts else 0
-    if sum_components:
+    if s.components:
         first_h_row = -(-(I + 1) // 16) * 16
         first_value_row = first_h_row + panels_of(H, 16) * 16
         rows = first_value_row + counts.product_groups * panels_of(s.H, 16) * 16

@@ -34,27 +34,25 @@ class Backward(Pass):
         T, B, R, I, H, counts, dtype = s.T, s.B, s.rows, s.I, s.H, s.counts, s.dtype
         wants_dx, multiplies_hh = needs.x and counts.x_preacts > 0, counts.h_preacts > 0 and (T > 1 or needs.states[0])
         wants_weights = any(needs.weights)
-        fields, buffers, dx_components, sum_components = sizes.backward_sizes(s, wants_weights, wants_dx)
+        fields, buffers = sizes.backward_sizes(s, wants_weights, wants_dx)
         # A single step reads each weight once. The weights are read unpacked for one row, or for few rows if they are
         # large. H, and I if dx is wanted, must then be multiples of the lanes.
         is_full = H % self.lanes == 0 and (I % self.lanes == 0 or not wants_dx)
         is_few = R == 1 or (R <= FEW_IN_PLACE and H * s.multiply_adds_per_unit * dtype.itemsize > LARGE)
-        uses_bf16_unit = s.components or dx_components or sum_components
-        is_special = s.stack_size or uses_bf16_unit or self.needs_cast or s.heads > 1 or counts.products
+        is_special = s.stack_size or s.components or self.needs_cast or s.heads > 1 or counts.products
         in_place = T == 1 and is_few and is_full and not is_special
         reads = {"packed_hh": multiplies_hh and not in_place, "packed_ih": wants_dx and not in_place}
         reads["packed_products"] = counts.products > 0
         packs = any(reads.values())
         fields["gate_rows"] = B if stacked_gates else R
-        x_components = s.components or dx_components  # the cache holds weight_ih even if this call does not read it
-        transposed = sizes.transposed_sizes(s, self.panels, self.lanes, x_components)
+        transposed = sizes.transposed_sizes(s, self.panels, self.lanes)
         caches_weights = caches is not None and s.stack_size is None and packs
         packed = {name: transposed[name] for name, is_read in reads.items() if caches_weights or is_read}
         of_products = counts.products * s.h_width * (H // s.heads)
         digested = counts.x_preacts * H * I, counts.h_preacts * H * (s.h_width // s.heads), of_products
         self.prepare(
-            components=dx_components or sum_components, x_components=x_components, fields=fields, buffers=buffers,
-            packed=packed, caches_weights=caches_weights, digested=digested, in_place=in_place,
+            fields=fields, buffers=buffers, packed=packed, caches_weights=caches_weights, digested=digested,
+            in_place=in_place,
         )  # fmt: skip
         stack = () if s.stack_size is None else (s.stack_size,)
         weight_dtype = torch.bfloat16 if s.is_bfloat16 else dtype

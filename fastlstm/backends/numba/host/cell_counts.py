@@ -15,7 +15,6 @@ class Counts(NamedTuple):
     Attributes:
         preacts, x_preacts, h_preacts: all pre-activations, those with a product of x, and those with one of h.
         joint: whether every pre-activation has both products.
-        fits_mixed: whether those with some products on the bf16 unit can run it.
         carries_h: whether the gradient of h goes to the step before also beside its product.
         reads_new: whether the backward pass reads states after the step.
         means: whether the cell takes means over units.
@@ -30,7 +29,6 @@ class Counts(NamedTuple):
     inputs: int
     inner_states: int
     joint: bool
-    fits_mixed: bool
     carries_h: bool
     reads_new: bool
     means: bool
@@ -51,10 +49,8 @@ def counts(cell: Cell) -> Counts:
     numbers = len(layout.preacts), len(layout.x_preacts), len(layout.h_preacts)
     joint, means = layout.x_preacts == layout.h_preacts, bool(cell.derived().means)
     has_phases = means or bool(cell.products)
-    # h may be bfloat16, and a single step saves none: so the backward pass must not read it
-    plain = not (has_phases or layout.params or layout.inputs) and read <= {f"{state}_prev" for state in inner}
     return Counts(
-        *numbers, len(layout.params), len(layout.inputs), len(inner), joint, joint and numbers[0] == 4 and plain,
+        *numbers, len(layout.params), len(layout.inputs), len(inner), joint,
         first in layout.carried, bool(read & set(layout.states)), means, has_phases,
         len(layout.products), len(layout.product_groups), max(map(len, layout.product_groups), default=0),
     )  # fmt: skip
@@ -90,7 +86,7 @@ def cell_fields(cell: Cell, kind: str) -> dict[str, int]:
     backward, names = kind == "Backward", forward_table(layout)
     taken = (derived.backward if backward else derived.forward).arguments
     read = {*taken, *(f"{state}_prev" for state in layout.states[1:])}  # held rows copy these
-    host_only = "fits_mixed", "reads_new", "means", "has_phases"
+    host_only = "reads_new", "means", "has_phases"
     fields = {name: int(value) for name, value in of_cell._asdict().items() if name not in host_only}
     # two pointer tables lie before the rows of scratch: each in cache lines of its own
     table_bytes = -(-16 * len(backward_table(layout)) // 64) * 64

@@ -51,13 +51,12 @@ class Forward(Pass):
         self.save, s = save, signature
         self.options = {"save": save, "part": part, "directions": directions}
         T, R, I, H, dtype, size, counts = s.T, s.rows, s.I, s.H, s.dtype, s.dtype.itemsize, s.counts
-        x_components = sizes.input_components(s)
-        fields, buffers = sizes.forward_sizes(s, x_components, self.team_count)
+        fields, buffers = sizes.forward_sizes(s)
         # A single step reads each panel once. So a thread packs each panel into its cache just before the product. For
         # weights larger than the caches this takes a third of the time. Teams share the packed weights instead. For few
         # rows no panel is packed, if every panel is full and x has at least a vector's columns.
         L = self.lanes
-        is_read_once = T == 1 and self.team_count == 1 and not (s.components or x_components or counts.products)
+        is_read_once = T == 1 and self.team_count == 1 and not (s.components or counts.products)
         can_skip_packing = s.stack_size is None and R <= FEW_TRANSPOSED and H // s.heads % L == 0 and L <= I
         is_in_place = is_read_once and can_skip_packing
         is_large = H * s.multiply_adds_per_unit * size > LARGE and not self.needs_cast
@@ -68,13 +67,13 @@ class Forward(Pass):
         self.saves_states = save and (not s.is_single_step or counts.reads_new)
         if not self.saves_states:
             fields["inner_step_stride"] = 0
-        count = sizes.packed_size(s, L, x_components, packed_panels)
+        count = sizes.packed_size(s, L, packed_panels)
         packed = {"packed": count, "biases": self.panels * counts.preacts * L}
         of_states = counts.h_preacts * H * (s.h_width // s.heads), counts.products * s.h_width * (H // s.heads)
         digested = counts.x_preacts * H * I, counts.x_preacts * H, counts.h_preacts * H, *of_states
         self.prepare(
-            components=x_components, x_components=x_components, fields=fields, buffers=buffers, packed=packed,
-            caches_weights=caches_weights, digested=digested, in_place=packed_panels == 0,
+            fields=fields, buffers=buffers, packed=packed, caches_weights=caches_weights, digested=digested,
+            in_place=packed_panels == 0,
         )  # fmt: skip
         x_dtype, steps = torch.bfloat16 if s.is_bfloat16 else dtype, () if s.is_single_step else (T,)
         self.last = {f"last{k}": new_of(shape, dtype) for k, shape in enumerate(self.state_shapes)}

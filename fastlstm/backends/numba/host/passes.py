@@ -102,15 +102,12 @@ class Pass:
         self.threads, self.team_count = split
 
     def prepare(
-        self, components: int, x_components: int, fields: dict[str, int], buffers: dict[str, int],
-        packed: dict[str, int], caches_weights: bool, digested: tuple[int, ...], in_place: bool,
+        self, fields: dict[str, int], buffers: dict[str, int], packed: dict[str, int], caches_weights: bool,
+        digested: tuple[int, ...], in_place: bool,
     ) -> None:  # fmt: skip
         """Prepare the kernel, and the cache of its packed weights.
 
         Args:
-            components: how many bfloat16 numbers make up one where a product runs on the bf16 unit, 0 if none does. All
-                products run there if `signature.components` is not 0, and otherwise some.
-            x_components: the same for the products with weight_ih, whose packed layout depends on it.
             fields: the fields of the argument struct that all calls of the signature share, by name. More are added.
             buffers, packed: elements of each buffer, and of each part of the packed weights, by name.
             caches_weights: whether packed weights are kept from call to call, if there are `caches`.
@@ -122,7 +119,7 @@ class Pass:
         # without a cache if a weight is not whole words of 4 bytes, which digests read
         if caches_weights and self.caches is not None and not any(n * dtype.itemsize % 4 for n in digested):
             types = s.dtype, dtype, s.rounded_dtype, s.is_bfloat16
-            key = self.kind, s.cell, s.I, s.H, s.h_width, s.biased, *types, s.components, x_components
+            key = self.kind, s.cell, s.I, s.H, s.h_width, s.biased, *types, s.components
             part_bytes = *(count * s.dtype.itemsize for count in packed.values()), digest_bytes(digested, dtype)
             self.cache = self.caches.setdefault(key, PackedCache(*part_bytes))
         else:
@@ -133,10 +130,10 @@ class Pass:
         crosses = s.heads > 1 and s.H // s.heads % self.lanes != 0
         rare = [f"in_place.{self.kind}"] * in_place + ["heads"] * crosses
         across = s.counts.has_phases or s.heads > 1  # units see each other by means, or not all of h
-        variant = "_matrix" if s.components else "_mixed" if components else ""
+        variant = "_matrix" if s.components else ""
         task = self.kind.lower() + variant + "_across" * across
         self.kernel = Kernel(
-            task, self.kind, s.cell, s.dtype, components, self.threads, self.team_count, fields, buffers, buffer_sets,
+            task, self.kind, s.cell, s.dtype, s.components, self.threads, self.team_count, fields, buffers, buffer_sets,
             rare,
         )  # fmt: skip
         casts = self.needs_cast and (self.cache is None or s.counts.params > 0)
@@ -289,5 +286,4 @@ class Pass:
     def without_bf16_unit(self) -> Any:
         """The same pass without the bf16 unit, for numbers that the unit cannot take."""
         pass_type: Any = type(self)
-        signature = self.signature._replace(components=0, allows_bf16_unit=False)
-        return pass_type(signature, caches=self.caches, **self.options)
+        return pass_type(self.signature._replace(components=0), caches=self.caches, **self.options)

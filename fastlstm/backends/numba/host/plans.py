@@ -39,7 +39,7 @@ _forward, _backward = lru_cache(1024)(Forward), lru_cache(1024)(Backward)
 
 def forward(layer: Layer, save: bool, components: int = 0) -> Run:
     """Run a layer, see `fastlstm.backends.reference.forward`. The gates have `saved_shape`. `components`: of a number,
-    for the bf16 unit; with 0 it has only the products of `sizes.input_components`.
+    for the bf16 unit, or 0.
     """
     layer = readable(layer)
     return _forward(signature_of(layer, (), components_for(layer, components)), save).run(layer)

@@ -30,8 +30,7 @@ class Signature(NamedTuple):
         reverse, has_resets, has_lengths: the layer's direction; whether it has `reset`, and `lengths`.
         is_single_step: whether x is (B, I), and there is no output but the last state.
         state_axes: the sizes of the states' axes before (rows, H), such as (1,).
-        components, allows_bf16_unit: of a number in all products on the bf16 unit, 0 without it; whether any may take
-            it.
+        components: of a number in the products on the bf16 unit, 0 without it.
         threads: the number that a call may use.
         biased: whether there is bias_ih, and bias_hh.
         heads, h_width: see `Layer`; the units of the first state: H, or fewer in a projected layer.
@@ -54,7 +53,6 @@ class Signature(NamedTuple):
     is_single_step: bool
     state_axes: tuple[int, ...]
     components: int
-    allows_bf16_unit: bool
     threads: int
     biased: tuple[bool, bool]
     heads: int
@@ -136,8 +134,8 @@ def signature_of(layer: Any, state_axes: tuple[int, ...], components: int) -> Si
         cell, T, prod(rows) // (stack_size or 1), I if counts(cell).x_preacts else 0, hidden_size(layer), stack_size,
         torch.float32 if is_bfloat16 else x.dtype, is_bfloat16, weight_dtype, x.dtype, strides(layer),
         layer.reverse, layer.reset is not None, layer.lengths is not None, is_single_step, state_axes, components,
-        counts(cell).fits_mixed and heads_of(layer) == 1, threads_now(),
-        (layer.weights[2] is not None, layer.weights[3] is not None), heads_of(layer), output_size(layer),
+        threads_now(), (layer.weights[2] is not None, layer.weights[3] is not None), heads_of(layer),
+        output_size(layer),
     )  # fmt: skip
 
 

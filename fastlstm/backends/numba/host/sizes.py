@@ -5,7 +5,7 @@ in. The bf16 unit is AMX or an instruction on vectors, see `llvm.matrix`, which 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -44,12 +44,6 @@ SUM_BYTES, MATRIX_SUM_BYTES = 9 << 18, 1 << 22
 SPLIT_K_BYTES = 1 << 19
 FEW_PAIRS = 128  # (step, row) pairs summed without accumulators, fewer where columns are padded
 
-UNIT_COMPONENTS = 3  # components of a float32 where only some products are on the bf16 unit: three hold it exactly
-# Multiply-adds of a step, from which the bf16 unit computes the weight gradients. Below, bringing dpreact into its
-# layout costs more than it saves.
-MIN_UNIT_STEP = 1 << 22
-MIN_UNIT_INPUTS = 1 << 18  # elements of weight_ih, from which the unit has the products of x, see `input_components`
-
 # Bytes of weights read by the first 8 steps, 10 MB for each of them. A cache that is shared with others would lose
 # more weights between two steps. So with more weights up to ROW_BLOCK rows multiply a wide input for an input block,
 # several steps, at once.
@@ -58,22 +52,17 @@ INPUT_BLOCK_PAIRS = 512  # (step, row) pairs of an input block at most
 ROWS_TOGETHER = 48  # rows of a cell of several phases, whose products for all units stay in the second-level cache
 
 
-def transposed_sizes(s: Signature, panels: int, lanes: int, x_components: int) -> dict[str, int]:
-    """Return the elements of the transposed weights, in groups of four vectors of columns. `x_components`: of an
-    element of weight_ih, 0 if it stays as it is. Those of weight_hh are `s.components`.
-    """
-    # on the unit, a component of the 32 by 64 weights of 32 units of a gate and a group takes 1024 float32
-    I, H, gates, components = s.I, s.H, (s.counts.x_preacts, s.counts.h_preacts), (x_components, s.components)
-    ih, hh = (
-        count * k_blocks_of(H) * n * 1024 if n else panels * count * lanes * 4 * lanes
-        for n, count in zip(components, gates)
-    )
-    groups, reach = panels_of(H, 4 * lanes), reach_of(s.H, s.heads, lanes)
-    if s.heads > 1:
-        hh = hh // panels * reach
-    of_product = k_blocks_of(H) * s.components * 1024 if s.components else reach * lanes * 4 * lanes
-    products = s.counts.products * groups * of_product
-    return {"packed_ih": panels_of(I, 4 * lanes) * ih, "packed_hh": groups * hh, "packed_products": products}
+def transposed_sizes(s: Signature, panels: int, lanes: int) -> dict[str, int]:
+    """Return the elements of the transposed weights, in groups of four vectors of columns."""
+    I, H, counts, wide = s.I, s.H, s.counts, 4 * lanes
+    of_x, of_h = panels * lanes * wide, reach_of(H, s.heads, lanes) * lanes * wide  # for a gate and a group
+    if s.components:  # a component of the 32 by 64 weights of 32 units takes 1024 float32
+        of_x = of_h = k_blocks_of(H) * s.components * 1024
+    groups = panels_of(H, wide)
+    return {
+        "packed_ih": panels_of(I, wide) * counts.x_preacts * of_x, "packed_hh": groups * counts.h_preacts * of_h,
+        "packed_products": groups * counts.products * of_h,
+    }  # fmt: skip
 
 
 def k_block_lengths(I: int, H: int, joint: bool) -> tuple[int, int]:
@@ -93,28 +82,13 @@ def has_compact_panel(s: Signature) -> bool:
     vectors, without the bf16 unit, several phases or heads, or pre-activations that lack a product or exceed four.
     """
     lanes, preacts, rest = lanes_of(s.dtype), s.counts.preacts, s.H % lanes_of(s.dtype)
-    may_use_unit = s.counts.fits_mixed and s.dtype == torch.float32 and max_components() >= UNIT_COMPONENTS
-    if s.components or may_use_unit or s.counts.has_phases or s.heads > 1 or not s.counts.joint or preacts > 4:
+    if s.components or s.counts.has_phases or s.heads > 1 or not s.counts.joint or preacts > 4:
         return False
     return 0 < -(-preacts * rest // lanes) < preacts
 
 
-def input_components(s: Signature) -> int:
-    """Return the bf16 components of a number in the products with the input, of both passes, 0 without the bf16 unit.
-
-    With the others off the unit, they are on it if I is at least 2 H and weight_ih has MIN_UNIT_INPUTS elements. Rows
-    and steps do not decide: a row's bits would depend on those beside it.
-    """
-    many = s.dtype == torch.float32 and s.I >= 2 * s.H and 4 * s.H * s.I >= MIN_UNIT_INPUTS
-    if s.components or not (s.allows_bf16_unit and many):
-        return s.components
-    return UNIT_COMPONENTS if max_components() >= UNIT_COMPONENTS else 0
-
-
-def forward_sizes(s: Signature, x_components: int, team_count: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Return fields of the forward kernel's arguments, and elements of its buffers without the packed weights.
-    `x_components`: of a number in the products of x, 0 without the bf16 unit.
-    """
+def forward_sizes(s: Signature) -> tuple[dict[str, int], dict[str, int]]:
+    """Return fields of the forward kernel's arguments, and elements of its buffers without the packed weights."""
     T, B, I, H, dtype, components, preacts = s.T, s.B, s.I, s.H, s.dtype, s.components, s.counts.preacts
     lanes = lanes_of(dtype)
     fields, scratch = common_sizes(s, "Forward", preacts, panels_of(H, lanes))
@@ -125,13 +99,6 @@ def forward_sizes(s: Signature, x_components: int, team_count: int) -> tuple[dic
         fields["k_block_stride"] = (B + ROOM) * 64
         blocks = k_blocks_of(I) + k_blocks_of(H)
         buffers["row_operand"] = 2 * components * blocks * fields["k_block_stride"] // 4
-    elif x_components:
-        steps = max(1, min(T, CHUNK_PAIRS // max(B, 1)))
-        rows = steps * B + ROOM * team_count
-        fields |= {"input_steps": steps, "k_block_stride": rows * 64}
-        fields["k_block"] = k_block_lengths(I, H, joint=True)[1]
-        buffers["row_operand"] = 2 * x_components * panels_of(I, 32) * rows * 16
-        buffers["input_preact"] = panels_of(H, lanes) * rows * 4 * lanes
     else:
         fields["x_k_block"], fields["k_block"] = k_block_lengths(I, fields["span"], s.counts.joint)
         fields["value_k_block"] = k_block_lengths(0, span_of(H, s.heads, lanes, H), joint=False)[1]
@@ -146,16 +113,16 @@ def forward_sizes(s: Signature, x_components: int, team_count: int) -> tuple[dic
     return fields, buffers
 
 
-def packed_size(s: Signature, lanes: int, x_components: int, packed_panels: int) -> int:
+def packed_size(s: Signature, lanes: int, packed_panels: int) -> int:
     """Return the elements of `packed_panels` packed panels. The bf16 unit's K blocks take 256 float32 a component and
     pre-activation.
     """
     if s.components:
         tiles = k_blocks_of(s.I) * s.counts.x_preacts + k_blocks_of(s.H) * (s.counts.h_preacts + s.counts.products)
         return packed_panels * tiles * s.components * 256
-    ih = panels_of(s.I, 32) * x_components * 1024 if x_components else s.I * s.counts.x_preacts * lanes
     of_h, of_value = (span_of(s.H, s.heads, lanes, columns) for columns in (s.h_width, s.H))
-    return packed_panels * ((of_h * s.counts.h_preacts + of_value * s.counts.products) * lanes + ih)
+    columns = s.I * s.counts.x_preacts + of_h * s.counts.h_preacts + of_value * s.counts.products
+    return packed_panels * columns * lanes
 
 
 def row_group(s: Signature) -> int:
@@ -193,46 +160,30 @@ def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dic
     return of_cell | fields, 2 * of_cell["table_bytes"] // size + ROW_BLOCK * (product_vectors + slots) * lanes
 
 
-class BackwardSizes(NamedTuple):
-    """What the backward kernel needs. Components are 0 without the bf16 unit, and buffers lack transposed weights."""
-
-    fields: dict[str, int]
-    buffers: dict[str, int]
-    dx_components: int
-    sum_components: int
-
-
-def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> BackwardSizes:
-    """Return what the backward kernel of a signature needs. `wants_weights`: also for those of biases or params."""
+def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> tuple[dict[str, int], dict[str, int]]:
+    """Return fields of the backward kernel's arguments, and elements of its buffers without the transposed weights.
+    `wants_weights`: whether gradients of weights, biases or params are wanted.
+    """
     T, B, I, H, dtype, components = s.T, s.B, s.I, s.H, s.dtype, s.components
     lanes, size, counts = lanes_of(dtype), dtype.itemsize, s.counts
     panels, wide = panels_of(H, lanes), 4 * lanes
     columns = (panels_of(I, wide) + panels_of(H, wide)) * wide  # of x and h, each padded to strips of four vectors
     is_few = not (components or counts.products) and T * B * columns <= FEW_PAIRS * (I + H)
-    x_components = input_components(s)
-    dx_components = x_components if wants_dx else 0
-    # If dx takes the unit, the weight gradients do too, and without dx as well: their bits must not depend on it.
-    is_long = dtype == torch.float32 and (x_components or B * H * s.multiply_adds_per_unit >= MIN_UNIT_STEP)
-    on_unit = s.allows_bf16_unit and wants_weights and is_long and not is_few and max_components() >= UNIT_COMPONENTS
-    sum_components = components or (UNIT_COMPONENTS if on_unit else 0)
-    first_h_row, ones_row, first_value_row, accumulator_rows = accumulator_layout(s, sum_components)
-    of_gates = counts.preacts if sum_components else max(counts.x_preacts, counts.h_preacts, 1)
+    first_h_row, ones_row, first_value_row, accumulator_rows = accumulator_layout(s)
+    of_gates = counts.preacts if components else max(counts.x_preacts, counts.h_preacts, 1)
     widest, terms = max(of_gates, counts.group_size), counts.preacts + counts.products
     set_bytes = panels * accumulator_rows * widest * lanes * size
     pairs = CHUNK_PAIRS
     if is_few:  # x || h in strips of four vectors: the biases need no ones
         first_h_row = panels_of(I, wide) * wide
         ones_row = first_h_row + H
-    if sum_components and not components:
-        pairs = CHUNK_PAIRS // 2 if B < 64 else CHUNK_PAIRS  # more memory for dpreact makes few rows no faster
-    elif set_bytes > (MATRIX_SUM_BYTES if components else SUM_BYTES):
+    if set_bytes > (MATRIX_SUM_BYTES if components else SUM_BYTES):
         pairs = 4 * CHUNK_PAIRS
     chunk = -(-T // max(1, round(T * B / pairs)))
     ring = min(RING, -(-T // chunk))
     many_steps = B >= 4 and T * B >= 1024 and set_bytes <= SPLIT_K_BYTES // 2
     split_k = 2 if many_steps or (B >= 128 and set_bytes <= SPLIT_K_BYTES) else 1
-    reads_chunk = (wants_weights and not sum_components) or (wants_dx and not dx_components)
-    dpreact_steps = ring * chunk if reads_chunk else 2
+    dpreact_steps = ring * chunk if (wants_weights or wants_dx) and not components else 2
     fields, scratch = common_sizes(s, "Backward", 4, panels_of(H, wide))
     fields |= {"reach": reach_of(s.H, s.heads, lanes), "chunk": chunk, "ring": ring, "split_k": split_k}
     group = panels * counts.params * lanes  # elements of a row group's sums
@@ -245,22 +196,19 @@ def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> Backwar
     buffers["param_sums"] = panels_of(B, fields["group_rows"]) * group
     if not components or counts.has_phases:
         buffers["dpreact"] = panels * dpreact_steps * B * terms * lanes
-    if components or dx_components:
+    if components:
         steps = ring * chunk if wants_dx else 2
         fields |= {"dpreact_row_steps": steps, "k_block_stride": (steps * B + ROOM) * 64}
-        buffers["dpreact_rows"] = (
-            (components or dx_components) * terms * k_blocks_of(H) * fields["k_block_stride"] // size
-        )
-    if sum_components:
+        buffers["dpreact_rows"] = components * terms * k_blocks_of(H) * fields["k_block_stride"] // size
         k_blocks = -(-chunk * (B + B % 2) // 32)  # of 32 (step, row) pairs, from an even number of rows
-        fields["columns_bytes"] = panels * k_blocks * sum_components * terms * 1024
-        fields["strips_bytes"] = sum_components * k_blocks * accumulator_rows * 64
+        fields["columns_bytes"] = panels * k_blocks * components * terms * 1024
+        fields["strips_bytes"] = components * k_blocks * accumulator_rows * 64
         buffers["dpreact_columns"] = ring * fields["columns_bytes"] // size if wants_weights else 0
     else:
         last = accumulator_rows if counts.products else ones_row + 1
         columns = columns if is_few else panels_of(last, STRIP) * STRIP
         fields["strips_bytes"] = chunk * B * columns * size
-    levels = 2 if sum_components and -(-T // chunk) > CHUNKS_IN_SUBTOTAL else 1  # the total, and a subtotal
+    levels = 2 if components and -(-T // chunk) > CHUNKS_IN_SUBTOTAL else 1  # the total, and a subtotal
     buffers["dweights"] = levels * split_k * set_bytes // size if wants_weights and not is_few else 0
     buffers["strips"] = ring * fields["strips_bytes"] // size if wants_weights else 0
-    return BackwardSizes(fields, buffers, dx_components, sum_components)
+    return fields, buffers

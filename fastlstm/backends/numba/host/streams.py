@@ -67,7 +67,7 @@ def steps(layer: Layer, caches: dict[Any, Any]) -> StepRunner:
     # tensors made here live on, and those made in inference mode could not be written to outside it
     with torch.inference_mode(False), torch.no_grad():
         layer = readable(layer._replace(x=layer.x.unsqueeze(0), weights=(*map(contiguous, layer.weights),)))
-        signature = signature_of(layer, (), 0)._replace(allows_bf16_unit=False)
+        signature = signature_of(layer, (), 0)
         forward = Forward(signature, False, caches, always_caches=True)
         cache: Any = forward.cache
         if cache.packed is None:

@@ -23,8 +23,8 @@ from fastlstm.backends.numba.host.arguments import (
     StackArguments,
 )
 from fastlstm.backends.numba.host.compiling import Progress, compiled, turns
-from fastlstm.backends.numba.kernels.backward import backward, backward_matrix, backward_mixed
-from fastlstm.backends.numba.kernels.forward import forward, forward_matrix, forward_mixed
+from fastlstm.backends.numba.kernels.backward import backward, backward_matrix
+from fastlstm.backends.numba.kernels.forward import forward, forward_matrix
 from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.llvm import cells as cell_functions
 from fastlstm.backends.numba.llvm.emit import fields_of, run
@@ -71,8 +71,6 @@ KERNELS: dict[str, tuple[Any, Any, dict[str, int | str]]] = {
     "backward_matrix": (backward_matrix, BackwardArguments, _PLAIN_BACKWARD),
     "forward_matrix_across": (forward_matrix, ForwardArguments, {}),
     "backward_matrix_across": (backward_matrix, BackwardArguments, {}),
-    "forward_mixed": (forward_mixed, ForwardArguments, PLAIN),
-    "backward_mixed": (backward_mixed, BackwardArguments, _PLAIN_BACKWARD),
     "stack": (stack, StackArguments, {}),
     "both": (both, BothArguments, {}),
     "region": (region, RegionArguments, {}),

@@ -7,7 +7,7 @@ it has the dpreact of the next one, and so waits only for threads a whole chunk 
 from typing import Any
 
 from fastlstm.backends.numba.constants import LINE, ROW_BLOCK
-from fastlstm.backends.numba.kernels import matrix_backward, mixed_backward, vector_backward
+from fastlstm.backends.numba.kernels import matrix_backward, vector_backward
 from fastlstm.backends.numba.kernels.backward_step import (
     D_INITIAL,
     D_LAST,
@@ -64,8 +64,8 @@ def barrier_address(a, number):
 
 
 def backward_with(products: BackwardProducts) -> Any:
-    is_on_bf16_unit, pack_transposed, pack_transposed_inputs, dpreact_target, *_ = products
-    *_, store_dpreact, back_product, pack_activations, add_gradients = products
+    is_on_bf16_unit, pack_transposed, dpreact_target, store_dpreact, back_product, *_ = products
+    *_, pack_activations, add_gradients = products
 
     def receive_gradients(a, s, t_next, b, rows, q, dh_group):
         """Store what step s gets from the step after in vector group q: dh (rows, 4, lanes), and the carried."""
@@ -135,7 +135,7 @@ def backward_with(products: BackwardProducts) -> Any:
                     scratch=scratch,
                 )  # fmt: skip
             if a.packed_ih != 0:
-                pack_transposed_inputs(
+                pack_transposed(
                     a, a.weight_ih, a.ih_row_stride, N=I, of_h=False, packed=a.packed_ih,
                     first=share(x_groups, thread, thread_count), last=share(x_groups, thread + 1, thread_count),
                     scratch=scratch,
@@ -248,4 +248,3 @@ def backward_with(products: BackwardProducts) -> Any:
 
 
 backward, backward_matrix = backward_with(vector_backward.PRODUCTS), backward_with(matrix_backward.PRODUCTS)
-backward_mixed = backward_with(mixed_backward.PRODUCTS)

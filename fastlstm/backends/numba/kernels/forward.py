@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastlstm.backends.numba.constants import LINE, ROW_BLOCK
-from fastlstm.backends.numba.kernels import matrix_forward, mixed_forward, vector_forward
+from fastlstm.backends.numba.kernels import matrix_forward, vector_forward
 from fastlstm.backends.numba.kernels.digests import digest_weights, pack_biases
 from fastlstm.backends.numba.kernels.in_place import preact_in_place
 from fastlstm.backends.numba.kernels.layout import (
@@ -148,9 +148,9 @@ def forward_with(products: ForwardProducts) -> Any:
         is_plain = is_plain and (p_last - p_first if a.splits_rows == 0 else panels) <= ROW_BLOCK
         is_one_row = may_have_one_row and is_plain and not packs_as_used
         if not reads_x_unpacked:
-            call(a.configure, max(team_b * max(a.input_steps, 1), 1))
+            call(a.configure, max(team_b, 1))
         if not reads_x_unpacked and T > 0:
-            pack_x_operand(a, 0, team_index, b_first, b_last, x_first, x_last, scratch)
+            pack_x_operand(a, 0, x_first, x_last, scratch)
             if not reads_h_unpacked:
                 for p in range(p_first, p_last):
                     for b in range(b_first, b_last, ROW_BLOCK):
@@ -237,7 +237,7 @@ def forward_with(products: ForwardProducts) -> Any:
                             if h_in != 0:
                                 pack_hh(a, p, packed_index)
                         if multiplies and g_first == b_first:
-                            multiply_inputs(a, s, p, team_index, b_first, b_last)
+                            multiply_inputs(a, s, p, b_first, b_last)
                         h_seen = h_in + seen_begin(a, p) * size if h_in != 0 else 0
                         for b in range(r_first, r_last, ROW_BLOCK):
                             rows = min(ROW_BLOCK, r_last - b)
@@ -246,10 +246,7 @@ def forward_with(products: ForwardProducts) -> Any:
                                 if a.packed_panels == 0:  # then there are few rows, all of them in this block
                                     preact_in_place(a, p, active, preacts, x, h_seen, h_in_stride)
                                 else:
-                                    preact(
-                                        a, s, p, packed_index, b, active, team_index, b_first, b_last, preacts, x,
-                                        h_seen, h_in_stride,
-                                    )  # fmt: skip
+                                    preact(a, s, p, packed_index, b, active, preacts, x, h_seen, h_in_stride)
                             if active < rows and phase == a.phases - 1:
                                 copy_held(a, t, p, b + active, rows - active, table)
                             if computes:
@@ -267,7 +264,7 @@ def forward_with(products: ForwardProducts) -> Any:
                     barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
             h_prev, h_prev_row = h, h_row
             if not reads_x_unpacked and s + 1 < T:
-                pack_x_operand(a, s + 1, team_index, b_first, b_last, x_first, x_last, scratch)
+                pack_x_operand(a, s + 1, x_first, x_last, scratch)
             barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
         if not reads_x_unpacked:
             call(a.release)
@@ -288,4 +285,3 @@ def forward_with(products: ForwardProducts) -> Any:
 
 
 forward, forward_matrix = forward_with(vector_forward.PRODUCTS), forward_with(matrix_forward.PRODUCTS)
-forward_mixed = forward_with(mixed_forward.PRODUCTS)

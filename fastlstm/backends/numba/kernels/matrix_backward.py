@@ -268,27 +268,21 @@ def add_weight_gradients(a, chunk, k_set, p_first, p_last):
                 call(a.add_rows, 1, width, out, 0, total, 0)
 
 
-def add_accumulators(a, chunk, thread, threads):
-    """Add this thread's share of a time chunk to dweights, once all threads have passed the chunk."""
-    panels = a.panels
+def add_gradients(a, scratch, chunk, rows, thread, threads):
+    """Add this thread's share of a time chunk to the weight gradients, and compute that of dx."""
+    s, panels = chunk * a.chunk, a.panels
+    call(a.configure, 16)
     if a.dweights != 0:
         for k_set in range(a.split_k):  # a thread gets, as far as possible, sums over rows that it has computed
             first = max(share(a.split_k * panels, thread, threads) - k_set * panels, 0)
             last = min(share(a.split_k * panels, thread + 1, threads) - k_set * panels, panels)
             add_weight_gradients(a, chunk, k_set, first, last)
-
-
-def add_gradients(a, scratch, chunk, rows, thread, threads):
-    """Add this thread's share of a time chunk to the weight gradients, and compute that of dx."""
-    s = chunk * a.chunk
-    call(a.configure, 16)
-    add_accumulators(a, chunk, thread, threads)
     if a.dx != 0:
         input_gradient(a, scratch, s, min(s + a.chunk, a.T), thread, threads)
     call(a.configure, max(rows, 1))
 
 
 PRODUCTS = BackwardProducts(
-    True, pack_transposed, pack_transposed, dpreact_target, store_dpreact, back_product,
+    True, pack_transposed, dpreact_target, store_dpreact, back_product,
     pack_activations, add_gradients,
 )  # fmt: skip

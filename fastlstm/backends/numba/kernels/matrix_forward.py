@@ -86,7 +86,7 @@ def pack_weights(a, p, packed_index, scratch):
     pack_columns(a, p, a.weight_hh, a.hh_row_stride, a.H, a.h_preacts, a.x_preacts, h_columns, copy)
 
 
-def preact(a, s, p, packed_index, b, rows, team_index, b_first, b_last, scratch, x, h_in, h_in_stride):
+def preact(a, s, p, packed_index, b, rows, scratch, x, h_in, h_in_stride):
     """Compute the pre-activations of panel p: see `products.ForwardProducts`."""
     stride, next_component, row = a.k_block_stride, component_stride(a), a.preacts * VECTOR
     x_blocks, h_blocks = k_blocks_of(a.I), count_h_blocks(a) if h_in != 0 else 0
@@ -127,7 +127,7 @@ def split_inputs(a, s, k, b, rows, target, next_component, scratch):
         call(a.to_row_operand, rows, source, source_row, target + half * 32, next_component, a.overflow_flag)
 
 
-def pack_x_operand(a, s, team_index, b_first, b_last, x_first, x_last, scratch):
+def pack_x_operand(a, s, x_first, x_last, scratch):
     """Write x of step s, of rows `x_first` to `x_last`, to its row operand."""
     for k in range(k_blocks_of(a.I)):
         for b in range(x_first, x_last, ROW_BLOCK):

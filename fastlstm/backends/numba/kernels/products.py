@@ -15,12 +15,11 @@ class ForwardProducts(NamedTuple):
 
     Attributes:
         pack_weights: (a, p, packed_index, scratch) packs a panel of both weights.
-        multiply_inputs: (a, s, p, team_index, b_first, b_last) computes an input block, if one begins at step s.
-        preact: (a, s, p, packed_index, b, rows, team_index, b_first, b_last, scratch, x, h_in, h_in_stride) stores the
-            pre-activations (rows, S, L) in scratch. `h_in`: the address of the units of h
-            that the panel sees, 0 for zeros.
-        pack_x_operand: (a, s, team_index, b_first, b_last, x_first, x_last, scratch) writes x of this thread's rows,
-            `x_first` to `x_last`, to the row operand. None if products read x where it lies.
+        multiply_inputs: (a, s, p, b_first, b_last) computes an input block, if one begins at step s.
+        preact: (a, s, p, packed_index, b, rows, scratch, x, h_in, h_in_stride) stores the pre-activations (rows, S, L)
+            in scratch. `h_in`: the address of the units of h that the panel sees, 0 for zeros.
+        pack_x_operand: (a, s, x_first, x_last, scratch) writes x of this thread's rows, `x_first` to `x_last`, to the
+            row operand. None if products read x where it lies.
         pack_h_operand: (a, s, p, b, rows, h, h_stride, scratch) writes h before step s to the row operand. None if
             products read h where it lies.
         preact_of_only_row: (a, s, p_first, p_last, scratch, x, h_in) does as `preact` for the only row and several full
@@ -41,8 +40,7 @@ class BackwardProducts(NamedTuple):
     Attributes:
         is_on_bf16_unit: whether the products of every step are on the bf16 unit, which then stays configured for them.
         pack_transposed: (a, weight, weight_row, N, of_h, packed, first, last, scratch) packs vector groups `first` to
-            `last` of the N columns of a weight, transposed. `of_h`: it is weight_hh.
-        pack_transposed_inputs: the same for weight_ih.
+            `last` of the N columns of a weight, transposed. `of_h`: it is weight_hh, else weight_ih.
         dpreact_target: (a, p, s, b, scratch) returns where the cell stores dpreact (rows, S, L).
         store_dpreact: (a, p, s, b, rows, dpre, phase) copies what is due after a phase into the layouts that products
             read.
@@ -56,7 +54,6 @@ class BackwardProducts(NamedTuple):
 
     is_on_bf16_unit: bool
     pack_transposed: Kernel
-    pack_transposed_inputs: Kernel
     dpreact_target: Kernel
     store_dpreact: Kernel
     back_product: Kernel

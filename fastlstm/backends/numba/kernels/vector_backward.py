@@ -282,6 +282,5 @@ def add_gradients(a, scratch, chunk, rows, thread, threads):
 
 
 PRODUCTS = BackwardProducts(
-    False, pack_transposed, pack_transposed, dpreact_target, store_dpreact, back_product, pack_activations,
-    add_gradients,
-)  # fmt: skip
+    False, pack_transposed, dpreact_target, store_dpreact, back_product, pack_activations, add_gradients
+)

@@ -119,7 +119,7 @@ def copy_preacts(a, first, last, rows, source, source_row, target, target_row):
         call(a.copy_rows, rows, width, width, source + offset, source_row, target + offset, target_row)
 
 
-def multiply_inputs(a, s, p, team_index, b_first, b_last):
+def multiply_inputs(a, s, p, b_first, b_last):
     """Compute the input projection of an input block for panel p, if it begins at s: a row reads the weights once."""
     if a.input_steps != 0 and s % a.input_steps == 0:
         t, x_step = (a.T - 1 - s, -a.x_step_stride) if a.reverse != 0 else (s, a.x_step_stride)
@@ -183,7 +183,7 @@ def preact_of_only_row(a, s, p_first, p_last, scratch, x, h_in):
     """Compute the pre-activations of the only row for some full panels, one after the other in scratch."""
     if a.input_steps != 0 and s % a.input_steps == 0:
         for p in range(p_first, p_last):
-            multiply_inputs(a, s, p, 0, 0, 1)
+            multiply_inputs(a, s, p, 0, 1)
     begin = p_first
     while begin < p_last:
         end, h, p, step = seen_alike(a, begin, p_last), h_in, begin, 1
@@ -224,7 +224,7 @@ def preact_of_joint_blocks(a, p, packed_index, b, rows, init, out, stride, x, h_
 
 
 @inlined
-def preact(a, s, p, packed_index, b, rows, team_index, b_first, b_last, scratch, x, h_in, h_in_stride):
+def preact(a, s, p, packed_index, b, rows, scratch, x, h_in, h_in_stride):
     """Compute the pre-activations of panel p: see `products.ForwardProducts`."""
     out, stride, compact = scratch, vectors_of(a, p, a.preacts) * VECTOR, is_compact(a, p)
     if compact:
