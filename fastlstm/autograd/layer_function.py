@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.func import vjp
 
-from fastlstm.autograd import levels, operators
+from fastlstm.autograd import operators
 from fastlstm.autograd.batching import backward_rule, forward_rule
 from fastlstm.autograd.modes import has_saved_tensor_hooks, is_plain, no_autocast, wants_autograd
 from fastlstm.backends import parts, reference
@@ -35,7 +35,7 @@ class _Function(Function):
     @classmethod
     def apply(cls, *args: Any) -> Any:
         if transformed():
-            return levels.apply(cls, *args) if levels.takes() else super().apply(*args)
+            return super().apply(*args)
         return plain_apply(cls)(*args)
 
 
@@ -254,20 +254,6 @@ def _like(gradient: Optional, of: Optional) -> Optional:
     return None if gradient is None or of is None else gradient.to(of.dtype).reshape(of.shape)
 
 
-class WithoutGradients:
-    """`operators.forward` under any number of `vmap` levels, for calls without derivatives."""
-
-    @staticmethod
-    def apply(*args: Any) -> tuple[Optional, ...]:
-        if transformed() and levels.takes():
-            return cast(tuple[Optional, ...], levels.apply(WithoutGradients, *args))
-        return operators.forward(*args)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        return forward_rule(args[-3], WithoutGradients.apply, operators.forward, info.batch_size, in_dims, *args)
-
-
 def differentiable(layer: Layer, inner_states: bool, backend: str) -> Run:
     """Run a layer under any transform. All inner states are saved if `inner_states` or a derivative is wanted."""
     if dual_level() and (transformed() or operators.any_tangent(*layer.tensors)):
@@ -275,5 +261,5 @@ def differentiable(layer: Layer, inner_states: bool, backend: str) -> Run:
     elif wants_autograd(*layer.tensors):
         *results, _ = LayerFunction.apply(*layer.tensors, layer.reverse, layer.cell, backend)
     else:
-        *results, _ = WithoutGradients.apply(*layer.tensors, layer.reverse, layer.cell, inner_states, backend)
+        *results, _ = operators.forward(*layer.tensors, layer.reverse, layer.cell, inner_states, backend)
     return Run.of(len(layer.states), results)

@@ -11,9 +11,12 @@ from torch import Tensor
 from fastlstm.autograd import operators
 from fastlstm.autograd.batching import backward_rule, forward_rule
 from fastlstm.autograd.layer_function import LayerBackward, LayerFunction, differentiable
-from fastlstm.backends.base import Layer
+from fastlstm.autograd.modes import wants_autograd
+from fastlstm.backends import reference
+from fastlstm.backends.base import Layer, Run
 from fastlstm.cells.library import CELLS, lstm_projected
 from fastlstm.cells.spec import Cell, when_declared
+from fastlstm.torch_private import transformed
 
 Optional = Tensor | None
 
@@ -77,7 +80,12 @@ def define(cell: Cell) -> None:
 def _layer(cell: Cell, *args: Any) -> tuple[Tensor, ...]:
     """Return the outputs, the last states and, empty unless the argument `inner_states` is true, those of all steps."""
     *tensors, reverse, inner_states, backend = args
-    run = differentiable(Layer.of(cell, tensors, reverse), inner_states, backend)
+    layer = Layer.of(cell, tensors, reverse)
+    if transformed() and wants_autograd(*tensors):  # torch.func lets no Function run among the parts of an operator
+        *results, _ = reference.forward(layer, True).flat
+        run = Run.of(len(layer.states), results)
+    else:
+        run = differentiable(layer, inner_states, backend)
     return run.h, *run.last, *(run.saved if inner_states else [run.h.new_empty(0) for _ in run.saved])
 
 

@@ -1,6 +1,4 @@
-"""fastlstm's own way through functorch's levels: the same bits as torch's, and taken wherever it can be."""
-
-import os
+"""Transforms of torch.func inside each other, and inside ordinary autograd."""
 
 import pytest
 import torch
@@ -10,11 +8,7 @@ from torch.func import functional_call, grad, hessian, jacrev, jvp, stack_module
 from torch.utils import _pytree as pytree
 
 import fastlstm
-from fastlstm import torch_private
-from fastlstm.autograd import operators
-from fastlstm.cells import library
-from tests.helpers import ROOT, interpreter
-from tests.helpers.tolerances import close, equal
+from tests.helpers.tolerances import close
 
 MODELS = 3
 
@@ -65,10 +59,6 @@ CALLS = {
 }
 
 
-# Those whose formula is another where public names are all there is
-FORWARD = ("grad of jvp", "grad of a tangent", "hessian")
-
-
 @pytest.fixture(scope="module")
 def arguments():
     lstms = [fastlstm.LSTM(3, 5, dtype=torch.float64) for _ in range(MODELS)]
@@ -76,54 +66,14 @@ def arguments():
     return lstms[0], stacked, {k: v[0] for k, v in stacked.items()}, torch.randn(4, 2, 3, dtype=torch.float64)
 
 
-def results(name, enabled, arguments):
-    with torch.set_grad_enabled(enabled):
-        return [a.detach() for a in pytree.tree_leaves(CALLS[name](*arguments))]
-
-
-def all_results(arguments):
-    return {(name, enabled): results(name, enabled, arguments) for name in CALLS for enabled in (True, False)}
-
-
-@pytest.fixture(scope="module")
-def by_torchs_way(arguments, tmp_path_factory):
-    """The results in a process that knows torch's public names alone: it goes through the levels as torch does."""
-    given, found = (tmp_path_factory.mktemp("levels") / name for name in ("arguments.pt", "results.pt"))
-    torch.save(arguments, given)
-    code = (
-        "import sys, torch; from tests.autograd.test_levels import all_results; "
-        "torch.save(all_results(torch.load(sys.argv[1], weights_only=False)), sys.argv[2])"
-    )
-    environment = {**os.environ, "FASTLSTM_PUBLIC_TORCH": "1"}
-    interpreter.run(code, given, found, environment=environment, cwd=ROOT, check=True)
-    return torch.load(found)
-
-
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("enabled", [True, False])
-def test_same_bits_as_torchs_way(arguments, by_torchs_way, name, enabled):
-    got, want = results(name, enabled, arguments), by_torchs_way[name, enabled]
-    if name in FORWARD:
-        close(got, want, "derivatives")
-    else:
-        equal(got, want)
-
-
-# forward mode is torch's, and where a level is gone its tensors are left for the operator to unwrap
-@pytest.mark.skipif(not torch_private.KNOWS_LEVELS, reason="torch's own way is the only one without its private names")
-@pytest.mark.parametrize("name", [name for name in CALLS if name not in ("grad of jvp", "hessian", "vjp")])
-@pytest.mark.parametrize("enabled", [True, False])
-def test_torchs_way_is_not_taken(arguments, name, enabled, monkeypatch):
-    """It spends a millisecond of an ensemble's training step."""
-
-    def never(*_args):
-        raise AssertionError("torch's own way was taken")
-
-    monkeypatch.setattr(torch.autograd.function, "custom_function_call", never)
-    made = operators.by_cell[library.lstm]._replace(forward=never, backward=never)
-    monkeypatch.setitem(operators.by_cell, library.lstm, made)
+def test_levels_of_kernels_and_of_plain_pytorch(arguments, name, enabled):
+    lstm, *tensors = arguments
+    plain = fastlstm.LSTM(3, 5, dtype=torch.float64, backend="reference")
     with torch.set_grad_enabled(enabled):
-        CALLS[name](*arguments)
+        got, want = (pytree.tree_leaves(CALLS[name](module, *tensors)) for module in (lstm, plain))
+    close(got, want, "derivatives")
 
 
 def test_an_outer_graph_reaches_through_the_levels(arguments):
