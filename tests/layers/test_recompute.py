@@ -195,3 +195,13 @@ def test_sums_of_sixteen_bits_are_wide():
     exact(x.double())[0].sum().backward()
     for p, q in zip(module.parameters(), exact.parameters()):
         assert (p.grad.double() - q.grad).norm() < 5e-3 * q.grad.norm()  # one rounding is 2e-3
+
+
+@pytest.mark.parametrize("changed", ["x", "weight"])
+def test_a_tensor_that_is_written_to_before_the_backward_pass(changed):
+    module, x = fastlstm.LSTM(2, 3, recompute=True), torch.randn(LONG, 2, 2)
+    output = module(x)[0]
+    with torch.no_grad():
+        (x if changed == "x" else module.weight_hh_l0).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
