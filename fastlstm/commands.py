@@ -1,6 +1,7 @@
 """Command lines whose errors are one line that names the argument, what it must be and what it was."""
 
 import argparse
+import errno
 import io
 import math
 import os
@@ -10,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from fastlstm.files import FileError, is_full
+from fastlstm.files import FileError
 from fastlstm.version import __version__
 
 N = TypeVar("N", int, float)
@@ -45,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         except FileError as error:
             self.error(str(error))
         except OSError as error:
-            if not is_full(error):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):  # a full disk, or a pipe that nobody reads
                 raise
             with suppress(OSError):  # what is left in the buffer would fail once more when Python ends
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -18,11 +18,6 @@ class FileError(OSError):
     """A file cannot be written: the text names it and says why."""
 
 
-def is_full(error: OSError) -> bool:
-    """Return whether what was written to takes no more: a file of ours, a full disk, or a pipe that nobody reads."""
-    return isinstance(error, FileError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
-
-
 def read(path: Path, most_bytes: int) -> bytes:
     """Return the content of a file. Raise OSError for one of more bytes, and for a folder, a pipe or a device, without
     waiting for what writes to it.

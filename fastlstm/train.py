@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import os
 import sys
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,21 +16,19 @@ from fastlstm.backends import dispatch, settings
 from fastlstm.backends.base import Layer
 from fastlstm.cells.library import lstm
 from fastlstm.commands import Parser, positive, positive_float, probability, whole_number
-from fastlstm.files import FileError
 from fastlstm.layers.lstm import LSTM
 from fastlstm.mnist import report, saved
 from fastlstm.mnist.data import DataError, Dataset, Split, load
-from fastlstm.mnist.processes import Processes, attempt, started
 from fastlstm.mnist.recipe import PARTS, RECIPES, Recipe, iterations
 from fastlstm.mnist.state import Checkpoint
-from fastlstm.mnist.training import Run, build, run
+from fastlstm.mnist.training import build, run
 
 OURS, THEIRS = "fastlstm.LSTM", "torch.nn.LSTM"
 OPTIONS = tuple(field.name for field in fields(Recipe))  # each is an argument, too
 FIXED = (*OPTIONS, "recipe", "epochs", "backend", "compare", "out")  # once a run has begun
 EXAMPLES = """\
-Ctrl-C ends the training early, and so does a full disk. What there is is
-reported and written; --resume goes on from the last checkpoint.
+Ctrl-C ends the training early. What there is is reported and written;
+--resume goes on from the last checkpoint.
 
 examples:
   the tutorial's recipe, in seconds
@@ -40,8 +37,6 @@ examples:
     python -m fastlstm.train --recipe best --compare --out runs/best
   a run that was cut short
     python -m fastlstm.train --resume runs/best
-  on two processes, each with half of every batch
-    torchrun --nproc-per-node=2 -m fastlstm.train --out runs/two
 """
 
 
@@ -56,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     length = training.add_mutually_exclusive_group()
     length.add_argument("--iterations", type=positive, metavar="N", help=f"default: {recipe.iterations}")
     length.add_argument("--epochs", type=positive, metavar="N", help="passes over the training images instead")
-    add("--batch-size", type=positive, metavar="N", help=f"over all processes (default: {recipe.batch_size})")
+    add("--batch-size", type=positive, metavar="N", help=f"default: {recipe.batch_size}")
     add("--lr", type=positive_float, metavar="X", help=f"Adam's step size (default: {recipe.lr})")
     seed = functools.partial(whole_number, 0, 2**63 - 1)
     add("--seed", type=seed, metavar="N", help=f"of the initial weights and the batches (default: {recipe.seed})")
@@ -90,23 +85,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(parser: Parser, args: argparse.Namespace) -> int:
-    processes, out = started(), args.resume or args.out or Path(saved.DIRECTORY)
+    out = args.resume or args.out or Path(saved.DIRECTORY)
     path, argument = out / saved.CHECKPOINT, "--resume" if args.resume else "--out"
     content = None
-    if args.resume or (attempt() and path.exists()):
+    if args.resume:
         with parser.naming(argument, DataError), saved.refusing(path, "a checkpoint of fastlstm.train"):
             content = saved.read(path)
-            if args.resume:
-                _take_over(parser, args, path, content)
+            _take_over(parser, args, path, content)
     device = _device(parser, args)
     with parser.naming("--data", DataError):
         data = load(args.data, device)
     recipe = _recipe(parser, args, data)
-    if recipe.batch_size % processes.number:
-        number = f"{processes.number}, the number of processes"
-        parser.error(f"argument --batch-size: must be a multiple of {number}, got {recipe.batch_size}")
     with parser.naming("--backend", RuntimeError):
-        backend = _backend(args.backend, data.train, recipe, processes)
+        backend = _backend(args.backend, data.train, recipe)
     parser.make_directory(argument, out)
     images = zlib.crc32(b"".join(part.cpu().numpy().tobytes() for part in data.train))
     about = {"recipe": asdict(recipe), "backend": backend, "images": images, "compare": bool(args.compare)}
@@ -116,39 +107,19 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
     else:
         where = str(args.data.resolve()) if args.data else ""
         content = {"about": about, "data": where, "states": {OURS: {}, THEIRS: {}}}
-        if processes.rank == 0:
-            saved.write(path, content)  # in the place of an earlier run's
+        saved.write(path, content)  # in the place of an earlier run's
     lstm_classes: dict[str, Callable[..., nn.RNNBase]] = {OURS: functools.partial(LSTM, backend=args.backend)}
     if args.compare:
         lstm_classes[THEIRS] = nn.LSTM
     checkpoint = Checkpoint(path, content, args.checkpoint_every)
-    with processes.joined(device):
-        with parser.naming(argument, DataError):
-            runs = run(lstm_classes, data, recipe, checkpoint=checkpoint, processes=processes)
-        if processes.rank == 0:
-            code = _report(parser, out, report.metrics(recipe, runs, backend, processes.number), runs, data.test)
-            if code:
-                return code
-        processes.wait()
-    return 0
-
-
-def _report(parser: Parser, out: Path, metrics: dict[str, Any], runs: dict[str, Run], test: Split) -> int:
-    """Write and print what came out of the runs, and return the exit code."""
-    histories = [each.history for each in runs.values()]
-    trouble = "".join(history.trouble for history in histories)
-    if trouble and not metrics["iterations"]:
-        parser.error(trouble)  # there is nothing to report
-    try:  # before the figures are printed: standard output may be what cannot be written
-        report.write(out, metrics, runs, test)
-    except FileError as error:
-        trouble = str(error)
+    with parser.naming(argument, DataError):
+        runs = run(lstm_classes, data, recipe, checkpoint=checkpoint)
+    metrics = report.metrics(recipe, runs, backend)
+    report.write(out, metrics, runs, data.test)
     print(report.summary(metrics))
-    if trouble:
-        parser.error(f"{trouble}; continue with --resume {out}")
     left_out = "" if report.can_draw() else f"; the pictures are left out: drawing {report.NEEDED}"
     print(f"what the run leaves behind is in {out}{left_out}")
-    if any(history.interrupted for history in histories):
+    if any(each.history.interrupted for each in runs.values()):
         print(f"continue with --resume {out}")
         return 130
     return 0
@@ -203,16 +174,15 @@ def _device(parser: Parser, args: argparse.Namespace) -> torch.device:
         torch.set_num_threads(args.threads)
     if args.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _backend(name: str | None, split: Split, recipe: Recipe, processes: Processes) -> str:
+def _backend(name: str | None, split: Split, recipe: Recipe) -> str:
     """Return the backend that runs the first layer in training."""
     model = build(nn.LSTM, split, recipe)
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
     weights = tuple(weight.detach().to(dtype) for weight in model.lstm.all_weights[0])
-    x = weights[0].new_zeros(1, recipe.batch_size // processes.number, model.lstm.input_size)
+    x = weights[0].new_zeros(1, recipe.batch_size, model.lstm.input_size)
     layer = Layer(x, weights, (None,) * len(lstm.states), None, None, False, lstm)
     options: dict[str, Any] = {"cell": lstm, "masked": False, "inner_states": False}
     return dispatch.choose(name, split.images.device, dtype, **options, layer=layer)

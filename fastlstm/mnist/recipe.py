@@ -15,7 +15,7 @@ class Recipe:
     """The same recipe gives the same weights, batches and losses. The defaults are the tutorial's."""
 
     iterations: int = 800
-    batch_size: int = 128  # over all processes
+    batch_size: int = 128
     hidden_size: int = 128
     lr: float = 1e-3
     seed: int = 0

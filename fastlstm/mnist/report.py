@@ -20,7 +20,7 @@ from fastlstm.mnist.training import Run
 NEEDED = "needs the package matplotlib; pip install 'fastlstm[plots]'"
 
 
-def metrics(recipe: Recipe, runs: Mapping[str, Run], backend: str, processes: int = 1) -> dict[str, Any]:
+def metrics(recipe: Recipe, runs: Mapping[str, Run], backend: str) -> dict[str, Any]:
     """Return the content of metrics.json: the first run's figures, and under "compare" those of a second beside it."""
     figures = [{"lstm": name, **_figures(run)} for name, run in runs.items()]
     result: dict[str, Any] = {
@@ -28,7 +28,6 @@ def metrics(recipe: Recipe, runs: Mapping[str, Run], backend: str, processes: in
         "device": next(next(iter(runs.values())).model.parameters()).device.type,
         "backend": backend,
         "threads": torch.get_num_threads(),
-        "processes": processes,
         "torch": torch.__version__,
         **figures[0],  # the iterations done take the place of those asked for
     }

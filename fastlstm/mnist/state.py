@@ -23,7 +23,6 @@ class History:
     validation: dict[int, float] = field(default_factory=dict)  # accuracies by iterations done, an epoch apart
     seconds: float = 0.0  # of training
     interrupted: bool = False
-    trouble: str = ""  # what could not be written, which interrupts a run too
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("loss", "accuracy", "validation", "seconds")}

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fastlstm.files import is_full
 from fastlstm.mnist.data import CLASSES, Dataset, Split, draw_maps, moved, shuffled_batches
 from fastlstm.mnist.model import RowLSTM
-from fastlstm.mnist.processes import ALONE, Processes
 from fastlstm.mnist.recipe import Recipe, iterations
 from fastlstm.mnist.state import Checkpoint, History, State
 
@@ -42,11 +40,9 @@ def run(
     recipe: Recipe,
     *,
     checkpoint: Checkpoint | None = None,
-    processes: Processes = ALONE,
 ) -> dict[str, Run]:
     """Train and evaluate a `RowLSTM` of each class by name, all from the same weights on the same batches, until one
-    ends early. Processes other than the first train along and return nothing. A `checkpoint` of another recipe, or a
-    damaged one, raises a DataError.
+    ends early. A `checkpoint` of another recipe, or a damaged one, raises a DataError.
     """
     # Over many steps gradients vanish into denormal numbers, with which a CPU is forty times slower. Torch's threads
     # inherit the setting when they start, which is when the first batch is run.
@@ -56,14 +52,12 @@ def run(
     for name, state in states.items():
         if checkpoint is not None:
             checkpoint.take_up(name, state)
-        model: nn.Module = torch.compile(state.model) if recipe.compile else state.model  # type: ignore[assignment]
-        wrapped[name] = processes.wrap(model)
-        _warm_up(wrapped[name], data.train, recipe, processes)
+        wrapped[name] = torch.compile(state.model) if recipe.compile else state.model  # type: ignore[assignment]
+        _warm_up(wrapped[name], data.train, recipe)
     runs: dict[str, Run] = {}
     for name, state in states.items():
-        train(state, data.train, data.validation, name, wrapped[name], checkpoint, processes)
-        if processes.rank == 0:
-            runs[name] = Run(state.tested, state.history, evaluate(state.tested, data, recipe.precision))
+        train(state, data.train, data.validation, name, wrapped[name], checkpoint)
+        runs[name] = Run(state.tested, state.history, evaluate(state.tested, data, recipe.precision))
         if state.history.interrupted:
             break
     torch.set_flush_denormal(False)
@@ -92,21 +86,19 @@ def train(
     name: str = "",
     wrapped: nn.Module | None = None,
     checkpoint: Checkpoint | None = None,
-    processes: Processes = ALONE,
 ) -> None:
     """Train `state.model` by its recipe on batches of `split`, which lies on the model's device. Ctrl-C ends the run
-    early, and so does a checkpoint or a line that cannot be written: the history says it. The clock leaves out the
-    accuracy on `validation` after each epoch. `name` is the model's; `wrapped`, itself, compiled or made parallel,
-    runs.
+    early: the history says it. The clock leaves out the accuracy on `validation` after each epoch. `name` is the
+    model's; `wrapped`, itself or compiled, runs.
     """
-    recipe, history, is_first = state.recipe, state.history, processes.rank == 0
+    recipe, history = state.recipe, state.history
     model = (state.model if wrapped is None else wrapped).train()
     epoch = iterations(1, len(split.labels), recipe.batch_size)
     try:
-        with _progress(name, state.done, recipe.iterations) if is_first else nullcontext() as bar:
+        with _progress(name, state.done, recipe.iterations) as bar:
             start = time.perf_counter()
-            for draw in islice(_draws(recipe, split, processes), state.done, recipe.iterations):
-                loss, accuracy = _iterate(state, model, split, draw, processes).tolist()  # waits for a GPU
+            for draw in islice(_draws(recipe, split), state.done, recipe.iterations):
+                loss, accuracy = _iterate(state, model, split, draw).tolist()  # waits for a GPU
                 history.seconds += time.perf_counter() - start
                 history.loss.append(loss)
                 history.accuracy.append(accuracy)
@@ -114,17 +106,13 @@ def train(
                     bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}", refresh=False)
                     bar.update()
                 has_ended = state.done == recipe.iterations
-                if is_first and validation is not None and (has_ended or state.done % epoch == 0):
+                if validation is not None and (has_ended or state.done % epoch == 0):
                     history.validation[state.done] = _accuracy(state.tested, validation, recipe.precision)
-                if is_first and checkpoint is not None and (has_ended or state.done % checkpoint.every == 0):
+                if checkpoint is not None and (has_ended or state.done % checkpoint.every == 0):
                     checkpoint.keep(name, state)
                 start = time.perf_counter()
     except KeyboardInterrupt:
         history.interrupted = True
-    except OSError as error:
-        if not is_full(error):
-            raise
-        history.interrupted, history.trouble = True, str(error)
 
 
 def _progress(name: str, done: int, iterations: int) -> Any:
@@ -138,38 +126,37 @@ def _progress(name: str, done: int, iterations: int) -> Any:
     return tqdm(total=iterations, initial=done, desc=name, unit="it", **options)
 
 
-def _warm_up(model: nn.Module, split: Split, recipe: Recipe, processes: Processes) -> None:
+def _warm_up(model: nn.Module, split: Split, recipe: Recipe) -> None:
     """Run three passes over one batch without changing weights, so that no compilation falls into a run's time."""
-    images, labels = (processes.share(part[: recipe.batch_size]) for part in split)
+    images, labels = (part[: recipe.batch_size] for part in split)
     for _ in range(3):
         cross_entropy(_logits(model, images, recipe.precision), labels).backward()
     model.zero_grad()
 
 
-def _draws(recipe: Recipe, split: Split, processes: Processes) -> Iterator[tuple[Tensor, Tensor | None, list[int]]]:
-    """Yield for each iteration the images' indices (B,), maps (B, 2, 3) or None, and each process's dropout seed."""
+def _draws(recipe: Recipe, split: Split) -> Iterator[tuple[Tensor, Tensor | None, int]]:
+    """Yield for each iteration the images' indices (B,), maps (B, 2, 3) or None, and the seed of dropout."""
     generator = torch.Generator().manual_seed(recipe.seed)
     chances = torch.Generator().manual_seed(recipe.seed ^ 0x5EED)
     for indices in shuffled_batches(len(split.labels), recipe.batch_size, generator, split.labels.device):
         maps = draw_maps(recipe.batch_size, chances) if "augmentation" in recipe.parts else None
-        seeds = torch.randint(2**62, (processes.number,), generator=chances).tolist() if recipe.dropout else []
-        yield indices, maps, seeds
+        yield indices, maps, int(torch.randint(2**62, (), generator=chances)) if recipe.dropout else 0
 
 
-def _iterate(state: State, model: nn.Module, split: Split, draw: Any, processes: Processes) -> Tensor:
+def _iterate(state: State, model: nn.Module, split: Split, draw: Any) -> Tensor:
     """Run one iteration, on one of `_draws`, and return the batch's loss and accuracy before it, (2,)."""
-    indices, maps, seeds = draw
-    images, labels = (part[processes.share(indices)] for part in split)
+    indices, maps, seed = draw
+    images, labels = (part[indices] for part in split)
     if maps is not None:
-        images = moved(images, processes.share(maps))
-    if seeds:  # the global generator is nobody's: what it draws here is this iteration's and this process's
-        torch.manual_seed(seeds[processes.rank])
+        images = moved(images, maps)
+    if state.recipe.dropout:  # the global generator is nobody's: what it draws here is this iteration's
+        torch.manual_seed(seed)
     logits = _logits(model, images, state.recipe.precision)
     loss = cross_entropy(logits, labels)
     state.optimizer.zero_grad()
     loss.backward()
     state.step()
-    return processes.mean(torch.stack((loss.detach(), (logits.argmax(1) == labels).float().mean())))
+    return torch.stack((loss.detach(), (logits.argmax(1) == labels).float().mean()))
 
 
 def _logits(model: nn.Module, images: Tensor, precision: str = "fp32") -> Tensor:
