@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from fastlstm.backends import pool
-from fastlstm.backends.numba.host import frames, packed_weights, passes
+from fastlstm.backends.numba.host import frames, passes
 from tests.helpers import kinds
 from tests.helpers.layers import UNAVAILABLE
 from tests.helpers.threads import SPLITS, forget, split
@@ -55,10 +55,10 @@ def guard_buffers():
     def allocate(cache):
         ends = (*cache.offsets[1:], cache.size)
         pieces = [Piece(end - begin) for begin, end in zip(cache.offsets, ends, strict=True)]
-        return packed_weights.PackedWeights(pieces, tuple(piece.address for piece in pieces))
+        return frames.PackedWeights(pieces, tuple(piece.address for piece in pieces))
 
     frames.SMALL, pool.SMALL = 1, sys.maxsize
-    frames.take, passes.zeros, packed_weights.PackedCache.allocate = take, zeros, allocate
+    frames.take, passes.zeros, frames.PackedCache.allocate = take, zeros, allocate
 
 
 def guarded(addresses, a):

@@ -11,8 +11,8 @@ from llvmlite import ir
 from fastlstm import cells
 from fastlstm.backends.base import Layer
 from fastlstm.backends.numba.host import tasks
-from fastlstm.backends.numba.host.panels import lanes_of
 from fastlstm.backends.numba.host.signature import signature_of
+from fastlstm.backends.numba.host.sizes import lanes_of
 from fastlstm.backends.numba.llvm import emit, matrix
 from fastlstm.backends.numba.llvm.simd import I64, store
 from tests.helpers import interpreter

@@ -157,7 +157,7 @@ def test_no_threads_beyond_those_asked_for(backend, two_threads):
 def test_set_num_threads_is_followed_at_once(two_threads, monkeypatch):
     used = []
     start = passes.Pass.start
-    monkeypatch.setattr(passes.Pass, "start", lambda self, *a: used.append(self.kernel.threads) or start(self, *a))
+    monkeypatch.setattr(passes.Pass, "start", lambda self, *a: used.append(self.threads) or start(self, *a))
     for count in (2, 1, 2):
         torch.set_num_threads(count)
         work("numba")

@@ -7,7 +7,7 @@ import torch
 
 from fastlstm import cells
 from fastlstm.backends.numba.host import tasks
-from fastlstm.backends.numba.host.panels import lanes_of
+from fastlstm.backends.numba.host.sizes import lanes_of
 from tests.helpers.numba import ROWS, largest_error
 
 

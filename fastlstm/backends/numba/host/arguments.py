@@ -1,7 +1,7 @@
 """The argument structs: each kernel reads one C struct of 64-bit integers, which the host fills, see `fields`.
 
-First come the fields that all calls of one signature share, then buffers, packed weights and the fields of a call, and
-at the end a record for each inner state, input and param, which kernels find by address.
+First come the fields that all calls of one signature share, those of the cell among them, then buffers, packed weights
+and the fields of a call, and at the end a record for each inner state, input and param, which kernels find by address.
 """
 
 import ctypes
@@ -13,10 +13,12 @@ from typing import Any
 
 from fastlstm.backends.numba import fields
 from fastlstm.backends.numba.fields import TAILS
-from fastlstm.backends.numba.host.cell_counts import Counts
+from fastlstm.backends.numba.host.signature import ZERO, Counts, Source, counts
 from fastlstm.backends.numba.llvm import matrix
 from fastlstm.backends.numba.llvm.cells import NAMES as CELL_FUNCTIONS
+from fastlstm.backends.numba.llvm.cells import backward_table, forward_table, functions_of
 from fastlstm.backends.numba.llvm.primitives import NAMES
+from fastlstm.cells.spec import Cell
 
 
 def _struct(name: str, *tables: str) -> type[ctypes.Structure]:
@@ -70,13 +72,11 @@ def struct_of(kind: str, counts: Counts) -> tuple[Any, dict[str, int]]:
     return type(head.__name__, (head,), {"_fields_": all_fields}), offsets
 
 
-Source = tuple[str, int]  # the name of a value, and what is added to it
-ZERO = "zero"  # the name of a value that is 0
 ADDED = ("flip", "mismatches")  # the values of a call that are no addresses of its tensors
 Writer = Callable[[ctypes.Structure, tuple[int, ...]], object]
 
 
-def kept_names(kind: str) -> list[str]:
+def cached_names(kind: str) -> list[str]:
     """Return the fields of packed weights, in the order of `PackedWeights.addresses`."""
     return [field for field in fields.names(_CALLS[kind][0]) if field not in ADDED]
 
@@ -115,3 +115,53 @@ def _call_fields(kind: str, is_cached: bool, counts: Counts) -> tuple[list[str],
         own += record
     # the format of pointers packs in half the time of other integers
     return own, first, struct.Struct(f"{len(own)}n").pack_into
+
+
+@cache
+def gate_blocks(cell: Cell) -> Any:
+    """Return the gate blocks of weight_ih, of weight_hh, and of products' weights, as the kernels read them."""
+    blocks = *cell.layout.blocks_ih, *cell.layout.blocks_hh, *range(len(cell.products))
+    return (ctypes.c_int64 * len(blocks))(*blocks)
+
+
+@cache
+def product_records(cell: Cell, backward: bool) -> Any:
+    """Return an array of the records of the values that products multiply, as the kernels read them."""
+    functions, layout, numbers, first = functions_of(cell), cell.layout, list[int](), 0
+    phases = functions.backward if backward else functions.forward
+    phase_of_group = {group: k for k, each in enumerate(phases.phases) for group in each.products}
+    for k, names in enumerate(layout.product_groups):
+        numbers += phase_of_group.get(k, -1), first, len(names), layout.multiplied[k]
+        first += len(names)
+    return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+@cache
+def cell_fields(cell: Cell, kind: str) -> dict[str, int]:
+    """Return those argument fields of a pass that depend on the cell alone."""
+    of_cell, functions, layout, derived = counts(cell), functions_of(cell), cell.layout, cell.derived()
+    backward, names = kind == "Backward", forward_table(layout)
+    taken = (derived.backward if backward else derived.forward).arguments
+    read = {*taken, *(f"{state}_prev" for state in layout.states[1:])}  # held rows copy these
+    host_only = "reads_new", "means", "has_phases"
+    fields = {name: int(value) for name, value in of_cell._asdict().items() if name not in host_only}
+    # two pointer tables lie before the rows of scratch: each in cache lines of its own
+    table_bytes = -(-16 * len(backward_table(layout)) // 64) * 64
+    passes = (functions.backward,) if backward else (functions.forward, functions.saving)
+    return fields | {
+        "phases": functions.phases[backward], "later_values": max(len(each.kept) for each in passes),
+        "shared_values": max(len(each.of_rows) + len(each.sums) for each in passes),
+        "operands": of_cell.operands, "gate_blocks": ctypes.addressof(gate_blocks(cell)), "table_bytes": table_bytes,
+        "read_bits": sum(1 << k for k, name in enumerate(names) if name in read),
+        "terms": of_cell.preacts + of_cell.products,
+        "product_records": ctypes.addressof(product_records(cell, backward)),
+    }  # fmt: skip
+
+
+def count_copy_vectors(cell: Cell, kind: str) -> int:
+    """Return how many vectors each scratch row has for copies, in addition to those that hold a product."""
+    of_cell = counts(cell)
+    entries = 2 * of_cell.inner_states + 2 + of_cell.operands
+    if kind == "Forward":  # the pre-activations of a compact panel lie there before they are expanded
+        return max(entries, of_cell.preacts)
+    return max(4, entries + 1 + of_cell.inputs + of_cell.preacts + of_cell.products)  # 4: a product of dx

@@ -13,7 +13,7 @@ from fastlstm.backends.numba.constants import FEW_IN_PLACE
 from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.frames import Frame
 from fastlstm.backends.numba.host.passes import Binding, Pass
-from fastlstm.backends.numba.host.signature import Signature, contiguous, with_rows
+from fastlstm.backends.numba.host.signature import ZERO, Signature, contiguous, with_rows
 from fastlstm.backends.pool import new_of
 
 MOST_BINDINGS = 64  # of one kernel, for gradients that lie in one way or another
@@ -124,7 +124,7 @@ class Backward(Pass):
         return binding
 
     def _bind(self, operands: Sequence[Any], results: Sequence[Any]) -> Binding:
-        counts, zero = self.signature.counts, "zero"
+        counts = self.signature.counts
         inner = range(counts.inner_states)
         # the fields of the results and of their gradients, in the order of `results`
         fields = ["h", *[f"sequence{k}" for k in inner], "gates", "dh", "dh_n"]
@@ -134,9 +134,9 @@ class Backward(Pass):
             if a is not None:
                 name = field.rstrip("0123456789")
                 for axis, stride in ("step", a.stride(0) if a.dim() > 2 else 0), ("row", a.stride(-2)):
-                    sources[f"{name}_{axis}_stride{field[len(name) :]}"] = zero, stride * a.element_size()
+                    sources[f"{name}_{axis}_stride{field[len(name) :]}"] = ZERO, stride * a.element_size()
             elif field == "dh":
-                sources[field] = zero, self.zeros_address
+                sources[field] = ZERO, self.zeros_address
         gradients = {"dx": "x", "dweight_ih": "weight_ih", "dweight_hh": "weight_hh", "dbias_ih": "bias"}
         gradients |= {"dbias_hh": "bias_hh", "dh_0": "state0"}
         gradients |= {f"d_initial{k}": f"state{k + 1}" for k in inner}
@@ -161,9 +161,3 @@ class Backward(Pass):
             gradients[0] = torch.zeros_like(layer.x if layer.x.dim() < 4 else layer.x.flatten(1, 2))
         weights, states = gradients[1:first_state], gradients[first_state:first_input]
         return new_gradients((gradients[0], tuple(weights), tuple(states), tuple(gradients[first_input:])))
-
-
-def _stride_field(field: str, axis: str) -> str:
-    """Return the name of the field of a stride: that of d_sequence0 has its number at the end."""
-    name = field.rstrip("0123456789")
-    return f"{name}_{axis}_stride{field[len(name) :]}"

@@ -14,7 +14,7 @@ from fastlstm.backends.numba.constants import FEW_TRANSPOSED
 from fastlstm.backends.numba.host import sizes
 from fastlstm.backends.numba.host.frames import Frame
 from fastlstm.backends.numba.host.passes import Allocations, Binding, Pass
-from fastlstm.backends.numba.host.signature import Signature
+from fastlstm.backends.numba.host.signature import ZERO, Signature
 from fastlstm.backends.pool import new_of, pooled
 from fastlstm.cells.spec import Cell
 
@@ -121,10 +121,11 @@ class Forward(Pass):
         if self.prepares_weights:
             weights = self.prepared(weights)
         operands = self.prototype, x, *weights, *initial, *inputs, lengths, reset, *outputs
+        key = initial[0] is None, shared is None
         try:
-            binding = self.bindings[initial[0] is None, shared is None]
+            binding = self.bindings[key]
         except KeyError:
-            binding = self.bindings[initial[0] is None, shared is None] = self._bind(operands, shared is not None)
+            binding = self.bindings[key] = self._bind(operands, shared is not None)
         return self.start(binding, operands, (layer, shared))
 
     def _bind(self, operands: Sequence[Any], is_part: bool) -> Binding:
@@ -133,8 +134,8 @@ class Forward(Pass):
         h_n, state, h = (self.h_n_offset, self.state_offset, self.h_offset) if is_part else (0, 0, 0)
         sources = {
             "h": ("h", h) if is_part or "h" in allocations else ("last0", 0),
-            "h_step_stride": ("zero", self.signature.rows * self.h_row_bytes),
-            "h_row_stride": ("zero", self.h_row_bytes),
+            "h_step_stride": (ZERO, self.signature.rows * self.h_row_bytes),
+            "h_row_stride": (ZERO, self.h_row_bytes),
             "gates": ("gates", 0),
             "h_n": ("last0", h_n),
         }

@@ -1,19 +1,19 @@
-"""Kernels prepared once, so that a call has only its own fields to write."""
+"""What is prepared once, so that a call has only its own fields to write: kernels, frames, and packed weights."""
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from fastlstm.backends.numba.constants import LINE, ONE_OFFSET
-from fastlstm.backends.numba.host.cell_counts import counts
-from fastlstm.backends.numba.host.panels import lanes_of
-from fastlstm.backends.pool import SCRATCH, SMALL, Scratch, scratch, take
-from fastlstm.cells.spec import Cell
+from fastlstm.backends.numba.host.signature import Signature
+from fastlstm.backends.numba.host.sizes import lanes_of
+from fastlstm.backends.pool import PAGE, SCRATCH, SMALL, Pages, Scratch, scratch, take
 
 _Flags = ctypes.c_int64 * 2  # created once: each new ctypes array type is a reference cycle
 
@@ -36,6 +36,7 @@ class Kernel:
     """A task, the argument fields that all its calls share, its buffers' sizes, and the frames that calls run in.
 
     Attributes:
+        kind, signature, threads, team_count: of the calls.
         buffer_bytes: of each buffer, the distance between those of threads or stacked layers.
         barrier_bytes: the bytes of the barriers, 0 for one thread.
         small_offsets: of the small buffers, after the barriers in one piece of memory of `small_bytes`.
@@ -43,39 +44,42 @@ class Kernel:
         free_frames: the frames not in use.
     """
 
-    def __init__(
-        self, task: str, kind: str, cell: Cell, dtype: torch.dtype, components: int, threads: int, team_count: int,
-        fields: dict[str, int], sizes: dict[str, int], buffer_sets: int = 1, rare: Sequence[str] = (),
-    ) -> None:  # fmt: skip
-        """Prepare a kernel.
+    kind: str  # "Forward" or "Backward"
+    signature: Signature
+    threads: int
+    team_count: int
+
+    def prepare_task(
+        self, task: str, fields: dict[str, int], sizes: dict[str, int], buffer_sets: int, rare: Sequence[str]
+    ) -> None:
+        """Prepare a task.
 
         Args:
-            kind: Forward or Backward.
-            components: of a number on the bf16 unit, 0 without it.
             fields: argument fields.
             sizes: elements of the buffers: a ``scratch`` for each thread, and `buffer_sets` of every other.
             rare: the kinds of `primitives.RARE` that the kernel needs.
         """
         from fastlstm.backends.numba.host import arguments, tasks
 
-        self.task, size = task, dtype.itemsize
-        self.lay_out(threads, team_count, sizes, size, buffer_sets)
-        struct, self.tails = arguments.struct_of(kind, counts(cell))
+        s, self.task = self.signature, task
+        self._lay_out(sizes, buffer_sets)
+        struct, self.tails = arguments.struct_of(self.kind, s.counts)
         self.arguments = struct(
-            **tasks.prepare_kernel(task, cell, size, components, rare), size=size, lanes=lanes_of(dtype),
-            components=components, relax=tasks.relax(), constants=constants(dtype).data_ptr(), team_count=team_count,
+            **tasks.prepare_kernel(task, s.cell, s.dtype.itemsize, s.components, rare), size=s.dtype.itemsize,
+            lanes=lanes_of(s.dtype), components=s.components, relax=tasks.relax(),
+            constants=constants(s.dtype).data_ptr(), team_count=self.team_count,
             scratch_bytes=self.buffer_bytes["scratch"], **fields,
         )  # fmt: skip
 
-    def lay_out(self, threads: int, team_count: int, sizes: dict[str, int], size: int, buffer_sets: int) -> None:
-        """Assign each buffer, of `sizes` elements of `size` bytes, an offset in the small memory, or to the pool."""
-        self.threads, self.buffer_bytes = threads, {}
+    def _lay_out(self, sizes: dict[str, int], buffer_sets: int) -> None:
+        """Assign each buffer, of `sizes` elements, an offset in the small memory, or to the pool."""
+        size, self.buffer_bytes = self.signature.dtype.itemsize, dict[str, int]()
         self.small_offsets: list[tuple[str, int]] = []
         pool_buffers = []
-        self.barrier_bytes = offset = LINE * (team_count + 2) if threads > 1 else 0
+        self.barrier_bytes = offset = LINE * (self.team_count + 2) if self.threads > 1 else 0
         for name, count in sizes.items():
             self.buffer_bytes[name] = -(-count * size // LINE) * LINE
-            needed = self.buffer_bytes[name] * (threads if name == "scratch" else buffer_sets)
+            needed = self.buffer_bytes[name] * (self.threads if name == "scratch" else buffer_sets)
             if needed >= SMALL:
                 pool_buffers.append((name, needed))
             elif needed:
@@ -188,3 +192,40 @@ class Frame:
     def reset_barriers(self) -> None:
         """Set the barriers to zero, from which they count in each run."""
         self.barriers[:] = bytes(len(self.barriers))
+
+
+class PackedWeights(NamedTuple):
+    """The memory of packed weights, and the addresses of its parts and digests. Once cached it is never written to."""
+
+    memory: Any
+    addresses: tuple[int, ...]
+
+
+class PackedCache:
+    """Caches the packed weights of a layer and format, or None. A caller keeps its own reference to `packed`."""
+
+    def __init__(self, *sizes: int) -> None:
+        """`sizes`: bytes of each part, the last of which is the digests."""
+        *self.offsets, self.size = (0, *itertools.accumulate(-(-size // LINE) * LINE for size in sizes))
+        self.packed: PackedWeights | None = None
+
+    def allocate(self) -> PackedWeights:
+        """Empty the cache, and return memory for new packed weights. The caller sets `packed` after packing."""
+        self.packed = None  # frees its memory before more is taken
+        memory: Any
+        if self.size >= PAGE:  # huge pages: weights of 13 MB are then read in 0.9 of the time
+            memory = Pages(self.size)
+            begin = memory.address
+        else:
+            memory = torch.empty(self.size, dtype=torch.uint8, device="cpu")
+            begin = memory.data_ptr()
+        return PackedWeights(memory, (*(begin + offset for offset in self.offsets),))
+
+
+@cache
+def digest_bytes(counts: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Return the bytes of all digests of weights. `counts`: the elements of each weight."""
+    from fastlstm.backends.numba.kernels.digests import DIGEST
+    from fastlstm.backends.numba.llvm.digest import DIGEST_BYTES
+
+    return sum(-(-count * dtype.itemsize // (4 * DIGEST)) for count in counts) * DIGEST_BYTES

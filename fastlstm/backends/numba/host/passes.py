@@ -14,14 +14,12 @@ from torch import Tensor
 from fastlstm.backends.base import WEIGHTS
 from fastlstm.backends.cpu import address, snapshot_of
 from fastlstm.backends.numba.host import sizes, thread_split
-from fastlstm.backends.numba.host.frames import Frame, Kernel, zeros
-from fastlstm.backends.numba.host.packed_weights import PackedCache, digest_bytes
-from fastlstm.backends.numba.host.signature import Signature, Weights
+from fastlstm.backends.numba.host.frames import Frame, Kernel, PackedCache, digest_bytes, zeros
+from fastlstm.backends.numba.host.signature import ZERO, Signature, Source, Weights
 
 FIRST_WEIGHT = 2  # index of weight_ih among the operands of a call, see `Pass.bind`
 WEIGHT_FIELDS = "weight_ih", "weight_hh", "bias", "bias_hh", "weight_products"
-_address, _made_by = Tensor.data_ptr, methodcaller("__call__")
-Source = tuple[str, int]  # see `arguments.writer`
+_address, _allocate = Tensor.data_ptr, methodcaller("__call__")
 Allocations = dict[str, Callable[[], Tensor]]
 
 
@@ -29,7 +27,7 @@ class Binding(NamedTuple):
     """How calls with the same operands fill their fields. An operand that is missing in one is so in all of them.
 
     Attributes:
-        given: returns the operands that are not None.
+        present: returns the operands that are not None.
         allocations: make the tensors that a call writes.
         write: writes the fields of a call from its values: the addresses of the operands that are not None and of the
             results, whether the panels are taken from last to first, and where packed weights are kept, their
@@ -39,7 +37,7 @@ class Binding(NamedTuple):
         stack_strides: the stride of each address from one stacked layer to the next.
     """
 
-    given: Callable[[Sequence[Any]], tuple[Tensor, ...]]
+    present: Callable[[Sequence[Any]], tuple[Tensor, ...]]
     allocations: list[Callable[[], Tensor]]
     write: Any
     write_packing: Any
@@ -66,12 +64,11 @@ def run_frames(frames: Sequence[Frame], side_by_side: bool) -> None:
             frame.run()
 
 
-class Pass:
-    """Runs one kernel for calls of one signature. With a cache, the kernel compares the digests of all weights that it
-    uses with those of the packed ones. If they differ, the weights are packed again, and the kernel runs once more.
+class Pass(Kernel):
+    """A kernel for calls of one signature. With a cache, it compares the digests of all weights that it uses with those
+    of the packed ones. If they differ, the weights are packed again, and the kernel runs once more.
     """
 
-    kind: str  # "Forward" or "Backward"
     stacked_gates = True  # whether the gates of a stack have an axis of its layers
     options: dict[str, Any]  # what a subclass was made with beside `signature` and `caches`
 
@@ -86,11 +83,11 @@ class Pass:
         self.flip, self.first_product = 0, WEIGHTS + s.counts.params
         # the weights of products, in the order in which kernels have them
         self.products = [self.first_product + s.cell.products.index(name) for name in s.cell.layout.products]
-        # the tensors of a layer but lengths and reset, in their order there
+        # the tensors of a layer, in the order in which `begin` of both passes puts them after the prototype
         self.names = [
             "x", "weight_ih", "weight_hh", "bias", "bias_hh", *_numbered("param", s.counts.params),
             *_numbered("weight_product", s.counts.products), *_numbered("state", s.counts.inner_states + 1),
-            *_numbered("input", s.counts.inputs),
+            *_numbered("input", s.counts.inputs), "lengths", "reset",
         ]  # fmt: skip
         self.needs_cast = not (s.weight_dtype is s.rounded_dtype is s.dtype)
         self.state_shape, self.state_row_bytes = (*s.state_axes, s.rows, s.H), s.H * size
@@ -132,10 +129,7 @@ class Pass:
         across = s.counts.has_phases or s.heads > 1  # units see each other by means, or not all of h
         variant = "_matrix" if s.components else ""
         task = self.kind.lower() + variant + "_across" * across
-        self.kernel = Kernel(
-            task, self.kind, s.cell, s.dtype, s.components, self.threads, self.team_count, fields, buffers, buffer_sets,
-            rare,
-        )  # fmt: skip
+        self.prepare_task(task, fields, buffers, buffer_sets, rare)
         casts = self.needs_cast and (self.cache is None or s.counts.params > 0)
         self.prepares_weights = casts or len(self.products) > 1
 
@@ -158,8 +152,8 @@ class Pass:
         both passes have.
 
         Args:
-            operands: of an example, see `Binding.given`: `prototype`, x, the weights, the initial states, the inputs,
-                lengths and reset of a layer, and the tensors that are named in `more`. They are readable.
+            operands: of an example: `prototype`, whose address is 0, the tensors of `names`, and those that are named
+                in `more`. They are readable.
             allocations: the names of results, and what makes each.
             sources: of the fields that only this pass has.
             h_offset, state_offset: bytes from the beginning of h_0, and of the other states, to those of this part.
@@ -168,42 +162,42 @@ class Pass:
 
         s, counts, kind = self.signature, self.signature.counts, self.kind
         size = s.dtype.itemsize
-        names = [arguments.ZERO, *self.names, "lengths", "reset", *more]
+        names = [ZERO, *self.names, *more]
         indices = [k for k, a in enumerate(operands) if a is not None]
-        given = [names[k] for k in indices]
+        present = [names[k] for k in indices]
         weights = {"weight_ih": "weight_ih", "weight_hh": "weight_hh", "weight_products": "weight_product0"}
         if kind == "Forward":
             weights |= {"bias": "bias", "bias_hh": "bias_hh"}
-        has_states = "state0" in given
+        has_states = "state0" in present
         rows = {"h_0_row_stride": self.h_0_row_bytes}
         fields = {"x": ("x", 0), "h_0": ("state0", h_offset), "lengths": ("lengths", 0), "reset": ("reset", 0)}
         for k in range(counts.inner_states):
             fields[f"initial{k}"] = f"state{k + 1}", state_offset
             rows[f"initial_row_stride{k}"] = self.state_row_bytes
         if not has_states:  # one row of zeros stands for all
-            fields |= {name: (arguments.ZERO, self.zeros_address) for name, (of, _) in fields.items() if "state" in of}
+            fields |= {name: (ZERO, self.zeros_address) for name, (of, _) in fields.items() if "state" in of}
             rows = {}
         for k, (step, *_, row, _) in enumerate(s.strides[3:]):
             fields[f"operand{k}"] = f"input{k}", 0
             rows |= {f"operand_step_stride{k}": step * size, f"operand_row_stride{k}": row * size}
         fields |= {f"operand{counts.inputs + k}": (f"param{k}", 0) for k in range(counts.params)}
-        sources = sources | fields | {name: (arguments.ZERO, stride) for name, stride in rows.items()}
+        sources = sources | fields | {name: (ZERO, stride) for name, stride in rows.items()}
         sources |= {name: (name, 0) for name in arguments.ADDED}
-        values, write_packing = [*given, *allocations, "flip"], None
+        values, write_packing = [*present, *allocations, "flip"], None
         read = {name: (of, 0) for name, of in weights.items()}
         if self.cache is not None:
-            kept = {name: (name, 0) for name in arguments.kept_names(kind)}
-            values += *kept, "mismatches"
+            cached = {name: (name, 0) for name in arguments.cached_names(kind)}
+            values += *cached, "mismatches"
             originals = [(name, f"original_{name.removeprefix('weight_')}") for name in WEIGHT_FIELDS]
             copied = *(f"copy of {name}" for name in WEIGHT_FIELDS), *(name for _, name in originals)
-            packing = sources | kept | {name: (f"copy of {name}", 0) for name in weights}
+            packing = sources | cached | {name: (f"copy of {name}", 0) for name in weights}
             packing |= {original: (original, 0) for name, original in originals if name in weights}
             write_packing = arguments.writer(kind, True, counts, [*values, *copied], packing)
-            read = kept | {original: (weights[name], 0) for name, original in originals if name in weights}
+            read = cached | {original: (weights[name], 0) for name, original in originals if name in weights}
         write = arguments.writer(kind, self.cache is not None, counts, values, sources | read)
         strides: dict[str, int] = {}
         if self.stack_size > 1:
-            tensors = dict(zip(given, (operands[k] for k in indices))) | {
+            tensors = dict(zip(present, (operands[k] for k in indices))) | {
                 name: new() for name, new in allocations.items()
             }
             strides = self._stack_strides(tensors, sources | read)
@@ -214,7 +208,7 @@ class Pass:
         s = self.signature
         strides = s.input_stack_strides
         for field, (name, _) in sources.items():
-            if name != "zero" and name in tensors and field not in strides:
+            if name != ZERO and name in tensors and field not in strides:
                 a = tensors[name]
                 has_axis = name.removeprefix("d_").startswith(("weight", "bias", "param"))
                 has_axis = has_axis or (name == "gates" and self.stacked_gates)
@@ -228,10 +222,10 @@ class Pass:
             operands: the tensors that the call reads, see `bind`.
             rerun: the arguments of `run`, for a call that meets a number which the bf16 unit cannot take.
         """
-        cache, frame, packed = self.cache, self.kernel.borrow(), None
+        cache, frame, packed = self.cache, self.borrow(), None
         self.flip ^= 1
-        results = [*map(_made_by, binding.allocations)]
-        numbers = *map(_address, binding.given(operands)), *map(_address, results), self.flip
+        results = [*map(_allocate, binding.allocations)]
+        numbers = *map(_address, binding.present(operands)), *map(_address, results), self.flip
         if cache is None:
             binding.write(frame.arguments, numbers)
         elif (packed := cache.packed) is not None:
@@ -248,9 +242,9 @@ class Pass:
         """Make a frame run once for each layer of a stack, which has no cache of packed weights."""
         from fastlstm.backends.numba.host.tasks import run_stack
 
-        kernel, strides = self.kernel, binding.stack_strides
+        strides = binding.stack_strides
         frame.run = partial(
-            run_stack, kernel.task, frame.arguments, self.stack_size, strides, kernel.buffer_bytes, kernel.threads
+            run_stack, self.task, frame.arguments, self.stack_size, strides, self.buffer_bytes, self.threads
         )
 
     def finish(self, frame: Frame) -> int:
@@ -262,7 +256,7 @@ class Pass:
             frame.flags[0] = frame.flags[1] = 0
         if self.cache is not None and (mismatches or not frame.is_written):
             overflow = self._pack_and_run(self.cache, frame)
-        self.kernel.take_back(frame)
+        self.take_back(frame)
         return overflow
 
     def _pack_and_run(self, cache: PackedCache, frame: Frame) -> int:

@@ -15,12 +15,11 @@ from fastlstm.backends.base import Gradients, Layer, Run, heads_of, hidden_size,
 from fastlstm.backends.cpu import threads_now
 from fastlstm.backends.numba.host import thread_split
 from fastlstm.backends.numba.host.backward import Backward
-from fastlstm.backends.numba.host.cell_counts import counts
 from fastlstm.backends.numba.host.forward import Forward
 from fastlstm.backends.numba.host.frames import Frame
-from fastlstm.backends.numba.host.panels import lanes_of, panels_of
 from fastlstm.backends.numba.host.passes import run_frames
-from fastlstm.backends.numba.host.signature import Signature, contiguous, readable, signature_of, strides
+from fastlstm.backends.numba.host.signature import Signature, contiguous, counts, readable, signature_of, strides
+from fastlstm.backends.numba.host.sizes import lanes_of, panels_of
 from fastlstm.backends.parts import backward as backward_of_parts
 from fastlstm.backends.parts import examples
 from fastlstm.backends.pool import converted, new_of, unpooled

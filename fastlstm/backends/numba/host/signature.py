@@ -1,7 +1,8 @@
-"""The signature of a call: everything that decides how it runs."""
+"""The signature of a call: everything that decides how it runs, the counts of its cell among it."""
 
 from __future__ import annotations
 
+from functools import cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -9,11 +10,59 @@ import torch
 
 from fastlstm.backends.base import heads_of, hidden_size, output_size, stack_size_of
 from fastlstm.backends.cpu import rows_contiguous, threads_now
-from fastlstm.backends.numba.host.cell_counts import Counts, counts
 from fastlstm.backends.pool import converted
 from fastlstm.cells.spec import Cell
 
 Weights = tuple[Any, ...]  # weight_ih, weight_hh, and bias_ih and bias_hh or None; then params
+Source = tuple[str, int]  # of a field of a kernel's arguments: the name of a value, and what is added to it
+ZERO = "zero"  # the name of a value that is 0
+
+
+class Counts(NamedTuple):
+    """Counts the values of a cell, and says what its kernels must be able to do.
+
+    Attributes:
+        preacts, x_preacts, h_preacts: all pre-activations, those with a product of x, and those with one of h.
+        joint: whether every pre-activation has both products.
+        carries_h: whether the gradient of h goes to the step before also beside its product.
+        reads_new: whether the backward pass reads states after the step.
+        means: whether the cell takes means over units.
+        has_phases: whether the cell takes means over units or has products, and so runs in phases.
+        products, product_groups, group_size: products of values of the step, their groups, and the most of a group.
+    """
+
+    preacts: int
+    x_preacts: int
+    h_preacts: int
+    params: int
+    inputs: int
+    inner_states: int
+    joint: bool
+    carries_h: bool
+    reads_new: bool
+    means: bool
+    has_phases: bool
+    products: int
+    product_groups: int
+    group_size: int
+
+    @property
+    def operands(self) -> int:
+        return self.inputs + self.params
+
+
+@cache
+def counts(cell: Cell) -> Counts:
+    layout, read = cell.layout, set(cell.derived().states_read)
+    first, *inner = layout.states
+    numbers = len(layout.preacts), len(layout.x_preacts), len(layout.h_preacts)
+    joint, means = layout.x_preacts == layout.h_preacts, bool(cell.derived().means)
+    has_phases = means or bool(cell.products)
+    return Counts(
+        *numbers, len(layout.params), len(layout.inputs), len(inner), joint,
+        first in layout.carried, bool(read & set(layout.states)), means, has_phases,
+        len(layout.products), len(layout.product_groups), max(map(len, layout.product_groups), default=0),
+    )  # fmt: skip
 
 
 class Signature(NamedTuple):

@@ -1,11 +1,12 @@
-"""How a call is cut into blocks, and how much memory its buffers take, in elements of the type that a layer computes
-in. The bf16 unit is AMX or an instruction on vectors, see `llvm.matrix`, which also describes its operands.
+"""How a call is cut into vectors, panels and blocks, and how much memory its buffers take, in elements of the type that
+a layer computes in. The bf16 unit is AMX or an instruction on vectors, see `llvm.matrix`, which describes its operands.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
@@ -17,12 +18,8 @@ from fastlstm.backends.numba.constants import (
     WEIGHT_BLOCK_BYTES,
     k_blocks_of,
 )
-from fastlstm.backends.numba.host.accumulators import accumulator_layout
-from fastlstm.backends.numba.host.cell_counts import cell_fields, count_copy_vectors
-from fastlstm.backends.numba.host.panels import lanes_of, panels_of, reach_of, saved_panels, span_of
-
-if TYPE_CHECKING:
-    from fastlstm.backends.numba.host.signature import Signature
+from fastlstm.backends.numba.host.signature import Signature
+from fastlstm.cells.spec import Cell
 
 
 @cache
@@ -50,6 +47,81 @@ FEW_PAIRS = 128  # (step, row) pairs summed without accumulators, fewer where co
 READ_IN_EIGHT_STEPS = 5 << 24
 INPUT_BLOCK_PAIRS = 512  # (step, row) pairs of an input block at most
 ROWS_TOGETHER = 48  # rows of a cell of several phases, whose products for all units stay in the second-level cache
+
+
+@cache
+def lanes_of(dtype: torch.dtype) -> int:
+    """Return how many numbers of this type a vector has."""
+    from fastlstm.backends.numba.llvm.simd import VECTOR_BYTES
+
+    return VECTOR_BYTES // dtype.itemsize
+
+
+def panels_of(size: int, lanes: int) -> int:
+    """Return how many vectors hold `size` numbers."""
+    return (size + lanes - 1) // lanes
+
+
+def saved_panels(cell: Cell, H: int, lanes: int) -> int:
+    """Return how many panels the saved values have: one more for the values that a row's units share."""
+    return panels_of(H, lanes) + (len(cell.layout.saved_rows) > 0)
+
+
+def span_of(H: int, heads: int, lanes: int, columns: int) -> int:
+    """Return the most `columns` of h, or of a value, that a panel multiplies: those of its units' heads."""
+    if heads == 1:
+        return columns
+    D = H // heads
+    return max((min(unit + lanes, H) - 1) // D - unit // D + 1 for unit in range(0, H, lanes)) * D
+
+
+def reach_of(H: int, heads: int, lanes: int) -> int:
+    """Return the most panels whose dpreact a vector group of columns of h multiplies: those of its columns' heads."""
+    D, panels = H // heads, panels_of(H, lanes)
+    groups = panels_of(panels, 4)
+    ends = [panels_of(panels * q, groups) * lanes for q in range(groups)] + [H]
+    return max(panels_of(((end - 1) // D + 1) * D, lanes) - begin // D * D // lanes for begin, end in pairwise(ends))
+
+
+class AccumulatorLayout(NamedTuple):
+    """Where a panel's accumulators begin: those of weight_hh, of the biases, and of the values that products multiply;
+    and how many rows there are. With several heads, the first two count all columns of h, and `rows` those seen alone.
+    """
+
+    first_h_row: int
+    ones_row: int
+    first_value_row: int
+    rows: int
+
+
+def accumulator_layout(s: Signature) -> AccumulatorLayout:
+    """Return the order of a panel's accumulators of the weight gradients, a row for each column of [x, h, 1] that it
+    sees.
+
+    Where | begins a new row and || a new strip of columns, it is one of these, then the values that products multiply,
+    each in strips of STRIP.
+
+    * ``x | ones || h || values`` in strips of 16 rows, if the bf16 unit sums.
+    * ``x | h | ones`` if every pre-activation has a product of x and one of h.
+    * ``x || h || ones`` otherwise, in strips of STRIP. A row has room for the pre-activations of x or those of h,
+      whichever are more, so the ones, which all pre-activations have, may take several rows.
+    """
+    counts, I, H = s.counts, s.I, s.h_width if s.counts.h_preacts else 0
+    if s.components:
+        first_h_row = -(-(I + 1) // 16) * 16
+        first_value_row = first_h_row + panels_of(H, 16) * 16
+        rows = first_value_row + counts.product_groups * panels_of(s.H, 16) * 16
+        return AccumulatorLayout(first_h_row, I, first_value_row, rows)
+    unseen = H - span_of(s.H, s.heads, lanes_of(s.dtype), H) if H else 0
+    first_h_row = I if counts.joint else panels_of(I, STRIP) * STRIP
+    ones_row = I + H if counts.joint else first_h_row + panels_of(H, STRIP) * STRIP
+    rows_of_ones = panels_of(counts.preacts, max(counts.x_preacts, counts.h_preacts, counts.group_size, 1))
+    rows = ones_row - unseen + (1 if counts.joint else rows_of_ones)
+    if not counts.products:
+        return AccumulatorLayout(first_h_row, ones_row, rows, rows)
+    first_value_row = panels_of(ones_row + max(rows_of_ones, 1), STRIP) * STRIP  # a column of the strips too
+    rows = first_value_row + counts.product_groups * panels_of(s.H, STRIP) * STRIP
+    return AccumulatorLayout(first_h_row, ones_row, first_value_row, rows)
 
 
 def transposed_sizes(s: Signature, panels: int, lanes: int) -> dict[str, int]:
@@ -139,6 +211,8 @@ def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dic
         vectors: the vectors of the products of one panel (forward) or one vector group (backward).
         count: the number of panels or vector groups.
     """
+    from fastlstm.backends.numba.host.arguments import cell_fields, count_copy_vectors
+
     of_cell, copy_slots = cell_fields(s.cell, kind), count_copy_vectors(s.cell, kind)
     lanes, size, has_phases = lanes_of(s.dtype), s.dtype.itemsize, s.counts.has_phases
     panels = panels_of(s.H, lanes)

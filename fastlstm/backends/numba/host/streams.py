@@ -22,15 +22,15 @@ class StepRunner:
     packs_weights = False  # all that run on the same weights share their packed copy
 
     def __init__(self, forward: Forward, layer: Layer) -> None:
-        kernel, example = forward.kernel, forward.begin(layer)
-        self.kernel, self.frame, self.keep_alive = kernel, kernel.own_frame(), example.call
-        self.has_barriers = kernel.barrier_bytes > 0
+        example = forward.begin(layer)
+        self.forward, self.frame, self.keep_alive = forward, forward.own_frame(), example.call
+        self.has_barriers = forward.barrier_bytes > 0
         self.fields = memoryview(self.frame.arguments).cast("B").cast("q")
         struct = type(self.frame.arguments)
         first = struct.packed.offset // 8  # of the fields of a call, which are the last
         self.fields[first:] = memoryview(example.arguments).cast("B").cast("q")[first:]
         self.frame.arguments.digests, self.frame.arguments.mismatches = 0, self.frame.mismatches  # nothing is compared
-        kernel.take_back(example)
+        forward.take_back(example)
         # each field's index among the 64-bit fields of the struct
         self.x, self.h, self.flip, self.h_0, self.h_n = (
             getattr(struct, name).offset // 8 for name in ("x", "h", "flip", "h_0", "h_n")

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
-from fastlstm.backends.numba.host.panels import lanes_of, panels_of
-from fastlstm.backends.numba.host.sizes import ROWS_TOGETHER, max_components, row_group
-
-if TYPE_CHECKING:
-    from fastlstm.backends.numba.host.signature import Signature
+from fastlstm.backends.numba.host.signature import Signature
+from fastlstm.backends.numba.host.sizes import ROWS_TOGETHER, lanes_of, max_components, panels_of, row_group
 
 # Two threads take 5 us to start and to join, if they have not gone to sleep, and two members 1 us to meet at a barrier.
 # What each further member adds to that lies between 60 and 200 ns on one socket.

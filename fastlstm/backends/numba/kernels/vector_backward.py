@@ -233,7 +233,7 @@ def add_products(a, strips, s_first, s_last, k_set, p_first, p_last, column, col
 
 
 def add_weight_gradients(a, strips, s_first, s_last, k_set, p_first, p_last):
-    """Add a time chunk to the accumulators: all at once if `host.accumulators` lets them follow each other."""
+    """Add a time chunk to the accumulators: all at once if `host.sizes.accumulator_layout` has one run."""
     h_row, ones_row, columns = a.first_h_row, a.ones_row, columns_of_h(a)
     for group in range(a.product_groups):
         gate, gates = a.preacts + record_first(a, group), record_count(a, group)
