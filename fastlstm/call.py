@@ -36,7 +36,7 @@ from fastlstm.autograd.modes import autocast_of, is_plain, no_autocast, under_vm
 from fastlstm.autograd.operators import by_cell
 from fastlstm.backends import aten, dispatch, settings
 from fastlstm.backends.base import Layer, Plan, Run, empty_run
-from fastlstm.backends.checks import check_layer
+from fastlstm.backends.layer_checks import check_layer
 from fastlstm.backends.parts import examples
 from fastlstm.cells.spec import by_key
 from fastlstm.plan_cache import Plans, Runs

@@ -29,7 +29,7 @@ from fastlstm.backends.base import (
     output_size,
     stack_size_of,
 )
-from fastlstm.backends.checks import check_layer
+from fastlstm.backends.layer_checks import check_layer
 from fastlstm.cells.library import lstm
 from fastlstm.cells.spec import Cell
 from fastlstm.torch_private import dual_level, library_of, outside_graphs

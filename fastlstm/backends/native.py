@@ -17,7 +17,8 @@ from torch import Tensor
 
 from fastlstm.backends import base, csrc
 from fastlstm.backends.base import Gradients, Layer, Run, Traits, stack_size_of
-from fastlstm.backends.cpu import LARGE, address, rows_contiguous, snapshot_of, threads_now
+from fastlstm.backends.cpu import LARGE, threads_now
+from fastlstm.backends.memory import address, rows_contiguous, snapshot_of
 from fastlstm.backends.pool import pooled, unpooled
 from fastlstm.cells.spec import Cell
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fastlstm.backends import reference
 from fastlstm.backends.base import Layer, Run, heads_of
-from fastlstm.backends.checks import check_layer
+from fastlstm.backends.layer_checks import check_layer
 from fastlstm.backends.sums import Sums, in_order
 
 Optional = Tensor | None

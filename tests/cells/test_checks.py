@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastlstm import cells
-from fastlstm.backends.checks import check_layer
+from fastlstm.backends.layer_checks import check_layer
 from fastlstm.int8 import definition
 from tests.cells.layers import Case, gru_decay
 

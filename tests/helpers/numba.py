@@ -13,7 +13,7 @@ from fastlstm.backends.base import Layer
 from fastlstm.backends.numba.host import tasks
 from fastlstm.backends.numba.host.signature import signature_of
 from fastlstm.backends.numba.host.sizes import lanes_of
-from fastlstm.backends.numba.llvm import emit, matrix
+from fastlstm.backends.numba.llvm import matrix, translate
 from fastlstm.backends.numba.llvm.simd import I64, store
 from tests.helpers import interpreter
 from tests.helpers.layers import needs
@@ -52,7 +52,7 @@ def compiled(function, **fields):
     task = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 4), "task")
     b = ir.IRBuilder(task.append_basic_block())
     struct, target, *numbers = task.args
-    results = emit.run(b, function, emit.fields_of(list(fields)), struct, *numbers)
+    results = translate.run(b, function, translate.fields_of(list(fields)), struct, *numbers)
     for k in range(2):
         store(b, b.extract_value(results, k), b.add(target, I64(8 * k)))
     b.ret_void()

@@ -1,7 +1,7 @@
 """Recurrent layers on the CPU: kernels that are compiled at their first use. One call runs all time steps of a layer.
 
 The *loops* of both passes, over steps, teams, panels and rows, are Python functions of 64-bit integers in `kernels`,
-which `llvm.emit` translates into LLVM statement by statement. *Products*, copies and other primitives are explicit LLVM
+which `llvm.translate` turns into LLVM statement by statement. *Products*, copies and other primitives are explicit LLVM
 instructions in `llvm`, since a vectoriser would not keep register tiles in registers. The *cells*, the elementwise part
 of a step, are too: a cell's derived source runs once on objects whose operators emit them. Numba compiles all of this
 for this processor as bodies of one-line functions, and `host.kernel_files` keeps and loads the code. The rest of `host`

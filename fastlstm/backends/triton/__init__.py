@@ -11,6 +11,8 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from fastlstm.backends import base
 from fastlstm.backends.base import Gradients, Layer, Run, Traits
 from fastlstm.backends.reference import saved_shape
@@ -51,9 +53,7 @@ def plan(
     precision: str | None = None,
 ) -> base.Plan:
     """Return a plan for calls like that of `layer`, which keeps no weights. `state_axes`: leading ones of states."""
-    from fastlstm.backends.triton import plans
-
-    return plans.Plan(layer, save, state_axes, precision)
+    return Plan(layer, save, state_axes, precision)
 
 
 def forward(layer: Layer, save: bool, precision: str | None = None) -> Run:
@@ -68,3 +68,58 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, precision: st
     from fastlstm.backends.triton import backward_pass
 
     return backward_pass.Backward(layer, needs, resolve_precision(layer.x.dtype, precision)).run(grads, layer, run)
+
+
+class Plan:
+    """How calls like an example run, see `fastlstm.backends.base.Plan`. It keeps passes by precision and by which
+    gradients come in or are wanted.
+    """
+
+    backend: str
+    types: Any
+    reads_h = True
+    known: dict[Any, Any]
+
+    def __init__(self, layer: Layer, save: bool, state_axes: tuple[int, ...], precision: str | None) -> None:
+        """See `plan`."""
+        self.save, self.state_axes, self.precision, self.dtype = save, state_axes, precision, layer.x.dtype
+        self.step = layer.x.dim() == 2
+        self.casts = any(a is not None and a.dtype is not self.dtype for a in layer.weights)
+        self.saves_sequences = not self.step and self.dtype is torch.float32
+        self.passes: dict[Any, Any] = {}
+
+    def forward(self, layer: Layer) -> Run:
+        precision = resolve_precision(self.dtype, self.precision)
+        if self.step or self.casts:
+            layer = self._normalized(layer)
+        forward = self.passes.get(precision)
+        if forward is None:
+            from fastlstm.backends.triton.launch import Forward
+
+            forward = self.passes.setdefault(precision, Forward(layer, self.save, precision, self.state_axes))
+        run: Run = forward.run(layer)
+        if not self.step:
+            return run
+        return run._replace(h=None, saved=(*run.saved, run.h) if self.save else ())  # some cells read h after the step
+
+    def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients, form: list[Any]) -> Gradients:
+        x, precision = layer.x, resolve_precision(self.dtype, self.precision)
+        if self.step:
+            layer, (*saved, h) = self._normalized(layer), run.saved
+            run = run._replace(h=h, saved=tuple(saved))
+        key = precision, needs, *[a is None for a in (grads.h, *grads.last, *grads.saved)]
+        backward = self.passes.get(key)
+        if backward is None:
+            from fastlstm.backends.triton.backward_pass import Backward
+
+            backward = self.passes.setdefault(key, Backward(layer, needs, precision))
+        gradients: Gradients = backward.run(grads, layer, run)
+        return gradients._replace(x=gradients.x.view_as(x)) if self.step and gradients.x is not None else gradients
+
+    def _normalized(self, layer: Layer) -> Layer:
+        """Return the layer with x of (T, B, I), and weights of its type."""
+        if self.step:
+            layer = layer._replace(x=layer.x.unsqueeze(0))
+        if self.casts:
+            layer = layer._replace(weights=tuple(a if a is None else a.to(self.dtype) for a in layer.weights))
+        return layer

@@ -193,7 +193,7 @@ def test_all_kernels_compile(features, target):
         import llvmlite.binding as llvm
         from llvmlite import ir
         from fastlstm.backends.numba.host import tasks
-        from fastlstm.backends.numba.llvm.emit import fields_of, run
+        from fastlstm.backends.numba.llvm.translate import fields_of, run
         from fastlstm.backends.numba.llvm.simd import I64
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends.base import WEIGHTS
-from fastlstm.backends.cpu import address, snapshot_of
+from fastlstm.backends.memory import address, snapshot_of
 from fastlstm.backends.numba.host import sizes, thread_split
 from fastlstm.backends.numba.host.frames import Frame, Kernel, PackedCache, digest_bytes, zeros
 from fastlstm.backends.numba.host.signature import ZERO, Signature, Source, Weights

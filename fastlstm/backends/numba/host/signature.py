@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from fastlstm.backends.base import heads_of, hidden_size, output_size, stack_size_of
-from fastlstm.backends.cpu import rows_contiguous, threads_now
+from fastlstm.backends.cpu import threads_now
+from fastlstm.backends.memory import rows_contiguous
 from fastlstm.backends.pool import converted
 from fastlstm.cells.spec import Cell
 

@@ -27,10 +27,10 @@ from fastlstm.backends.numba.kernels.backward import backward, backward_matrix
 from fastlstm.backends.numba.kernels.forward import forward, forward_matrix
 from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.llvm import cells as cell_functions
-from fastlstm.backends.numba.llvm.emit import fields_of, run
 from fastlstm.backends.numba.llvm.intrinsics import call, call_int
 from fastlstm.backends.numba.llvm.loops import store_addresses, tables
 from fastlstm.backends.numba.llvm.simd import VectorType
+from fastlstm.backends.numba.llvm.translate import fields_of, run
 from fastlstm.cells.spec import Cell
 
 _TASK = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)

@@ -1,4 +1,4 @@
-"""The loops of both passes, which `llvm.emit` translates.
+"""The loops of both passes, which `llvm.translate` translates.
 
 Python itself runs `forward_with` and `backward_with` alone. Every other function is compiled into each kernel that
 calls it. `forward` and `backward`, the loops of a layer, take the `products` of `vector_*` or `matrix_*`.

@@ -62,7 +62,7 @@ def record_saved(a, group):
 
 def has_products(a, phase):
     """Return whether values are multiplied before a phase."""
-    for group in range(a.product_groups):  # noqa: SIM110 - `llvm.emit` knows no any()
+    for group in range(a.product_groups):  # noqa: SIM110 - `llvm.translate` knows no any()
         if record_phase(a, group) == phase:
             return True
     return False
