@@ -9,6 +9,7 @@ from fastlstm.backends.numba.kernels.layout import (
     gemm_of,
     head_begin,
     head_end,
+    multiply_blocks,
     reach_begin,
     seen_begin,
     seen_count,
@@ -70,9 +71,9 @@ def add_dh_of_head(a, rows, b, s, first_gate, gates, unit, last, w, w_stride, q,
                 lane_last,
             )  # fmt: skip
         else:
-            call(
-                kernel, rows, out, row, out, row, w_panel, w_stride, dpre, dpre_row, a.size, count, outer, dpre_outer,
-                w_outer, dpre, 0, 0,
+            multiply_blocks(
+                a, kernel, rows, init=out, init_row=row, out=out, out_row=row, w=w_panel, w_row=w_stride, x=dpre,
+                x_row=dpre_row, x_column=a.size, columns=count, blocks=outer, x_block=dpre_outer, w_block=w_outer,
             )  # fmt: skip
         unit = end
 

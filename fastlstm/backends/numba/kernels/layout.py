@@ -3,7 +3,7 @@ kernels, `a` is the struct of a kernel's arguments, see `fields`, and VECTOR is 
 """
 
 from fastlstm.backends.numba.constants import k_blocks_of
-from fastlstm.backends.numba.kernels.shared import VECTOR
+from fastlstm.backends.numba.kernels.shared import VECTOR, inlined
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 # Saved gates of more bytes are stored past the caches. They would evict what is read sooner, and would themselves be
@@ -176,8 +176,27 @@ def saved_address(a, rows, t, p, b):
     return a.gates + ((t * a.gate_panels + p) * rows + b) * a.saved * VECTOR
 
 
+@inlined
+def multiply(a, kernel, rows, init, init_row, out, out_row, w, w_row, x, x_row, x_column, columns):
+    """Store ``out = init + x w`` for `rows` rows, by a `kernel` of `gemm_of`. w has a row of vectors for each column of
+    x. From one row to the next it is `_row` bytes, and `x_column` bytes from one column of x to the next.
+    """
+    call(kernel, rows, init, init_row, out, out_row, w, w_row, x, x_row, x_column, columns, 1, 0, 0, x, 0, 0)
+
+
+@inlined
+def multiply_blocks(
+    a, kernel, rows, init, init_row, out, out_row, w, w_row, x, x_row, x_column, columns, blocks, x_block, w_block
+):  # fmt: skip
+    """Do as `multiply`, in one sum over `blocks` blocks of columns: `x_block` bytes apart in x, and `w_block` in w."""
+    call(
+        kernel, rows, init, init_row, out, out_row, w, w_row, x, x_row, x_column, columns, blocks, x_block, w_block,
+        x, 0, 0,
+    )  # fmt: skip
+
+
 def gemm_of(a, vectors):
-    """Return the product for `vectors` vectors."""
+    """Return the kernel of products of rows for `vectors` vectors."""
     if vectors == 4:
         return a.gemm4
     return a.gemm3 if vectors == 3 else a.gemm2 if vectors == 2 else a.gemm1

@@ -14,6 +14,8 @@ from fastlstm.backends.numba.kernels.layout import (
     gemm_of,
     gemv_of,
     lanes_inside,
+    multiply,
+    multiply_blocks,
     panels_of_h,
     saved_address,
     seen_alike,
@@ -152,10 +154,10 @@ def multiply_values(a, scratch, phase, p_first, p_last, rows, barrier, team_size
                 v, w_row = first_vector(count, q), (first_vector(count, q + 1) - first_vector(count, q)) * VECTOR
                 w, target, begin, begin_row = packed_address(a, group, p), out + v * VECTOR, a.constants, 0
                 for k in range(0, columns, a.value_k_block):
-                    call(
-                        gemm_of(a, w_row // VECTOR), rows, begin, begin_row, target, out_row,
-                        w + v * columns * VECTOR + k * w_row, w_row, x + k * a.size, x_row, a.size,
-                        min(a.value_k_block, columns - k), 1, 0, 0, x, 0, 0,
+                    multiply(
+                        a, gemm_of(a, w_row // VECTOR), rows, init=begin, init_row=begin_row, out=target,
+                        out_row=out_row, w=w + v * columns * VECTOR + k * w_row, w_row=w_row, x=x + k * a.size,
+                        x_row=x_row, x_column=a.size, columns=min(a.value_k_block, columns - k),
                     )  # fmt: skip
                     begin, begin_row = target, out_row
     return wait_for_results(a, barrier, team_size, barriers_passed)
@@ -228,10 +230,11 @@ def multiply_back(a, scratch, phase, s, b, rows, q_first, q_last, barrier, team_
             w, w_row, init, init_row = packed + q * panels * 4 * VECTOR * count * L, n * VECTOR, a.constants, 0
             for p in range(0, summed, block):
                 dpre = dpreact_address(a, p, s, b) + gate * VECTOR
-                call(
-                    a.gemm4 if n == 4 else a.gemm3, rows, init, init_row, out, row, w + p * count * L * w_row, w_row,
-                    dpre, a.terms * VECTOR, a.size, count * L, min(block, summed - p),
-                    a.dpreact_steps * a.B * a.terms * VECTOR, count * L * w_row, dpre, 0, 0,
+                multiply_blocks(
+                    a, gemm_of(a, n), rows, init=init, init_row=init_row, out=out, out_row=row,
+                    w=w + p * count * L * w_row, w_row=w_row, x=dpre, x_row=a.terms * VECTOR, x_column=a.size,
+                    columns=count * L, blocks=min(block, summed - p),
+                    x_block=a.dpreact_steps * a.B * a.terms * VECTOR, w_block=count * L * w_row,
                 )  # fmt: skip
                 init, init_row = out, row
     return wait_for_results(a, barrier, team_size, barriers_passed)

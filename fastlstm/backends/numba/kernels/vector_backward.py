@@ -16,6 +16,7 @@ from fastlstm.backends.numba.kernels.layout import (
     head_begin,
     head_end,
     is_compact,
+    multiply_blocks,
     panels_of_h,
     reach_begin,
     reach_count,
@@ -116,7 +117,7 @@ def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     L, gates, first_gate = a.lanes, a.h_preacts if of_h else a.x_preacts, first_h_preact(a) if of_h else 0
     panels, terms = (a.H + L - 1) // L, a.terms
     n = 4 if first_vector(vectors, q + 1) - first_vector(vectors, q) == 4 else 3
-    kernel, w_row = a.gemm4 if n == 4 else a.gemm3, n * VECTOR
+    kernel, w_row = gemm_of(a, n), n * VECTOR
     blocks = (panels * gates * L + BLOCK_K - 1) // BLOCK_K
     block = (panels + blocks - 1) // blocks  # panels
     init, init_row = a.constants, 0
@@ -224,10 +225,11 @@ def add_products(a, strips, s_first, s_last, k_set, p_first, p_last, column, col
                 kernel, target = gemm_of(a, first_vector(vectors, q + 1) - v), out + v * VECTOR
                 init, init_row = (a.constants, 0) if s_last == a.T else (target, accumulator_row_bytes(a))
                 for r in range(0, rows, block):
-                    call(
-                        kernel, width, init, init_row, target, accumulator_row_bytes(a),
-                        dpre + v * VECTOR + r * dpre_row, dpre_row, strip + r * STRIP * a.size, a.size, STRIP * a.size,
-                        min(block, rows - r), steps, a.B * STRIP * a.size, a.B * dpre_row, strip, 0, 0,
+                    multiply_blocks(
+                        a, kernel, width, init=init, init_row=init_row, out=target, out_row=accumulator_row_bytes(a),
+                        w=dpre + v * VECTOR + r * dpre_row, w_row=dpre_row, x=strip + r * STRIP * a.size, x_row=a.size,
+                        x_column=STRIP * a.size, columns=min(block, rows - r), blocks=steps,
+                        x_block=a.B * STRIP * a.size, w_block=a.B * dpre_row,
                     )  # fmt: skip
                     init, init_row = target, accumulator_row_bytes(a)
 

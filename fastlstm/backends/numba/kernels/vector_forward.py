@@ -18,6 +18,7 @@ from fastlstm.backends.numba.kernels.layout import (
     head_end,
     is_compact,
     lanes_inside,
+    multiply,
     seen_alike,
     seen_begin,
     seen_count,
@@ -103,9 +104,9 @@ def add_product(a, vectors, w, columns, first, last, block, rows, init, init_row
         kernel, begin, target = gemm_of(a, w_row // VECTOR), init + v * VECTOR, out + v * VECTOR
         while True:
             w_k, x_k, count = w + v * columns * VECTOR + k * w_row, x + k * a.size, min(block, last - k)
-            call(
-                kernel, rows, begin, begin_row, target, out_row, w_k, w_row, x_k, x_row, a.size, count, 1, 0, 0,
-                x, 0, 0,
+            multiply(
+                a, kernel, rows, init=begin, init_row=begin_row, out=target, out_row=out_row, w=w_k, w_row=w_row,
+                x=x_k, x_row=x_row, x_column=a.size, columns=count,
             )  # fmt: skip
             begin, begin_row, k = target, out_row, k + block
             if k >= last:

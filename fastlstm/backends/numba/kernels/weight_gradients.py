@@ -14,6 +14,7 @@ from fastlstm.backends.numba.kernels.layout import (
     gemm_of,
     head_begin,
     head_end,
+    multiply,
     param_sums_address,
     seen_begin,
     vectors_of,
@@ -105,9 +106,10 @@ def write_columns(a, scratch, rows, dpre, dpre_row, packed, weight, column, widt
         out, out_row, valid = weight + (begin - column) * size, width * size, min(k + wide, column + width) - begin
         if valid < wide:  # whole vectors would reach into the next row
             out, out_row = scratch, 4 * VECTOR
-        call(
-            a.gemm4, rows, a.constants, 0, out, out_row, packed + k // wide * count * 4 * VECTOR,
-            4 * VECTOR, dpre, size, dpre_row, count, 1, 0, 0, dpre, 0, 0,
+        multiply(
+            a, a.gemm4, rows, init=a.constants, init_row=0, out=out, out_row=out_row,
+            w=packed + k // wide * count * 4 * VECTOR, w_row=4 * VECTOR, x=dpre, x_row=size, x_column=dpre_row,
+            columns=count,
         )  # fmt: skip
         if valid < wide:
             source, target = scratch + (begin - k) * size, weight + (begin - column) * size
@@ -136,8 +138,9 @@ def write_weight_gradients(a, packed, scratch, p_first, p_last):
         if a.dbias_ih != 0 or a.dbias_hh != 0:
             for q in range(count_vector_groups(vectors)):
                 v = first_vector(vectors, q)
-                call(
-                    gemm_of(a, first_vector(vectors, q + 1) - v), 1, a.constants, 0, scratch + v * VECTOR, 0,
-                    dpreact + v * VECTOR, dpre_row, a.constants + ONE_OFFSET, 0, 0, count, 1, 0, 0, dpreact, 0, 0,
+                multiply(
+                    a, gemm_of(a, first_vector(vectors, q + 1) - v), rows=1, init=a.constants, init_row=0,
+                    out=scratch + v * VECTOR, out_row=0, w=dpreact + v * VECTOR, w_row=dpre_row,
+                    x=a.constants + ONE_OFFSET, x_row=0, x_column=0, columns=count,
                 )  # fmt: skip
         write_vectors(a, p, scratch)
