@@ -108,7 +108,7 @@ struct Kernels {
     const char *name;
     int64_t vector_bytes;
     bool has_amx;  // whether they can use AMX
-    size_t (*packed_size[CELLS][2])(int64_t I, int64_t H);  // bytes
+    size_t (*packed_size[CELLS][2])(int64_t I, int64_t H);  // bytes, by cell and dtype % 2: the second is float64 or int16
     void (*pack[CELLS][2])(const fastlstm_forward_args *, void *packed);
     Tasks forward;
     StepOfRow step[CELLS][2];  // of float32 and float64

@@ -165,9 +165,11 @@ def in_order(a: Optional, order: Sequence[int], axis: int) -> Optional:
 
 
 def biases(cell: Cell, bias_ih: Optional, bias_hh: Optional) -> tuple[Optional, Optional]:
-    """Return the biases of the product of x, in the order of weight_ih's blocks: bias_ih and the blocks of bias_hh
-    whose gates have both products; and of h in the order of pre-activations: bias_hh, or None if it has no other
-    blocks.
+    """Return two biases, each (gates H,) or None, which together add both biases to every pre-activation once.
+
+    The first goes to the product of x, in the order of weight_ih's blocks. It is bias_ih, plus bias_hh for the gates
+    that have both products. The second goes to the product of h, in the order of the pre-activations. It is bias_hh,
+    or None if the first one has all of it.
     """
     layout = cell.layout
     if layout.joint:

@@ -100,12 +100,14 @@ def seen_alike(a, p, last):
 
 
 def reach_begin(a, q):
-    """Return the first of the panels whose dpreact vector group q of h multiplies: those of its columns' heads."""
+    """Return the first panel of dpreact that is multiplied for vector group q of dh. Columns of h are seen by the units
+    of their heads alone, so these are the panels with units of the heads that the group has columns of.
+    """
     return head_begin(a, first_vector(a.panels, q) * a.lanes) // a.lanes
 
 
 def reach_count(a, q):
-    """Return the number of panels whose dpreact vector group q of h multiplies, at most `reach`."""
+    """Return how many panels of dpreact are multiplied for vector group q of dh, at most `reach`."""
     if a.heads == 1:
         return a.panels
     end = head_begin(a, min(first_vector(a.panels, q + 1) * a.lanes, a.H) - 1) + a.head  # of the units

@@ -16,7 +16,8 @@ def digest(vtype: VectorType) -> Builder:
     """Return the builder of the digest of `words` 32-bit words. If `mismatches` is 0, it stores the DIGEST_BYTES at
     `stored`. Otherwise it compares them, and adds one to the counter at `mismatches` if they differ.
 
-    The words are read as 64-bit pairs, and each pair goes to one of many 64-bit numbers, here called lanes::
+    Two words are a pair of 64 bits. The state of the digest is many 64-bit numbers, here called lanes, and each pair
+    changes one of them::
 
         lane = rotate_left(lane + pair, 13)                 (mod 2**64)
         lane = lane * 0x9E3779B1                            after every fourth pair, and after each that is left over
