@@ -104,7 +104,7 @@ dparam_addresses        address of the gradient of each param, then of each prod
 """
 TAILS = "inner_records", "operand_records", "dparam_addresses"
 
-KEPT = """
+DIGESTS = """
 digests                 a digest of each block of the original weights, 0 if the packed weights are not cached [host]
 mismatches              int64 that counts blocks whose digests differ; 0: pack, and store the digests [host]
 """
@@ -148,7 +148,7 @@ row_operand             x and h of two steps, as row operands of the bf16 unit [
 input_preact            (panels, input_steps, B or, if x_k_block is 0, 2, S, L) products of x
 """
 
-FORWARD_KEPT = """
+FORWARD_PACKED = """
 packed                  (.., span, Y, L) of h, (.., I, X, L) of x, (.., span, N, L) of values; or column operands [all]
 biases                  (panels, S, L) [all]
 """
@@ -200,7 +200,7 @@ dpreact_rows            dpreact as a row operand of the bf16 unit, for the produ
 dpreact_columns         dpreact as a column operand, for the weight gradients [chunk]
 """
 
-BACKWARD_KEPT = """
+BACKWARD_PACKED = """
 packed_hh               (vector groups of H, reach, Y L, 4 L) transposed weight_hh, or 0 if it is not read [all]
 packed_ih               (vector groups of I, panels, X L, 4 L) transposed weight_ih, or 0 if it is not read [all]
 packed_products         (vector groups of H, reach, N L, 4 L) transposed weights of the N products of each value [all]

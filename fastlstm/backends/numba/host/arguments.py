@@ -29,8 +29,8 @@ _PRIMITIVES = "\n".join((*NAMES, *CELL_FUNCTIONS, *matrix.NAMES))
 _COMMON = _PRIMITIVES, fields.SIZES, fields.CELL, fields.SCRATCH, fields.LAYOUT
 # For each pass: the fields of packed weights, which calls with a cache write, and the fields that every call writes.
 _CALLS = {
-    "Forward": (fields.FORWARD_KEPT + fields.KEPT, fields.WEIGHTS + fields.LAYER + fields.FORWARD_CALL),
-    "Backward": (fields.BACKWARD_KEPT + fields.KEPT, fields.WEIGHTS + fields.LAYER + fields.BACKWARD_CALL),
+    "Forward": (fields.FORWARD_PACKED + fields.DIGESTS, fields.WEIGHTS + fields.LAYER + fields.FORWARD_CALL),
+    "Backward": (fields.BACKWARD_PACKED + fields.DIGESTS, fields.WEIGHTS + fields.LAYER + fields.BACKWARD_CALL),
 }
 ForwardArguments = _struct(
     "ForwardArguments", *_COMMON, fields.FORWARD, fields.BUFFERS, fields.FORWARD_BUFFERS, *_CALLS["Forward"]

@@ -47,7 +47,7 @@ from fastlstm.backends.numba.kernels.values import (
     results_address,
     store_row_operands,
 )
-from fastlstm.backends.numba.kernels.vector_forward import pack_hh, pack_ih
+from fastlstm.backends.numba.kernels.vector_forward import multiply_inputs, pack_hh, pack_ih, preact_of_only_row
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
@@ -100,9 +100,8 @@ def store_output(a, t, p, b, rows, h):
 
 
 def forward_with(products: ForwardProducts) -> Any:
-    pack_weights, multiply_inputs, preact, pack_x_operand, pack_h_operand, preact_of_only_row = products
-    reads_x_unpacked, reads_h_unpacked = pack_x_operand is None, pack_h_operand is None
-    may_have_one_row = preact_of_only_row is not None
+    pack_weights, preact, pack_x_operand, pack_h_operand = products
+    is_on_bf16_unit = pack_x_operand is not None
 
     def forward(a, thread, threads):
         """Run this thread's share, waiting after each step for its team, which splits the units."""
@@ -119,7 +118,7 @@ def forward_with(products: ForwardProducts) -> Any:
         # Tested for all batch rows, so that the result does not depend on which thread computes which rows.
         begins_at_zero = a.h_preacts == 0 or is_zero(B, h_0_row, a.h_0, a.h_0_row_stride)
         # A K block of the row operand may have columns of both x and h: then h is multiplied even if it is zero.
-        recurs = T != 1 or a.mismatches == 0 or not begins_at_zero or not reads_h_unpacked
+        recurs = T != 1 or a.mismatches == 0 or not begins_at_zero or is_on_bf16_unit
         packs_as_used = a.packed_panels < panels
         if a.digests != 0:  # if they differ, the result is discarded; but a team still waits at its barriers
             digest_weights(a, thread, team_count * team_size, recurs)
@@ -146,16 +145,15 @@ def forward_with(products: ForwardProducts) -> Any:
         is_plain = a.rows == 1 and team_b == 1 and a.reset == 0 and a.lengths == 0 and H % L == 0 and a.h_width == H
         # with means one thread computes the cells of all panels
         is_plain = is_plain and (p_last - p_first if a.splits_rows == 0 else panels) <= ROW_BLOCK
-        is_one_row = may_have_one_row and is_plain and not packs_as_used
-        if not reads_x_unpacked:
+        is_one_row = not is_on_bf16_unit and is_plain and not packs_as_used
+        if is_on_bf16_unit:
             call(a.configure, max(team_b, 1))
-        if not reads_x_unpacked and T > 0:
+        if is_on_bf16_unit and T > 0:
             pack_x_operand(a, 0, x_first, x_last, scratch)
-            if not reads_h_unpacked:
-                for p in range(p_first, p_last):
-                    for b in range(b_first, b_last, ROW_BLOCK):
-                        h = h_prev + b * h_prev_row + p * L * size
-                        pack_h_operand(a, 0, p, b, min(ROW_BLOCK, b_last - b), h, h_prev_row, scratch)
+            for p in range(p_first, p_last):
+                for b in range(b_first, b_last, ROW_BLOCK):
+                    h = h_prev + b * h_prev_row + p * L * size
+                    pack_h_operand(a, 0, p, b, min(ROW_BLOCK, b_last - b), h, h_prev_row, scratch)
             barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
 
         for s in range(T):
@@ -165,13 +163,13 @@ def forward_with(products: ForwardProducts) -> Any:
                 h = a.h_float32 + s % 2 * B * h_row
             enter_step(a, table, s, t, h_prev, h_prev_row, h, h_row, count=INNER_FIELDS, is_one_row=is_one_row)
             h_in, h_in_stride = h_prev, h_prev_row
-            if reads_h_unpacked and any_reset(a, t, b_first, team_b):
+            if not is_on_bf16_unit and any_reset(a, t, b_first, team_b):
                 h_in, h_in_stride, width = h_reset - b_first * h_0_row, h_0_row, a.h_width
                 call(a.copy_rows, team_b, width, width, h_prev + b_first * h_prev_row, h_prev_row, h_reset, h_0_row)
                 zero_reset(a, t, b_first, team_b, width, h_reset, h_0_row)
             if (s == 0 and begins_at_zero) or a.h_preacts == 0:
                 h_in = 0
-            if may_have_one_row and is_one_row:  # the first, a constant, leaves this out of other kernels
+            if not is_on_bf16_unit and is_one_row:  # the first, a constant, leaves this out of other kernels
                 preacts, q_first, q_last = scratch, p_first, p_last
                 if a.splits_rows != 0:
                     preacts, q_first = team_scratch + p_first * a.preacts * VECTOR, 0
@@ -236,7 +234,7 @@ def forward_with(products: ForwardProducts) -> Any:
                             pack_ih(a, p, packed_index)
                             if h_in != 0:
                                 pack_hh(a, p, packed_index)
-                        if multiplies and g_first == b_first:
+                        if not is_on_bf16_unit and multiplies and g_first == b_first:
                             multiply_inputs(a, s, p, b_first, b_last)
                         h_seen = h_in + seen_begin(a, p) * size if h_in != 0 else 0
                         for b in range(r_first, r_last, ROW_BLOCK):
@@ -251,9 +249,9 @@ def forward_with(products: ForwardProducts) -> Any:
                                 copy_held(a, t, p, b + active, rows - active, table)
                             if computes:
                                 run_cell(a, t, p, b, active, preacts, scratch, table, phase, team_scratch, b - g_first)
-                                if not reads_h_unpacked:
+                                if is_on_bf16_unit:
                                     store_row_operands(a, t, p, b, active, scratch, phase, team_scratch, b - g_first)
-                            if not reads_h_unpacked and phase == a.phases - 1:
+                            if is_on_bf16_unit and phase == a.phases - 1:
                                 if a.h_float32 != 0:
                                     store_output(a, t, p, b, rows, h)
                                 if s + 1 < T:
@@ -263,10 +261,10 @@ def forward_with(products: ForwardProducts) -> Any:
                 if g_last < b_last:  # the products of the next rows overwrite these
                     barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
             h_prev, h_prev_row = h, h_row
-            if not reads_x_unpacked and s + 1 < T:
+            if is_on_bf16_unit and s + 1 < T:
                 pack_x_operand(a, s + 1, x_first, x_last, scratch)
             barriers_passed = wait(barrier, team_size, barriers_passed, a.relax)
-        if not reads_x_unpacked:
+        if is_on_bf16_unit:
             call(a.release)
 
         # only this thread writes them

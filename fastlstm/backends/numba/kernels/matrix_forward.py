@@ -9,7 +9,7 @@ from fastlstm.backends.numba.kernels.products import ForwardProducts
 from fastlstm.backends.numba.kernels.row_masks import any_held, zero_held, zero_reset
 from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, read_rows
 from fastlstm.backends.numba.kernels.states import scratch_slot
-from fastlstm.backends.numba.kernels.vector_forward import biases_address, copy_preacts, multiply_inputs
+from fastlstm.backends.numba.kernels.vector_forward import biases_address, copy_preacts
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 TILE = 1024  # bytes of one component of a K block of 32 columns for a vector of units
@@ -157,4 +157,4 @@ def pack_h_operand(a, s, p, b, rows, h, h_row, scratch):
         zero_reset(a, t, b, rows, 8, target + n * next_component, 64)
 
 
-PRODUCTS = ForwardProducts(pack_weights, multiply_inputs, preact, pack_x_operand, pack_h_operand)
+PRODUCTS = ForwardProducts(pack_weights, preact, pack_x_operand, pack_h_operand)

@@ -15,23 +15,18 @@ class ForwardProducts(NamedTuple):
 
     Attributes:
         pack_weights: (a, p, packed_index, scratch) packs a panel of both weights.
-        multiply_inputs: (a, s, p, b_first, b_last) computes an input block, if one begins at step s.
         preact: (a, s, p, packed_index, b, rows, scratch, x, h_in, h_in_stride) stores the pre-activations (rows, S, L)
             in scratch. `h_in`: the address of the units of h that the panel sees, 0 for zeros.
         pack_x_operand: (a, s, x_first, x_last, scratch) writes x of this thread's rows, `x_first` to `x_last`, to the
             row operand. None if products read x where it lies.
         pack_h_operand: (a, s, p, b, rows, h, h_stride, scratch) writes h before step s to the row operand. None if
             products read h where it lies.
-        preact_of_only_row: (a, s, p_first, p_last, scratch, x, h_in) does as `preact` for the only row and several full
-            panels. None unless products read both x and h where they lie.
     """
 
     pack_weights: Kernel
-    multiply_inputs: Kernel
     preact: Kernel
     pack_x_operand: Kernel | None = None
     pack_h_operand: Kernel | None = None
-    preact_of_only_row: Kernel | None = None
 
 
 class BackwardProducts(NamedTuple):

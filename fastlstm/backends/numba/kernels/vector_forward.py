@@ -264,4 +264,4 @@ def preact(a, s, p, packed_index, b, rows, scratch, x, h_in, h_in_stride):
         expand(a, p, rows, out, scratch)
 
 
-PRODUCTS = ForwardProducts(pack_weights, multiply_inputs, preact, preact_of_only_row=preact_of_only_row)
+PRODUCTS = ForwardProducts(pack_weights, preact)
