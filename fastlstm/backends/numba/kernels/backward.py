@@ -41,7 +41,7 @@ from fastlstm.backends.numba.kernels.values import (
     unpack_product_gradients,
 )
 from fastlstm.backends.numba.kernels.vector_backward import pack_transposed_gates
-from fastlstm.backends.numba.kernels.weight_gradients import unpack_weight_gradients
+from fastlstm.backends.numba.kernels.weight_gradients import add_gradients_with, unpack_weight_gradients
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
@@ -65,7 +65,7 @@ def barrier_address(a, number):
 
 def backward_with(products: BackwardProducts) -> Any:
     is_on_bf16_unit, pack_transposed, dpreact_target, store_dpreact, back_product, *_ = products
-    *_, pack_activations, add_gradients = products
+    pack_activations, add_gradients = products.pack_activations, add_gradients_with(products)
 
     def receive_gradients(a, s, t_next, b, rows, q, dh_group):
         """Store what step s gets from the step after in vector group q: dh (rows, 4, lanes), and the carried."""

@@ -8,13 +8,11 @@ weights: its column operand holds two batch rows side by side.
 from fastlstm.backends.numba.constants import (
     CHUNKS_IN_SUBTOTAL,
     ONE_OFFSET,
-    ROW_BLOCK,
     k_blocks_of,
     k_blocks_together,
 )
 from fastlstm.backends.numba.kernels.layout import (
     block,
-    count_vector_groups,
     dpreact_address,
     dpreact_row_address,
     first_h_preact,
@@ -24,7 +22,7 @@ from fastlstm.backends.numba.kernels.layout import (
 from fastlstm.backends.numba.kernels.matrix_forward import TILE, copy_square, write_units
 from fastlstm.backends.numba.kernels.products import BackwardProducts
 from fastlstm.backends.numba.kernels.row_masks import correct_states, zero_held
-from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, read_rows, write_rows
+from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, read_rows
 from fastlstm.backends.numba.kernels.states import dpreact_slot
 from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.kernels.values import (
@@ -34,7 +32,7 @@ from fastlstm.backends.numba.kernels.values import (
     record_phase,
     record_saved,
 )
-from fastlstm.backends.numba.kernels.weight_gradients import accumulator_address, accumulator_row_bytes
+from fastlstm.backends.numba.kernels.weight_gradients import accumulator_address, accumulator_row_bytes, strips_address
 from fastlstm.backends.numba.llvm.intrinsics import call
 
 
@@ -135,25 +133,6 @@ def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     )  # fmt: skip
 
 
-def input_gradient(a, scratch, s_first, s_last, thread, threads):
-    """Compute dx for a time chunk: this thread's share of its vector groups and row blocks."""
-    L, element, I, B, T = a.lanes, element_bytes(a), a.I, a.B, a.T
-    vectors, rows = (I + L - 1) // L, (s_last - s_first) * B
-    blocks = (rows + ROW_BLOCK - 1) // ROW_BLOCK
-    items = count_vector_groups(vectors) * blocks
-    for item in range(share(items, thread, threads), share(items, thread + 1, threads)):
-        q, first = item // blocks, item % blocks * ROW_BLOCK
-        column, count, done = first_vector(vectors, q) * L, min(ROW_BLOCK, rows - first), 0
-        width = min((first_vector(vectors, q + 1) - first_vector(vectors, q)) * L, I - column)
-        back_product(a, count, first % B, s_first + first // B, False, a.packed_ih, vectors, q, scratch)
-        while done < count:
-            s, b = s_first + (first + done) // B, (first + done) % B
-            t, run = T - 1 - s if a.reverse != 0 else s, min(B - b, count - done)
-            target = a.dx + ((t * a.rows + b) * I + column) * element
-            write_rows(a, run, width, scratch + done * 4 * VECTOR, 4 * VECTOR, target, I * element)
-            done += run
-
-
 def gather(a, j, s_first, s_last, block, target):
     """Copy 16 columns of [x, 1, padding, h_in, values], from 16 j on, of the pairs of one K block to (32, 16), and
     zeros for pairs past the last, for h_in after a reset, and for held rows, whose padding may be NaN.
@@ -198,7 +177,7 @@ def pack_activations(a, chunk, thread, threads, scratch):
     if a.dweights == 0:
         return
     panels, groups, operand_rows = a.panels, a.accumulator_rows // 16, a.accumulator_rows
-    strips, columns = a.strips + chunk % a.ring * a.strips_bytes, a.dpreact_columns + chunk % a.ring * a.columns_bytes
+    strips, columns = strips_address(a, chunk), a.dpreact_columns + chunk % a.ring * a.columns_bytes
     s, blocks = chunk * a.chunk, count_k_blocks(a, a.chunk)
     s_last = min(s + a.chunk, a.T)
     used, filled = count_k_blocks(a, s_last - s), (s_last - s) * even(a.B)
@@ -222,7 +201,7 @@ def add_product(a, chunk, k_set, p, out, begins, row, row_last, gate, gates):
     blocks, rows, stride = count_k_blocks(a, a.chunk), a.accumulator_rows, accumulator_row_bytes(a)
     used = count_k_blocks(a, min(a.chunk, a.T - chunk * a.chunk))
     first, last = share(used, k_set, a.split_k), share(used, k_set + 1, a.split_k)
-    strips, columns = a.strips + chunk % a.ring * a.strips_bytes, a.dpreact_columns + chunk % a.ring * a.columns_bytes
+    strips, columns = strips_address(a, chunk), a.dpreact_columns + chunk % a.ring * a.columns_bytes
     target = out + row * stride
     init, init_row = (a.constants, 0) if begins else (target, stride)
     call(
@@ -268,21 +247,6 @@ def add_weight_gradients(a, chunk, k_set, p_first, p_last):
                 call(a.add_rows, 1, width, out, 0, total, 0)
 
 
-def add_gradients(a, scratch, chunk, rows, thread, threads):
-    """Add this thread's share of a time chunk to the weight gradients, and compute that of dx."""
-    s, panels = chunk * a.chunk, a.panels
-    call(a.configure, 16)
-    if a.dweights != 0:
-        for k_set in range(a.split_k):  # a thread gets, as far as possible, sums over rows that it has computed
-            first = max(share(a.split_k * panels, thread, threads) - k_set * panels, 0)
-            last = min(share(a.split_k * panels, thread + 1, threads) - k_set * panels, panels)
-            add_weight_gradients(a, chunk, k_set, first, last)
-    if a.dx != 0:
-        input_gradient(a, scratch, s, min(s + a.chunk, a.T), thread, threads)
-    call(a.configure, max(rows, 1))
-
-
 PRODUCTS = BackwardProducts(
-    True, pack_transposed, dpreact_target, store_dpreact, back_product,
-    pack_activations, add_gradients,
-)  # fmt: skip
+    True, pack_transposed, dpreact_target, store_dpreact, back_product, pack_activations, add_weight_gradients
+)

@@ -43,8 +43,8 @@ class BackwardProducts(NamedTuple):
             vector group of the transposed weights, (rows, 4 L), in scratch.
         pack_activations: (a, chunk, thread, threads, scratch) packs this thread's share of x, h and ones of a time
             chunk.
-        add_gradients: (a, scratch, chunk, rows, thread, threads) adds this thread's share of a time chunk to the
-            gradients of the weights, and computes that of dx. `rows`: the rows of the thread's team.
+        add_weight_gradients: (a, chunk, k_set, p_first, p_last) adds a time chunk to the accumulators of panels
+            `p_first` to `p_last`, in one split-K set.
     """
 
     is_on_bf16_unit: bool
@@ -53,4 +53,4 @@ class BackwardProducts(NamedTuple):
     store_dpreact: Kernel
     back_product: Kernel
     pack_activations: Kernel
-    add_gradients: Kernel
+    add_weight_gradients: Kernel

@@ -1,6 +1,6 @@
 """The backward pass's products on the processor's own vectors, and the weight gradients' sums over pairs."""
 
-from fastlstm.backends.numba.constants import ONE_OFFSET, ROW_BLOCK, STRIP
+from fastlstm.backends.numba.constants import ONE_OFFSET, STRIP
 from fastlstm.backends.numba.kernels.heads import back_product_of_heads
 from fastlstm.backends.numba.kernels.in_place import back_product_in_place
 from fastlstm.backends.numba.kernels.layout import (
@@ -27,7 +27,7 @@ from fastlstm.backends.numba.kernels.layout import (
     vectors_of,
 )
 from fastlstm.backends.numba.kernels.products import BackwardProducts
-from fastlstm.backends.numba.kernels.row_masks import active_range, correct_states, rows_to_last_active, zero_held
+from fastlstm.backends.numba.kernels.row_masks import active_range, correct_states, zero_held
 from fastlstm.backends.numba.kernels.shared import BLOCK_K, VECTOR
 from fastlstm.backends.numba.kernels.states import dpreact_slot
 from fastlstm.backends.numba.kernels.threads import share
@@ -40,7 +40,7 @@ from fastlstm.backends.numba.kernels.values import (
 from fastlstm.backends.numba.kernels.weight_gradients import (
     accumulator_address,
     accumulator_row_bytes,
-    write_weight_gradients,
+    strips_address,
 )
 from fastlstm.backends.numba.llvm.intrinsics import call
 
@@ -136,36 +136,6 @@ def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
         init, init_row = scratch, 4 * VECTOR
 
 
-def input_gradient(a, scratch, s_first, s_last, thread, threads):
-    """Compute dx for a time chunk: this thread's share of its pairs."""
-    L, size, I, B, T = a.lanes, a.size, a.I, a.B, a.T
-    vectors = (I + L - 1) // L
-    pairs = (s_last - s_first) * B
-    first, last = share(pairs, thread, threads), share(pairs, thread + 1, threads)
-    q_first, q_last = 0, count_vector_groups(vectors)
-    if pairs == 1:  # threads share its columns instead
-        first, last, q_first, q_last = 0, 1, share(q_last, thread, threads), share(q_last, thread + 1, threads)
-    while first < last:
-        s, b = s_first + first // B, first % B
-        # The rows of the next step follow those of this one: so register tiles are full even if a batch has few rows.
-        # With lengths a block ends with its step, of which only the rows to the last active one are computed.
-        count = min(ROW_BLOCK if a.lengths == 0 else min(ROW_BLOCK, B - b), last - first)
-        active = rows_to_last_active(a, T - 1 - s if a.reverse != 0 else s, b, count)
-        for q in range(q_first, q_last):
-            column = first_vector(vectors, q) * L
-            width = min((first_vector(vectors, q + 1) - first_vector(vectors, q)) * L, I - column)
-            back_product(a, active, b, s, False, a.packed_ih, vectors, q, scratch)
-            call(a.copy_rows, count - active, 0, width, scratch, 0, scratch + active * 4 * VECTOR, 4 * VECTOR)
-            done = 0
-            while done < count:
-                s_done, row = s_first + (first + done) // B, (first + done) % B
-                t, run = T - 1 - s_done if a.reverse != 0 else s_done, min(B - row, count - done)
-                target = a.dx + ((t * a.rows + row) * I + column) * size
-                call(a.copy_rows, run, width, width, scratch + done * 4 * VECTOR, 4 * VECTOR, target, I * size)
-                done += run
-        first += count
-
-
 def pack_strips(a, strips, s_first, s_last, b_first, b_last):
     """Pack [x, h_in, 1] of the steps and batch rows given as [strip][pair][column], h from `first_h_row` and ones, with
     `dweights`, from `ones_row` on. h_in is zero after a reset, and so is a strip's rest, which few pairs multiply.
@@ -234,8 +204,9 @@ def add_products(a, strips, s_first, s_last, k_set, p_first, p_last, column, col
                     init, init_row = target, accumulator_row_bytes(a)
 
 
-def add_weight_gradients(a, strips, s_first, s_last, k_set, p_first, p_last):
+def add_weight_gradients(a, chunk, k_set, p_first, p_last):
     """Add a time chunk to the accumulators: all at once if `host.sizes.accumulator_layout` has one run."""
+    strips, s_first, s_last = strips_address(a, chunk), chunk * a.chunk, min((chunk + 1) * a.chunk, a.T)
     h_row, ones_row, columns = a.first_h_row, a.ones_row, columns_of_h(a)
     for group in range(a.product_groups):
         gate, gates = a.preacts + record_first(a, group), record_count(a, group)
@@ -260,29 +231,13 @@ def add_weight_gradients(a, strips, s_first, s_last, k_set, p_first, p_last):
 
 def pack_activations(a, chunk, thread, threads, scratch):
     """Pack this thread's batch rows of x, h and ones of a time chunk."""
-    strips, s = a.strips + chunk % a.ring * a.strips_bytes, chunk * a.chunk
+    strips, s = strips_address(a, chunk), chunk * a.chunk
     b_first, b_last = share(a.B, thread, threads), share(a.B, thread + 1, threads)
     if a.strips != 0:
         pack_strips(a, strips, s, min(s + a.chunk, a.T), b_first, b_last)
         pack_values(a, strips, s, min(s + a.chunk, a.T), b_first, b_last)
 
 
-def add_gradients(a, scratch, chunk, rows, thread, threads):
-    """Add this thread's share of a time chunk to the weight gradients, and compute that of dx."""
-    panels = a.panels
-    first, last = share(panels, thread, threads), share(panels, thread + 1, threads)
-    strips, s, s_last = a.strips + chunk % a.ring * a.strips_bytes, chunk * a.chunk, min((chunk + 1) * a.chunk, a.T)
-    if a.dweights != 0:
-        for k_set in range(a.split_k):  # a thread gets, as far as possible, sums over rows that it has computed
-            begin = max(share(a.split_k * panels, thread, threads) - k_set * panels, 0)
-            end = min(share(a.split_k * panels, thread + 1, threads) - k_set * panels, panels)
-            add_weight_gradients(a, strips, s, s_last, k_set, begin, end)
-    elif a.strips != 0:
-        write_weight_gradients(a, strips, scratch, first, last)
-    if a.dx != 0:
-        input_gradient(a, scratch, s, s_last, thread, threads)
-
-
 PRODUCTS = BackwardProducts(
-    False, pack_transposed, dpreact_target, store_dpreact, back_product, pack_activations, add_gradients
+    False, pack_transposed, dpreact_target, store_dpreact, back_product, pack_activations, add_weight_gradients
 )

@@ -1,6 +1,10 @@
-"""The accumulators of the weight gradients, and how they become gradients. The sums over few pairs do without them."""
+"""What each thread does of a time chunk for the gradients of the weights and of x; the accumulators of the first, and
+how they become gradients. The sums over few pairs do without them.
+"""
 
-from fastlstm.backends.numba.constants import ONE_OFFSET
+from typing import Any
+
+from fastlstm.backends.numba.constants import ONE_OFFSET, ROW_BLOCK
 from fastlstm.backends.numba.kernels.layout import (
     block_hh,
     block_ih,
@@ -19,7 +23,10 @@ from fastlstm.backends.numba.kernels.layout import (
     seen_begin,
     vectors_of,
 )
-from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes
+from fastlstm.backends.numba.kernels.products import BackwardProducts
+from fastlstm.backends.numba.kernels.row_masks import rows_to_last_active
+from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, write_rows
+from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.llvm.intrinsics import call, get_int64
 
 
@@ -30,6 +37,11 @@ def accumulator_row_bytes(a):
 def accumulator_address(a, k_set, p):
     """Return the address of the accumulators of panel p in one split-K set."""
     return a.dweights + (k_set * a.panels + p) * a.accumulator_rows * accumulator_row_bytes(a)
+
+
+def strips_address(a, chunk):
+    """Return the address of the strips of a time chunk."""
+    return a.strips + chunk % a.ring * a.strips_bytes
 
 
 def unpack_weight(a, scratch, accumulators, width, units, weight):
@@ -144,3 +156,60 @@ def write_weight_gradients(a, packed, scratch, p_first, p_last):
                     x=a.constants + ONE_OFFSET, x_row=0, x_column=0, columns=count,
                 )  # fmt: skip
         write_vectors(a, p, scratch)
+
+
+def add_gradients_with(products: BackwardProducts) -> Any:
+    is_on_bf16_unit, back_product, add_weight_gradients = (
+        products.is_on_bf16_unit, products.back_product, products.add_weight_gradients,
+    )  # fmt: skip
+
+    def input_gradient(a, scratch, s_first, s_last, thread, threads):
+        """Compute dx for a time chunk: this thread's share of its pairs."""
+        L, element, I, B, T = a.lanes, element_bytes(a), a.I, a.B, a.T
+        vectors = (I + L - 1) // L
+        pairs = (s_last - s_first) * B
+        first, last = share(pairs, thread, threads), share(pairs, thread + 1, threads)
+        q_first, q_last = 0, count_vector_groups(vectors)
+        if pairs == 1:  # threads share its columns instead
+            first, last, q_first, q_last = 0, 1, share(q_last, thread, threads), share(q_last, thread + 1, threads)
+        while first < last:
+            s, b = s_first + first // B, first % B
+            # The rows of the next step follow those of this one: so register tiles are full even if a batch has few
+            # rows. With lengths a block ends with its step, of which only the rows to the last active one are computed.
+            count = min(ROW_BLOCK if a.lengths == 0 else min(ROW_BLOCK, B - b), last - first)
+            active = rows_to_last_active(a, T - 1 - s if a.reverse != 0 else s, b, count)
+            for q in range(q_first, q_last):
+                column = first_vector(vectors, q) * L
+                width = min((first_vector(vectors, q + 1) - first_vector(vectors, q)) * L, I - column)
+                back_product(a, active, b, s, False, a.packed_ih, vectors, q, scratch)
+                call(a.copy_rows, count - active, 0, width, scratch, 0, scratch + active * 4 * VECTOR, 4 * VECTOR)
+                done = 0
+                while done < count:
+                    s_done, row = s_first + (first + done) // B, (first + done) % B
+                    t, run = T - 1 - s_done if a.reverse != 0 else s_done, min(B - row, count - done)
+                    target = a.dx + ((t * a.rows + row) * I + column) * element
+                    write_rows(a, run, width, scratch + done * 4 * VECTOR, 4 * VECTOR, target, I * element)
+                    done += run
+            first += count
+
+    def add_gradients(a, scratch, chunk, rows, thread, threads):
+        """Add this thread's share of a time chunk to the gradients of the weights, and compute that of dx. `rows`: the
+        rows of the thread's team.
+        """
+        panels = a.panels
+        if is_on_bf16_unit:
+            call(a.configure, 16)
+        if a.dweights != 0:
+            for k_set in range(a.split_k):  # a thread gets, as far as possible, sums over rows that it has computed
+                first = max(share(a.split_k * panels, thread, threads) - k_set * panels, 0)
+                last = min(share(a.split_k * panels, thread + 1, threads) - k_set * panels, panels)
+                add_weight_gradients(a, chunk, k_set, first, last)
+        elif not is_on_bf16_unit and a.strips != 0:
+            first, last = share(panels, thread, threads), share(panels, thread + 1, threads)
+            write_weight_gradients(a, strips_address(a, chunk), scratch, first, last)
+        if a.dx != 0:
+            input_gradient(a, scratch, chunk * a.chunk, min((chunk + 1) * a.chunk, a.T), thread, threads)
+        if is_on_bf16_unit:
+            call(a.configure, max(rows, 1))
+
+    return add_gradients
