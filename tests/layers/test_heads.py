@@ -13,8 +13,8 @@ from fastlstm import cells
 from fastlstm.backends import dispatch
 from fastlstm.cells import gru_reset_before
 from tests.helpers.layers import needs_native
-from tests.helpers.modules import flat, randn
-from tests.helpers.rnn import RNN, gadget, given, loop, of_heads, of_heads_and_rows, of_products, without_x
+from tests.helpers.modules import randn
+from tests.helpers.rnn import RNN, gadget, given, loop, of_heads, of_products, without_x
 from tests.helpers.tolerances import F32, F64, close
 
 SIZES = [(1, 1), (7, 1), (7, 7), (48, 2), (64, 4), (100, 2), (100, 5), (100, 100), (650, 2), (650, 5), (650, 650)]
@@ -95,34 +95,6 @@ def test_products_of_heads_without_gates(backend, dtype):
     weights = torch.randn_like(x)
     found = torch.autograd.grad(got, rnn.weight_u_h_l0, weights.to(dtype))
     close(found, torch.autograd.grad(expected[0], exact.weight_u_h_l0, weights), "gradients")
-
-
-@pytest.mark.parametrize(("H", "K"), [(64, 4), (60, 4), (100, 5), (7, 7)])
-@pytest.mark.parametrize(
-    ("cell", "I"),
-    [
-        (cells.lstm, 3),
-        (cells.lstm, 200),
-        (of_heads, 3),
-        (of_heads_and_rows, 3),
-        (gru_reset_before, 3),
-        (of_products, 3),
-    ],
-    ids=lambda value: getattr(value, "name", None),
-)
-def test_bits_do_not_depend_on_neighbours(cell, I, H, K):
-    """Nor on threads, which `tests/backends/test_splits.py` shows."""
-    rnn = fastlstm.RNN(cell, I, H, heads=K, backend="numba")
-    x, *others = (a.float() for a in flat(given(rnn, 9, 70)[:2]))
-    inputs = {name: torch.randn(9, 70, H) for name in cell.inputs}
-
-    def call(rows):
-        of_rows = {name: a[:, rows] for name, a in inputs.items()}
-        return rnn(x[:, rows], tuple(a[:, rows] for a in others), of_rows or None)[0]
-
-    whole = call(slice(None))
-    for few in (slice(3, 4), slice(5, 8)):
-        assert torch.equal(call(few), whole[:, few])
 
 
 @pytest.mark.sampled(3)

@@ -8,7 +8,7 @@ import fastlstm
 from fastlstm.backends import dispatch
 from fastlstm.backends.numba.kernels.threads import team_rows
 from fastlstm.layers import packing
-from tests.helpers.layers import NAMES, Layer, compare, error
+from tests.helpers.layers import Layer, error
 from tests.helpers.numba import compiled, needs_unit
 from tests.helpers.tolerances import close, equal
 
@@ -27,19 +27,6 @@ def sorted_layer(size, reverse=False, resets=False):
     return layer
 
 
-@pytest.mark.parametrize("resets", [False, True])
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("size", SIZES)
-def test_outputs_and_gradients(size, dtype, reverse, resets):
-    layers = [sorted_layer(size, reverse, resets) for _ in range(2)]
-    seen = set()
-    for name, got, want in compare(layers, dtype, "numba"):
-        close(got, want, "layer", where=name)
-        seen.add(name)
-    assert seen == set(NAMES)
-
-
 @pytest.mark.parametrize("backend", ["numba", pytest.param("numba-bf16", marks=needs_unit)])
 @pytest.mark.parametrize("size", SIZES)
 def test_rows_past_their_end_are_not_computed(size, backend, poisoned):
@@ -51,20 +38,6 @@ def test_rows_past_their_end_are_not_computed(size, backend, poisoned):
     rows = (gates == 0).all(-1).all(1)  # (T,B)
     assert not any(a.isnan().any() for a in (h, c, gates))
     assert torch.equal(rows, torch.arange(len(h)).unsqueeze(1) >= layer.lengths)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # the second by products of 16 bits, where it can
-@pytest.mark.parametrize("H", [20, 150])
-def test_a_row_alone_has_the_same_bits(H, dtype):
-    lstm, x = fastlstm.LSTM(5, H, dtype=dtype), torch.randn(9, 70, 5, dtype=dtype)
-    lengths = torch.linspace(9, 1, 70).long()
-    with fastlstm.batch_invariant():
-        output, (h_n, c_n) = lstm(pack_padded_sequence(x, lengths))
-    padded, _ = torch.nn.utils.rnn.pad_packed_sequence(output)
-    for b in (0, 35, 69):
-        n = int(lengths[b])
-        alone, (h, c) = lstm(x[:n, b : b + 1])
-        equal([padded[:n, b : b + 1], h_n[:, b], c_n[:, b]], [alone, h[:, 0], c[:, 0]])
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -119,22 +92,6 @@ def test_what_is_not_put_in_order(monkeypatch):
     want = lstm(x, lengths=lengths)[0]
     x_each, lengths_each = x.unsqueeze(0).repeat(2, 1, 1, 1), torch.stack((lengths, lengths))
     torch.testing.assert_close(torch.func.vmap(lambda x, n: lstm(x, lengths=n)[0])(x_each, lengths_each)[1], want)
-
-
-@pytest.mark.parametrize("shuffled", [False, True])
-def test_the_number_of_threads_changes_no_bit(shuffled, set_threads):
-    """Threads share steps where lengths are sorted, and rows where they are not."""
-    lstm, x = fastlstm.LSTM(5, 40), torch.randn(9, 70, 5)
-    lengths = torch.randint(0, 10, (70,)).sort(descending=True).values
-    lengths = lengths[torch.randperm(70)] if shuffled else lengths
-    results = []
-    for count in (1, 2, 3, 5):
-        set_threads(count)
-        output, (h_n, c_n) = lstm(x, lengths=lengths)
-        gradients = torch.autograd.grad(output.sin().sum() + (h_n * c_n).sum(), list(lstm.parameters()))
-        results.append([output, h_n, c_n, *gradients])
-    for other in results[1:]:
-        equal(other, results[0])
 
 
 def test_every_row_belongs_to_one_part():

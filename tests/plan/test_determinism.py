@@ -6,12 +6,10 @@ import pytest
 import torch
 
 import fastlstm
-from fastlstm import lstm
 from tests.helpers.layers import needs_native
 from tests.helpers.tolerances import equal
 from tests.helpers.transforms import BACKENDS, needs_triton
 
-SHAPES = [(7, 70, 28, 128), (5, 3, 7, 65)]  # the first large enough for two threads
 SMALL = (3, 9, 5, 20)  # for Triton's interpreter; two programs of batch rows
 
 
@@ -54,31 +52,6 @@ def test_a_sequence_in_chunks(backend, bounds):
         torch.testing.assert_close(torch.cat(outputs), whole, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(("I", "H"), [(33, 40), (7, 40), (150, 130)])
-def test_few_rows_alone(I, H, reverse, masked):
-    """Few rows take x of many steps at once; a row has the bits that it has among many, or in a sequence's pieces."""
-    x = torch.randn(20, 70, I).transpose(0, 1)  # rows and steps with strides of their own
-    weights = [torch.randn(4 * H, n) * H**-0.5 for n in (I, H)]
-    lengths, reset = torch.randint(0, 71, (20,)), torch.rand(70, 20) < 0.3
-
-    def run(steps, rows, hx=None):
-        first, last, _ = steps.indices(70)
-        ends = (lengths[rows] - first).clamp(0, last - first)
-        masks = {"lengths": ends, "reset": reset[steps, rows]} if masked else {}
-        return lstm(x[steps, rows], hx, *weights, reverse=reverse, backend="numba", **masks)
-
-    whole, all_steps = run(slice(None), slice(None))[0], slice(None)
-    for rows in (slice(0, 1), slice(5, 8), slice(12, 20)):
-        assert torch.equal(run(all_steps, rows)[0], whole[:, rows])
-        outputs, state, pieces = [], None, [slice(0, 1), slice(1, 34), slice(34, 70)]
-        for steps in reversed(pieces) if reverse else pieces:
-            output, state = run(steps, rows, state)
-            outputs.append(output)
-        assert torch.equal(torch.cat(outputs[::-1] if reverse else outputs), whole[:, rows])
-
-
 @needs_triton
 @pytest.mark.parametrize("backend", ["triton"], indirect=True)
 def test_a_row_alone_in_sixteen_bits(backend):
@@ -93,10 +66,3 @@ def test_a_row_alone_in_sixteen_bits(backend):
             row = slice(b, b + 1)
             output, (h, c) = lstm(x[:, row])
             equal([output, h, c], [whole[:, row], h_n[:, row], c_n[:, row]])
-
-
-def test_a_sequence_in_steps():
-    lstm, x, state = fastlstm.LSTM(28, 65, backend="numba"), torch.randn(7, 5, 28), None
-    for x_t, h in zip(x, lstm(x)[0]):
-        output, state = lstm.step(x_t, state)
-        assert torch.equal(output, h)

@@ -7,39 +7,16 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import fastlstm
 from tests.helpers import interpreter
 from tests.helpers.layers import needs_native
 from tests.helpers.memory import resident
 from tests.helpers.modules import assert_same_bits, both, flat
-from tests.helpers.threads import at_once, on_any_split, splits
+from tests.helpers.threads import at_once
 from tests.helpers.tolerances import close, equal
 
 pytestmark = pytest.mark.usefixtures("cpu_backend")
-
-
-@settings(max_examples=20, deadline=None)
-@given(
-    sizes=st.tuples(*(st.sampled_from([1, 2, 7, 19]) for _ in range(3)), st.sampled_from([1, 7, 16, 33, 100])),
-    options=st.fixed_dictionaries(
-        {"num_layers": st.integers(1, 2), "bidirectional": st.booleans(), "bias": st.booleans()}
-    ),
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
-    states=st.booleans(),
-    threads=splits,
-)
-@on_any_split
-def test_the_same_bits_as_with_gradients(sizes, options, dtype, states):
-    T, B, I, H = sizes
-    lstm = fastlstm.LSTM(I, H, dtype=dtype, **options)
-    k = options["num_layers"] * (1 + options["bidirectional"])
-    hx = (torch.randn(k, B, H, dtype=dtype), torch.randn(k, B, H, dtype=dtype)) if states else None
-    x = torch.randn(T, B, I, dtype=dtype)
-    for _ in range(2):  # packs, then finds them packed
-        assert_same_bits(lstm, x, hx)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
