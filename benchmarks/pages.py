@@ -102,13 +102,28 @@ FIXED, RANDOM = [case for case in LAYERS if case.name in map(str, GRID)], named(
 SEQUENCES, GRU_SEQUENCES = ([case for case in of if "T1-" not in case.name] for of in (FIXED, GRUS))
 SIXTEEN = [case for case in in_group(layers, "sixteen") if case.name in map(str, GRID)]
 THREADS = in_group(layers, "threads")
-CELL_STEP = named(steps.CASES, "LSTMCell between layers, B 8, H 128, one thread")[0]
-STREAM = named(STREAMS, "T1-B1-I40-H128")[0]
+BESIDE_OTHERS = in_group(runtimes, "runtimes")
+LSTM_OTHERS, GRU_OTHERS = ([case for case in BESIDE_OTHERS if ("GRU" in case.name) == is_gru] for is_gru in (0, 1))
+LSTM_STEPS, GRU_STEPS = (
+    [case for case in (*STREAMS, *BESIDE_OTHERS) if ("GRU" in case.name) == is_gru and "T1-" in case.name]
+    for is_gru in (0, 1)
+)
+OF_SEQUENCES = (SEQUENCES, [*SEQUENCES, *LSTM_OTHERS]), (GRU_SEQUENCES, [*GRU_SEQUENCES, *GRU_OTHERS])
+FIRST_PAGE = (  # what runs, the mode, and for LSTMs and GRUs the cases beside torch and those beside other runtimes
+    ("training on sequences", "training", OF_SEQUENCES),
+    ("inference of sequences", "inference", OF_SEQUENCES),
+    ("a step of a stream", "step", ((LSTM_STEPS, LSTM_STEPS), (GRU_STEPS, GRU_STEPS))),
+    ("training a cell between other layers", "training",
+     ((named(steps.BETWEEN_CASES, "LSTM"), ()), (named(steps.BETWEEN_CASES, "GRU"), ()))),
+)  # fmt: skip
 
 
 def spread(ratios: Sequence[float]) -> str:
-    """Return the median, the lowest and the highest of ratios."""
-    return f"{number(median(ratios))} ({number(min(ratios))} to {number(max(ratios))})" if ratios else ""
+    """Return the median, the lowest and the highest of ratios. Where the rival is faster a figure is bold."""
+    if not ratios:
+        return ""
+    texts = [f"**{number(a)}**" if a < 1 else number(a) for a in (median(ratios), min(ratios), max(ratios))]
+    return f"{texts[0]} ({texts[1]} to {texts[2]})"
 
 
 def ranges(figures: Figures) -> list[str]:
@@ -132,29 +147,17 @@ def summary(figures: Figures) -> list[str]:
 
 def first_page(figures: Figures) -> list[str]:
     """Return the table of README.md: kinds of work on one machine, beside torch and the fastest other runtime."""
-    k, rows = figures.having(SEQUENCES)[0], []
-    training, inference = reversed(MODES)
-    for label, cases in (
-        ("LSTMs of ten sizes: median and range", SEQUENCES),
-        ("GRUs of the same sizes", GRU_SEQUENCES),
-    ):
-        others = [ratio for case in cases for _, ratio in figures.best_other(k, case, inference)]
-        rows.append(
-            [label, *(spread(figures.ratios(k, cases, mode)) for mode in (training, inference)), spread(others)]
-        )
-    of_cell = [times(figures.row(k, CELL_STEP, mode), "torch") for mode in (training, inference)]
-    rows.append(["`LSTMCell` between other layers, 8 rows, 128 units", *of_cell, ""])
-    stream, best = figures.row(k, STREAM, "step"), figures.best_other(k, STREAM, "step")
-    rows.append(
-        [
-            "a step of a stream, 40 inputs, 128 units",
-            "",
-            times(stream, "torch"),
-            "".join(f"{number(ratio)} ({name})" for name, ratio in best),
-        ]
-    )
+    k = figures.having(SEQUENCES)[0]
+    rows = []
+    for label, mode, kinds in FIRST_PAGE:
+        texts = []
+        for beside_torch, beside_others in kinds:
+            cases = [case for case in beside_others if mode in case.modes]
+            others = [ratio for case in cases for _, ratio in figures.best_other(k, case, mode)]
+            texts += [spread(figures.ratios(k, beside_torch, mode)), spread(others)]
+        rows.append([label, *texts])
     machine = f"{figures.reports[k]['machine']['cores']} cores of a {figures.name(k)}"
-    columns = (f"{training}, beside torch", f"{inference}, beside torch", "beside the fastest other runtime")
+    columns = [f"{kind}, beside {rival}" for kind in ("LSTM", "GRU") for rival in ("torch", "the best other")]
     return table([machine, *columns], rows)
 
 
@@ -243,9 +246,7 @@ BLOCKS: dict[str, Block] = {
     "int8": by_rival("LSTM", in_group(runtimes, "int8"), "float32", "int16", "torch", "ONNX Runtime int8"),
     "models": by_machine("model", models.CASES),
     "integrations": by_machine("library and what runs", integrations.CASES, "before"),
-    "runtimes": by_rival(
-        "layer", in_group(runtimes, "runtimes"), "torch", "step", *OTHERS, modes=("inference", "step", "training")
-    ),
+    "runtimes": by_rival("layer", BESIDE_OTHERS, "torch", "step", *OTHERS, modes=("inference", "step", "training")),
     "runtimes-chart": chart("runtimes", runtimes_label, "images/"),
     "masks": by_machine("LSTM", named(transforms.CASES, "reset,", "lengths,"), WITHOUT),
     "compile": by_machine("LSTM", named(transforms.CASES, "torch.compile"), WITHOUT, cut="torch.compile, "),

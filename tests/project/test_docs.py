@@ -119,3 +119,11 @@ def test_the_commands_of_a_page_exist(page):
 def test_the_reference_has_all_cells_of_the_library():
     found = rows("docs/api/cells.md", "| cell | what it is |")
     assert [row[0] for row in found] == [f"`{cell.name}`" for cell in cells.CELLS]
+
+
+def test_the_first_page_is_short_and_all_pages_together_can_be_read():
+    first = text_of("README.md")
+    assert len(first.splitlines()) <= 80
+    assert len(first.split()) <= 650
+    pages = ["README.md", *(page for page in PAGES if Path(page).parent == Path("docs"))]
+    assert sum(len(text_of(page).split()) for page in pages) <= 30_000
