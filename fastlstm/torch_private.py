@@ -245,6 +245,14 @@ def _copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 copy_all: Callable[[Sequence[Tensor], Sequence[Tensor]], None] = _name("_foreach_copy_") or _copy_each
 
 
+def _content(a: Tensor) -> int:
+    return hash(a.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+
+
+# Returns a number that differs once a tensor has been written to: of its writes, or the public way's, of its elements.
+version_of: Callable[[Tensor], int] = getattr(_name("Tensor._version"), "__get__", _content)
+
+
 def _empty_on_cpu(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.empty_strided(shape, strides, dtype=dtype, device="cpu")
 

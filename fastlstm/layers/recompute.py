@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from fastlstm.autograd.layer_function import check_types, types_of
 from fastlstm.autograd.modes import is_untransformed, wants_gradient
 from fastlstm.backends.base import Layer
+from fastlstm.torch_private import version_of
 
 STEPS = 128  # of a part at least: in fewer, packing the weights would take a larger share
 
@@ -67,4 +68,4 @@ def _in_parts(layer: Layer, run: Runs, steps: int) -> Results:
 
 def _versions(layer: Layer) -> list[int]:
     """Return how many operations have written to each tensor of a layer."""
-    return [a._version for a in layer.tensors if a is not None]
+    return [version_of(a) for a in layer.tensors if a is not None]
