@@ -80,7 +80,7 @@ elif name == "keys":
             raise RuntimeError("could not parse dispatch key")
         return impl(self, op_name, fn, dispatch_key, **options)
     torch.library.Library.impl = known
-if name and name not in ("_dynamo", "keys"):
+if name and name not in ("_dynamo", "keys", "Tensor._version"):
     owner = eval(owner)
     kept = getattr(owner, last)
     delattr(owner, last)
@@ -91,6 +91,8 @@ if name == "_dynamo":
     importlib.util.find_spec = found
 elif name == "keys":
     torch.library.Library.impl = impl
+elif name == "Tensor._version":
+    del torch.Tensor._version  # which lets that of its base show again
 elif name:
     setattr(owner, last, kept)
 missing = [name for name, found in torch_private.NAMES.items() if not found]
