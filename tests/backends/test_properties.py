@@ -27,12 +27,12 @@ BACKENDS = {
 each_backend = pytest.mark.parametrize("backend", [pytest.param(name, marks=marks) for name, marks in BACKENDS.items()])
 # Of the largest value of a tensor, or of one; gradients may err by twice as much. Of float64 and float32 a hundred
 # roundings. A factor of the others keeps 8, 16 or all bits and errs by half of the last one's value, which a step may
-# multiply; norms and quotients of small numbers lose up to three bits more.
+# multiply; norms and quotients of small numbers lose up to three bits more. The steps of LSTMs and GRUs have neither,
+# and no value above one: a fifth of each is enough for these.
 BOUNDS = {F64: 2.3e-14, F32: 1.2e-5, "numba-bf16": 0.1, "numba-bf16x3": 4e-4, "numba-bf16x6": 2e-5}
-
-
 # Of tensors of 16 bits, whose factors, states and results have 8 or 11 bits.
 NARROW_BOUNDS = {BF16: 0.1, F16: 1e-2}
+PLAIN = ("lstm", "gru")
 many_steps = {
     "size": st.tuples(
         *map(st.sampled_from, ([1, 2, 5, 9, 40, 70], [3, 8, 17, 33, 70], [1, 7, 40, 150], [1, 7, 33, 100]))
@@ -50,7 +50,7 @@ def dtypes_of(backend, sixteen_bits=False):
 
 def keeps_errors_small(case):
     """Whether roundings of 8 bits stay within the bounds: norms of some cells multiply them over dozens of steps."""
-    return case.T <= 9 or case.name in ("lstm", "gru")
+    return case.T <= 9 or case.name in PLAIN
 
 
 @each_backend
@@ -70,7 +70,7 @@ def test_results_and_gradients(backend, data, threads, poisoned):
                 assert same(case.call(case.module)[0], outputs)
     if case.dtype is F64 or (not jumps(case.cell) and ("bf16" not in backend or keeps_errors_small(case))):
         true_outputs, true_gradients = case.results(case.exact)
-        bound = BOUNDS.get(backend, BOUNDS[case.dtype])
+        bound = BOUNDS.get(backend, BOUNDS[case.dtype]) / (5 if case.name in PLAIN else 1)
         assert largest_error(outputs, true_outputs) < bound
         assert largest_error(gradients, true_gradients) < 2 * bound
     with split(1, 1):
@@ -84,13 +84,18 @@ def test_results_and_gradients(backend, data, threads, poisoned):
 @given(data=st.data(), threads=splits)
 @on_any_split
 def test_sixteen_bits(backend, dtype, poisoned, data):
-    """They are computed in float32 and rounded once, but for products of bfloat16 where the processor has them."""
+    """They are computed in float32 and rounded once, but for products of bfloat16 where the processor has them. On one
+    thread they have the same bits.
+    """
     case = data.draw(cases(backend, (dtype,)))
     got, gradients = case.results()
     assert {a.dtype for a in (*got, *gradients)} == {dtype}
     with torch.no_grad():
         assert same(case.call(case.module)[0], got)
-    if case.name not in ("lstm", "gru"):
+    with split(1, 1):
+        alone = case.results(copy.deepcopy(case.module))
+    assert same([*alone[0], *alone[1]], [*got, *gradients])
+    if case.name not in PLAIN:
         if not jumps(case.cell) and keeps_errors_small(case):
             want, wanted = case.results(case.exact)
             assert largest_error(got, want) < NARROW_BOUNDS[dtype]
@@ -189,23 +194,23 @@ def test_a_step_is_a_sequence_of_one(backend, poisoned, data):
     case = data.draw(cases(backend, dtypes_of(backend, True), **options))
     if not case.I:
         return
-    made, count = [case.module, case.module.step], len(case.cell.states)
+    callers, count = [case.module, case.module.step], len(case.cell.states)
     if case.name in CELL_MODULES:
         options = {"bias": case.bias, "dtype": case.dtype, "backend": backend}
-        made.append(CELL_MODULES[case.name](case.I, case.H, **options))
-        made[2].load_state_dict({name.removesuffix("_l0"): a for name, a in case.module.state_dict().items()})
+        callers.append(CELL_MODULES[case.name](case.I, case.H, **options))
+        callers[2].load_state_dict({name.removesuffix("_l0"): a for name, a in case.module.state_dict().items()})
     for _ in range(2):  # the second finds packed weights
-        found = []
-        for call in made:
+        results = []
+        for call in callers:
             x, *others = [a.to(case.dtype, copy=True).requires_grad_() for a in case.values]
             states, inputs = others[:count], dict(zip(case.cell.inputs, others[count:]))
-            hx = [a[0] for a in states] if call is made[-1] and len(made) > 2 else states
+            hx = [a[0] for a in states] if call is callers[-1] and len(callers) > 2 else states
             hx = None if case.zeros else tuple(hx) if count > 1 else hx[0]
             named = inputs if call is case.module else {name: a[0] for name, a in inputs.items()}
             result = call(x if call is case.module else x[0], hx, **({"inputs": named} if inputs else {}))
             last = [a.flatten() for a in flat(result)[-count:]]
-            weights = list((case.module if call in made[:2] else call).parameters())
+            weights = list((case.module if call in callers[:2] else call).parameters())
             leaves = [x, *([] if case.zeros else states), *inputs.values(), *weights]
             ends = [torch.linspace(-1, 1, len(a)).to(a.dtype) for a in last]
-            found.append([*last, *torch.autograd.grad(last, leaves, ends, materialize_grads=True)])
-        assert all(same(other, found[0]) for other in found[1:])
+            results.append([*last, *torch.autograd.grad(last, leaves, ends, materialize_grads=True)])
+        assert all(same(other, results[0]) for other in results[1:])

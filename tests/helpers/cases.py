@@ -148,17 +148,17 @@ class Case:
         every type.
         """
         module = module or self.module
-        found, leaves = self.call(module, values, masks)
+        outputs, leaves = self.call(module, values, masks)
         directions = [
             (torch.linspace(-1, 1, a.shape[-1]) * 64).round().div(64).expand(a.shape).to(a.dtype, copy=True)
-            for a in found
+            for a in outputs
         ]
         if self.lengths is not None and masks is None:
             directions[0][self.held] = torch.nan  # which nothing looks at, as it does not at padding
         directions[0] = self.laid(directions[0])
         wanted = [*leaves, *module.parameters()]
-        gradients = torch.autograd.grad(found, wanted, directions, materialize_grads=True)
-        return [a.detach() for a in found], list(gradients)
+        gradients = torch.autograd.grad(outputs, wanted, directions, materialize_grads=True)
+        return [a.detach() for a in outputs], list(gradients)
 
     def rows(self, rows):
         """The operands and masks of some batch rows, for `results`."""
