@@ -246,10 +246,12 @@ copy_all: Callable[[Sequence[Tensor], Sequence[Tensor]], None] = _name("_foreach
 
 
 def _content(a: Tensor) -> int:
+    """Return a hash of the elements of a tensor."""
     return hash(a.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
 
 
-# Returns a number that differs once a tensor has been written to: of its writes, or the public way's, of its elements.
+# Returns a number that is another one after a tensor was written to. It counts the writes. The public way hashes the
+# elements, in time that grows with their number.
 version_of: Callable[[Tensor], int] = getattr(_name("Tensor._version"), "__get__", _content)
 
 

@@ -25,8 +25,12 @@ Runs = Callable[[Layer], Results]
 
 
 def recomputed(layer: Layer, run: Runs) -> Results:
-    """Return ``run(layer)`` for x (T, B, I), with as little kept for the backward pass as the module's text says; all
-    under a transform of torch.func, a tracer or a compiler.
+    """Return ``run(layer)`` for x (T, B, I), computed in parts whose gates the backward pass computes again. Under a
+    transform of torch.func, a tracer or a compiler the layer runs whole, and keeps all gates.
+
+    Args:
+        layer: one layer in one direction.
+        run: runs a layer, or a part of its steps.
     """
     # first, since a tracer would take a comparison of the number of steps as fixed, and torch 2.9 compiles none of this
     if torch.compiler.is_compiling():
@@ -67,5 +71,5 @@ def _in_parts(layer: Layer, run: Runs, steps: int) -> Results:
 
 
 def _versions(layer: Layer) -> list[int]:
-    """Return how many operations have written to each tensor of a layer."""
+    """Return a number for each tensor of a layer, which is another one after a write."""
     return [version_of(a) for a in layer.tensors if a is not None]
