@@ -102,6 +102,7 @@ FIXED, RANDOM = [case for case in LAYERS if case.name in map(str, GRID)], named(
 SEQUENCES, GRU_SEQUENCES = ([case for case in of if "T1-" not in case.name] for of in (FIXED, GRUS))
 SIXTEEN = [case for case in in_group(layers, "sixteen") if case.name in map(str, GRID)]
 THREADS = in_group(layers, "threads")
+ALL = ("inference", "step", "training")
 BESIDE_OTHERS = in_group(runtimes, "runtimes")
 LSTM_OTHERS, GRU_OTHERS = ([case for case in BESIDE_OTHERS if ("GRU" in case.name) == is_gru] for is_gru in (0, 1))
 LSTM_STEPS, GRU_STEPS = (
@@ -218,7 +219,8 @@ BLOCKS: dict[str, Block] = {
     "gru": by_machine("GRU", GRUS, cut="GRU-"),
     "gru-others": by_rival("GRU", GRUS, *layers.OTHERS),
     "packed": by_machine("lengths from 1 to T", named(LAYERS, "lengths, "), "torch", "ours, packed", cut="lengths, "),
-    "sixteen": by_machine("LSTM in bfloat16", SIXTEEN, "torch", "ours in float32"),
+    "sixteen": by_machine("LSTM in bfloat16", SIXTEEN),
+    "sixteen-float32": by_machine("LSTM in bfloat16", SIXTEEN, "ours in float32"),
     "sixteen-cells": by_machine(
         "cell",
         [
@@ -246,7 +248,8 @@ BLOCKS: dict[str, Block] = {
     "int8": by_rival("LSTM", in_group(runtimes, "int8"), "float32", "int16", "torch", "ONNX Runtime int8"),
     "models": by_machine("model", models.CASES),
     "integrations": by_machine("library and what runs", integrations.CASES, "before"),
-    "runtimes": by_rival("layer", BESIDE_OTHERS, "torch", "step", *OTHERS, modes=("inference", "step", "training")),
+    "runtimes": by_rival("layer", BESIDE_OTHERS, "torch", *OTHERS[:3], modes=ALL),
+    "runtimes-second": by_rival("layer", BESIDE_OTHERS, *OTHERS[3:], modes=ALL),
     "runtimes-chart": chart("runtimes", runtimes_label, "images/"),
     "masks": by_machine("LSTM", named(transforms.CASES, "reset,", "lengths,"), WITHOUT),
     "compile": by_machine("LSTM", named(transforms.CASES, "torch.compile"), WITHOUT, cut="torch.compile, "),
