@@ -7,7 +7,7 @@ import fastlstm
 from fastlstm import cells
 from fastlstm.backends.base import Layer
 from fastlstm.call import run
-from tests.cells.layers import Case
+from tests.helpers.layers import Case
 from tests.helpers.tolerances import close
 
 

@@ -10,7 +10,8 @@ from fastlstm import cells
 from fastlstm.autograd.layer_function import differentiable
 from fastlstm.autograd.rules import define
 from fastlstm.backends import reference
-from tests.cells.layers import GRADIENTS, ONE, OUTPUTS, curved, differentiated, error, flat, truth
+from tests.cells.layers import GRADIENTS, ONE, OUTPUTS, curved, differentiated, error, truth
+from tests.helpers.layers import flat
 
 
 def run(layer):

@@ -1,8 +1,6 @@
 """What the tests of cells share: a layer's operands, and the truth: each row by itself, step by step, in float64."""
 
 import inspect
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -10,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastlstm import cells
-from fastlstm.backends.base import WEIGHTS, Gradients, Layer, Run, hidden_size
+from fastlstm.backends.base import WEIGHTS, Layer, hidden_size
 from fastlstm.cells import CELLS, Cell, exp, relu, sigmoid, tanh
 from fastlstm.cells import cell as declare
 from fastlstm.cells.functions import mean
@@ -38,93 +36,6 @@ EVERY = (*CELLS, gru_decay, without_x, of_products)
 every_cell = pytest.mark.parametrize("cell", EVERY, ids=lambda cell: cell.name)
 directions = pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
 masks = pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
-
-
-@dataclass
-class Case:
-    """One layer in one direction with random operands in float64, and random gradients for what comes out of it."""
-
-    cell: Cell
-    T: int = 5
-    B: int = 3
-    I: int = 4
-    H: int = 5
-    reverse: bool = False
-    masked: bool = False
-    zeros: bool = False
-    bias: bool = True
-    seed: int = 0
-    heads: int = 1
-    layer: Layer = field(init=False)
-    grads: Run = field(init=False)
-
-    def __post_init__(self) -> None:
-        made = torch.Generator().manual_seed(self.seed)
-
-        def random(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=made, dtype=torch.double)
-
-        T, B, I, H, layout = self.T, self.B, self.I, self.H, self.cell.layout
-        of_x, of_h, scale = len(layout.x_preacts) * H, len(layout.h_preacts) * H, H**-0.5
-        weights: list[Any] = [random(of_x, I), random(of_h, H // self.heads), random(of_x), random(of_h)]
-        weights = [a * scale if len(a) else None for a in weights]
-        if not self.bias:
-            weights[2:] = None, None
-        for start in map(self.cell.initial.get, self.cell.params):  # near to a number that keeps the states bounded
-            weights.append(start + 0.1 * start * random(H) if start else random(H))
-        weights += [random(H, H // self.heads) * scale for _ in self.cell.products]
-        states = [None if self.zeros else 0.5 * random(B, H) for _ in self.cell.states]
-        if not self.zeros and "n" in self.cell.states:  # a normalizer is positive
-            states[self.cell.states.index("n")] = random(B, H).abs() + 0.5
-        lengths = torch.tensor([0, T, *torch.randint(0, T + 1, (B,), generator=made)])[:B] if self.masked else None
-        reset = torch.rand(T, B, generator=made) < 0.3 if self.masked else None
-        inputs = tuple(random(T, B, H) for _ in self.cell.inputs)
-        self.layer = Layer(
-            random(T, B, I), tuple(weights), tuple(states), lengths, reset, self.reverse, self.cell, inputs
-        )
-        of_states = [random(T, B, H) for _ in self.cell.states]
-        self.grads = Run(of_states[0], tuple(random(B, H) for _ in states), tuple(of_states[1:]))
-
-    @property
-    def needs(self) -> Gradients:
-        """All gradients that there can be."""
-        return Gradients.of(self.cell, [a is not None for a in self.operands])
-
-    @property
-    def operands(self) -> list[Any]:
-        """What may have a gradient: `Layer.tensors` without lengths and reset."""
-        return list(self.layer.tensors[:-2])
-
-    def on(self, operands: list[Any]) -> Layer:
-        """The layer with other tensors in place of its operands."""
-        return Layer.of(self.cell, (*operands, self.layer.lengths, self.layer.reset), self.reverse)
-
-    def filled(self, tensors: Iterable[Tensor]) -> Layer:
-        """The layer with these tensors in place of its operands that are tensors."""
-        left = iter(tensors)
-        return self.on([None if a is None else next(left) for a in self.operands])
-
-    def with_gradients(self) -> tuple[list[Any], list[Tensor]]:
-        """Copies of the operands that want gradients, and those of them that are tensors."""
-        copies = [None if a is None else a.clone().requires_grad_() for a in self.operands]
-        return copies, [a for a in copies if a is not None]
-
-
-def stacked(cases: list[Case]) -> tuple[Layer, Run]:
-    """One layer of several, whose weights have an axis of layers and whose rows lie side by side; and gradients."""
-
-    def joined(parts: Any, axis: int) -> Any:
-        return None if parts[0] is None else torch.cat(parts, axis)
-
-    def each(records: list[Any], name: str, axis: int) -> tuple[Any, ...]:
-        return tuple(joined(parts, axis) for parts in zip(*(getattr(a, name) for a in records)))
-
-    first, layers, grads = cases[0], [case.layer for case in cases], [case.grads for case in cases]
-    weights = tuple(None if parts[0] is None else torch.stack(parts) for parts in zip(*(a.weights for a in layers)))
-    masks = (joined([getattr(a, name) for a in layers], axis) for axis, name in enumerate(("lengths", "reset")))
-    x, states, inputs = joined([a.x for a in layers], 1), each(layers, "states", 0), each(layers, "inputs", 1)
-    layer = Layer(x, weights, states, *masks, first.reverse, first.cell, inputs)
-    return layer, Run(joined([a.h for a in grads], 1), each(grads, "last", 0), each(grads, "saved", 1))
 
 
 def truth(layer: Layer) -> tuple[Tensor, ...]:
@@ -165,12 +76,6 @@ def _row(cell: Cell, layer: Layer, b: int, length: int) -> list[Tensor]:
             place[t] = a
     outputs = torch.stack([a if t < length else torch.zeros_like(a) for t, a in enumerate(after[0])])
     return [outputs, *states, *map(torch.stack, after[1:])]
-
-
-def flat(run: Run) -> tuple[Any, ...]:
-    """What `truth` returns, of a run; of gradients too."""
-    others = run.saved[: len(run.last) - 1]
-    return run.h, *run.last, *others
 
 
 def error(got: Tensor, want: Tensor) -> float:

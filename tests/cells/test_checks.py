@@ -8,7 +8,8 @@ import torch
 from fastlstm import cells
 from fastlstm.backends.layer_checks import check_layer
 from fastlstm.int8 import definition
-from tests.cells.layers import Case, gru_decay
+from tests.cells.layers import gru_decay
+from tests.helpers.layers import Case
 
 
 def changed(cell, **fields):

@@ -9,7 +9,7 @@ from fastlstm.backends import reference
 from tests.cells.cuts import brute_force
 from tests.cells.drawn import QUIET, declared, sources
 from tests.cells.functions import check
-from tests.cells.layers import Case
+from tests.helpers.layers import Case
 
 options = st.fixed_dictionaries({
     "masked": st.booleans(), "reverse": st.booleans(), "zeros": st.booleans(), "seed": st.integers(0, 99)

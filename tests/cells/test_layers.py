@@ -7,17 +7,8 @@ import torch
 
 from fastlstm.backends import reference
 from tests.cells.functions import run
-from tests.cells.layers import (
-    EVERY,
-    GRADIENTS,
-    OUTPUTS,
-    Case,
-    differentiated,
-    error,
-    every_cell,
-    flat,
-    truth,
-)
+from tests.cells.layers import EVERY, GRADIENTS, OUTPUTS, differentiated, error, every_cell, truth
+from tests.helpers.layers import Case, flat
 from tests.helpers.tolerances import equal
 
 ODD = [dict(zip("TBIH", size)) for size in ((1, 1, 1, 1), (1, 2, 3, 7), (7, 1, 2, 1), (3, 5, 1, 13))]

@@ -6,14 +6,8 @@ import torch
 from fastlstm.backends import reference
 from fastlstm.backends.base import Layer
 from tests.cells.functions import check
-from tests.cells.layers import (
-    Case,
-    directions,
-    every_cell,
-    flat,
-    gru_decay,
-    masks,
-)
+from tests.cells.layers import directions, every_cell, gru_decay, masks
+from tests.helpers.layers import Case, flat
 
 
 @pytest.mark.sampled(5)

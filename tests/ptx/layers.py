@@ -10,7 +10,8 @@ from fastlstm import cells
 from fastlstm.backends import reference
 from fastlstm.backends import triton as backend
 from fastlstm.backends.base import Gradients, Layer, Run, held_steps
-from tests.cells import layers
+from tests.cells.layers import error
+from tests.helpers import layers
 from tests.ptx.device import Device, emulated
 
 PRECISIONS = {"bf16": "native", "fp16": "native", "tf32": "tf32", "ieee": "ieee"}
@@ -100,7 +101,7 @@ def run(case: Case, only_backward: bool = False, **options: Any) -> Device:
     operations = case.cell.derived().forward.operations().keys()
     compared = 0 if CHOOSING & operations else 1 if JUMPING & operations else 2  # of outputs and gradients
     for (got, truth), bound in list(zip(pairs, BOUNDS[case.kind]))[:compared]:
-        errors = [layers.error(a.double(), b) for a, b in zip(got, truth, strict=True) if a is not None]
+        errors = [error(a.double(), b) for a, b in zip(got, truth, strict=True) if a is not None]
         if max(errors) >= bound:
             device.findings.report("numbers", None, str(errors))
     return device

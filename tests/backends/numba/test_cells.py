@@ -14,17 +14,9 @@ from fastlstm.backends import reference
 from fastlstm.backends.base import Gradients, Layer, Run
 from tests.cells.drawn import QUIET, declared, sources
 from tests.cells.functions import OF_TORCH
-from tests.cells.layers import (
-    GRADIENTS,
-    OUTPUTS,
-    Case,
-    error,
-    every_cell,
-    flat,
-    masks,
-    stacked,
-)
+from tests.cells.layers import GRADIENTS, OUTPUTS, error, every_cell, masks
 from tests.helpers.cases import CELLS
+from tests.helpers.layers import Case, flat, stacked
 from tests.helpers.threads import on_any_split, split, splits
 from tests.helpers.tolerances import BF16, F32, F64, KINDS, close
 
@@ -56,8 +48,8 @@ def on_threads(teams: int, members: int, *arguments: Any) -> list[torch.Tensor |
 
 def check(case: Case, dtype: torch.dtype, needs: Gradients | None = None) -> None:
     """Compare with plain PyTorch in float64, and with a team of two threads."""
-    needs, layer = needs or case.needs, case.layer.to(F32).to(F64)  # values that float32 has
-    given, grads = layer.to(dtype), to(to(case.grads, F32), dtype)
+    needs, layer = needs or case.needs, case.layer
+    given, grads = layer.to(dtype), to(case.grads, dtype)
     want = reference.forward(layer, True)
     expected = [*flat(want), *reference.backward(to(grads, F64), layer, want, needs).flat]
     one, two = on_kernels(given, grads, needs), on_threads(1, 2, given, grads, needs)

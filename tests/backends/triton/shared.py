@@ -13,7 +13,8 @@ from fastlstm.backends import reference
 from fastlstm.backends import triton as backend
 from fastlstm.backends.base import Gradients, Layer, Run
 from fastlstm.backends.triton import tiles
-from tests.cells.layers import error, flat
+from tests.cells.layers import error
+from tests.helpers.layers import flat
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STEPWISE = tiles.Stepwise(units=32, block_b=16, block_k=16, forward_warps=4, backward_warps=4, stages=3)

@@ -14,18 +14,8 @@ from fastlstm.cells import gru_reset_before
 from fastlstm.layers.functional import run_cell
 from fastlstm.plan_cache import Plans
 from tests.backends.triton.shared import BOUNDS, DEVICE, STEPWISE, backend, check, converted, on_device, results, tiles
-from tests.cells.layers import (
-    Case,
-    directions,
-    error,
-    every_cell,
-    flat,
-    gru_decay,
-    masks,
-    of_both,
-    of_products,
-    stacked,
-)
+from tests.cells.layers import directions, error, every_cell, gru_decay, masks, of_both, of_products
+from tests.helpers.layers import Case, flat, stacked
 from tests.helpers.rnn import of_heads
 
 pytestmark = pytest.mark.usefixtures("poisoned")

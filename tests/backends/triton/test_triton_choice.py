@@ -14,9 +14,9 @@ from fastlstm.backends import dispatch
 from fastlstm.backends.base import Layer
 from fastlstm.backends.triton import device as gpu
 from fastlstm.backends.triton import tiles
-from tests.cells.layers import Case
 from tests.helpers import ROOT, interpreter
 from tests.helpers import layers as helpers
+from tests.helpers.layers import Case
 
 pytest.importorskip("triton", reason="triton is made for Linux on x86-64")
 
