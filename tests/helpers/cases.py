@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 
 import torch
 from hypothesis import HealthCheck
@@ -46,6 +46,7 @@ def of_detached_products(a, b, h, c, w, p, q, r, of_w):
 OWN = (gadget, no_product, of_heads, of_heads_and_rows, of_products, without_x, gru_decay, of_both)
 OWN = (*OWN, of_seven_sums, that_saves_means_alone, of_a_detached_mean, of_detached_products)
 CELLS = {cell.name: cell for cell in (*cells.CELLS, cells.rhn(3), *OWN)}
+PROJECTED = "lstm with a projection"  # which no cell of its own has
 UNGATED = ("lif", "synaptic", "alif")  # which multiply nothing, and whose spikes jump
 # A lone row, few and many; full panels, a last one cut off, and one alone
 SIZES = st.sampled_from([1, 2, 7, 15, 16, 17, 31, 32, 33, 48, 65, 100]) | st.integers(1, 70)
@@ -87,16 +88,22 @@ class Case:
 
     def __post_init__(self):
         torch.manual_seed(self.seed)
-        self.cell, (self.T, self.B, self.I, self.H) = CELLS[self.name], self.size
-        cell = self.cell
+        self.cell, (self.T, self.B, self.I, self.H) = CELLS.get(self.name, cells.lstm), self.size
+        cell, make = self.cell, partial(fastlstm.RNN, self.cell)
         multiplies = cell.products or cell.gates_of_h
-        self.heads = self.heads if multiplies and self.backend != "native" else 1
+        self.heads = self.heads if multiplies and self.backend != "native" and self.name != PROJECTED else 1
         H = 15 if self.H < 3 and cell.derived().means else self.H  # a norm of one or two units divides by errors
+        H = max(2, H) if self.name == PROJECTED else H
         self.H, self.I = H * self.heads, self.I if cell.gates_of_x else 0
         T, B, D = self.T, self.B, 1 + self.bidirectional
         options = {"heads": self.heads, "bidirectional": self.bidirectional, "bias": self.bias}
+        widths = [self.H] * len(cell.states)
+        if self.name == PROJECTED:
+            make, options["proj_size"] = fastlstm.LSTM, max(1, self.H // 3)
+            widths[0] = options["proj_size"]
+            del options["heads"]
         self.module, self.exact = (
-            fastlstm.RNN(cell, self.I, self.H, dtype=dtype, backend=backend, **options)
+            make(self.I, self.H, dtype=dtype, backend=backend, **options)
             for dtype, backend in ((self.dtype, self.backend), (F64, "reference"))
         )
         with torch.no_grad():
@@ -116,7 +123,7 @@ class Case:
         x, *inputs = map(self.laid, (x, *inputs))
         # a state n is a sum of positive numbers, and a divisor
         drawn = (torch.rand if name == "n" else torch.randn for name in cell.states)
-        states = [0.3 * draw(D, B, self.H) + (name == "n") for draw, name in zip(drawn, cell.states)]
+        states = [0.3 * draw(D, B, width) + (name == "n") for draw, width, name in zip(drawn, widths, cell.states)]
         self.values = [
             None if a is None else a.bfloat16().half().float() for a in (x if self.I else None, *states, *inputs)
         ]
@@ -141,7 +148,8 @@ class Case:
         states, inputs = tuple(others[: count - 1]), dict(zip(self.cell.inputs, others[count - 1 :]))
         hx = None if self.zeros else states if len(states) > 1 else states[0]
         leaves = [a for a in (x, *(() if self.zeros else states), *inputs.values()) if a is not None]
-        return flat(module(x, hx, inputs or None, **(self.masks if masks is None else masks))), leaves
+        named = (self.masks if masks is None else masks) | ({"inputs": inputs} if inputs else {})
+        return flat(module(x, hx, **named)), leaves
 
     def results(self, module=None, values=None, masks=None):
         """The output and the last states; and the gradients of all operands and weights, by the same directions for
@@ -178,7 +186,7 @@ def largest_error(got, want):
 
 def cases(backend, dtypes=(F32, F64), **others):
     """A strategy for cases of a backend: of each cell that it runs."""
-    names = [name for name in CELLS if "bf16" not in backend or name not in UNGATED]
+    names = [PROJECTED, *(name for name in CELLS if "bf16" not in backend or name not in UNGATED)]
     of_torch = st.sampled_from(["lstm", "gru"])
     drawn = {
         "name": of_torch if backend == "native" else st.sampled_from(names) | of_torch,

@@ -78,15 +78,6 @@ def test_reset_equals_pieces(kind, backend, T, B, layers, batch_first, rate, see
     assert_same_gradients(ours, theirs, [got, *last], [expected, *ends], [x, *states])
 
 
-def test_padding_of_a_projected_layer_may_be_nan():
-    lstm, x = fastlstm.LSTM(3, 4, proj_size=2), torch.randn(5, 2, 3)
-    x[2:, 1] = torch.nan
-    x.requires_grad_()
-    lstm(x, lengths=torch.tensor([5, 2]))[0].sum().backward()
-    for a in (x, *lstm.parameters()):
-        assert a.grad.isfinite().all()
-
-
 @both_backends
 @pytest.mark.parametrize("called", ["module", "bidirectional module", "function", "RNN"])
 def test_padding_of_results_may_be_written(backend, called):
