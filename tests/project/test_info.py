@@ -128,6 +128,7 @@ def test_after_warming_up_nothing_is_compiled(tmp_path):
     assert torch.get_num_threads() == 1 or own in ("", "region both")  # of which one thread has no need
     kernels = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.kernel")}
     assert kernels
+    assert interpreter.run(WARMED, cwd=ROOT, environment=variables, check=True).stderr == ""
     code = """
         import torch, fastlstm
         lstm = fastlstm.LSTM(7, 9, num_layers=2, bidirectional=True)
@@ -168,48 +169,87 @@ def test_an_error_of_a_process_that_compiles_is_raised(monkeypatch, two_threads)
         main(["--warm-up", "--backend", "numba"])
 
 
-TOLD = """
-    from fastlstm.backends.numba.host import compiling
-    compiling.PATIENCE = {patience}
-    import torch, fastlstm
+# A first call that compiles the kernels whose names begin so, in the time of loading, and loads others in over a second
+FIRST_CALL = """
+    import io, json, os, sys, threading, time, torch, fastlstm
+    from fastlstm.backends.numba.host import kernel_files, tasks
+    load = kernel_files.load
+    def compile_and_store(name):
+        tasks.compiled_functions[name] = load(name)
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+    tasks.compile_and_store = compile_and_store
+    kernel_files.load = lambda name: None if name.startswith({compiled!r}) else time.sleep(1.2) or load(name)
+    stderr = sys.stderr
+    {change}
     for _ in range(2):
         fastlstm.LSTM(3, 4, backend="numba")(torch.zeros(2, 1, 3))
+    print(end=json.dumps(sys.stderr.getvalue()) if isinstance(sys.stderr, io.StringIO) else "")
+    sys.stderr = stderr
 """
+ALL = "primitives", "cell", "forward"
+
+
+@pytest.fixture(scope="module")
+def first_call():
+    """Makes a first call after a change of what it finds. Returns what was printed."""
+
+    def call(compiled, change="pass", **variables):
+        code = FIRST_CALL.format(compiled=compiled, change=change)
+        return interpreter.run(code, cwd=ROOT, environment=environment(**variables), check=True)
+
+    code = (
+        'import torch, fastlstm; fastlstm.LSTM(3, 4, backend="numba")(torch.zeros(2, 1, 3))'  # so that files are there
+    )
+    interpreter.run(code, cwd=ROOT, environment=environment(FASTLSTM_QUIET="1"), check=True)
+    return call
 
 
 @pytest.mark.parametrize(
-    ("patience", "variables", "count"),
+    ("compiled", "variables", "count"),
     [
-        (0, {}, 1),
-        pytest.param(600, {}, 0, marks=pytest.mark.slow),
-        (0, {"FASTLSTM_QUIET": "1"}, 0),
-        pytest.param(0, {"FASTLSTM_QUIET": "0"}, 1, marks=pytest.mark.slow),
+        (ALL, {}, 1),
+        (ALL, {"FASTLSTM_QUIET": "1"}, 0),
+        pytest.param(("forward",), {"FASTLSTM_QUIET": "0"}, 1, marks=pytest.mark.slow),
+        (("cell",), {}, 0),
+        ((), {}, 0),
     ],
-    ids=["long", "short", "quiet", "not quiet"],
+    ids=["long", "quiet", "not quiet", "short", "none"],
 )
-def test_a_long_compilation_is_told_once(patience, variables, count):
-    done = interpreter.run(TOLD.format(patience=patience), cwd=ROOT, environment=environment(**variables), check=True)
+def test_a_long_compilation_is_told_once(first_call, compiled, variables, count):
+    """However long it takes to load other kernels."""
+    done = first_call(compiled, **variables)
     assert done.stdout == ""
     assert done.stderr.count("\n") == count
     assert done.stderr.startswith(WAITING * count)
 
 
-def test_on_a_terminal_it_is_said_what_is_compiled_and_what_is_left():
-    code = """
-        import io, json, sys
-        import torch, fastlstm
-        from fastlstm.backends.numba.host import compiling
-        compiling.PATIENCE = 0
-        sys.stderr = io.StringIO()
-        sys.stderr.isatty = lambda: True
-        fastlstm.LSTM(3, 4, backend="numba")(torch.zeros(2, 1, 3))
-        print(json.dumps(sys.stderr.getvalue()))
-    """
-    done = interpreter.run(code, cwd=ROOT, environment=environment(), check=True)
+def test_on_a_terminal_it_is_said_what_is_compiled_and_what_is_left(first_call):
+    done = first_call(ALL, "sys.stderr = io.StringIO(); sys.stderr.isatty = lambda: True")
     first, _, rewritten = json.loads(done.stdout).partition("\n")
     assert first.startswith(WAITING)
     steps = ["compiling primitives; 2 left: cell, forward", "compiling cell; 1 left: forward", "compiling forward", ""]
     assert [line.strip() for line in rewritten.split("\r")[1::2]] == steps
+
+
+@pytest.mark.parametrize("quiet", ["0", "1"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "threading.Thread.start = start",
+        "sys.stderr = None",
+        "sys.stderr = open(os.devnull, 'w'); sys.stderr.close()",
+        pytest.param(
+            "sys.stderr = open('/dev/full', 'w', buffering=1)",
+            marks=pytest.mark.skipif(
+                not os.path.exists("/dev/full"), reason="the system has no disk that is always full"
+            ),
+        ),
+    ],
+)
+def test_what_a_compilation_has_to_say_stops_no_call(first_call, change, quiet):
+    """Without threads, and on a stream that is missing, closed or full."""
+    assert first_call(ALL, change, FASTLSTM_QUIET=quiet).stdout == ""
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,7 @@ FAULT = "fastlstm: {}: {}"
 # The two smallest kernels: they print whether these were loaded
 BEGIN = """
     import os, signal, sys, torch
-    from fastlstm.backends.numba.host import compiling, kernel_files, tasks
-    compiling.PATIENCE = 600
+    from fastlstm.backends.numba.host import kernel_files, tasks
 """
 LOAD = """
     tasks.prepare(["stack", "region"])

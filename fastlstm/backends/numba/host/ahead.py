@@ -4,7 +4,6 @@ import ctypes
 import multiprocessing
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from types import SimpleNamespace
@@ -12,7 +11,8 @@ from typing import Any
 
 import torch
 
-from fastlstm.backends.numba.host import compiling, tasks
+from fastlstm.backends.numba.host import tasks
+from fastlstm.backends.numba.host.compiling import Progress
 from fastlstm.backends.numba.llvm.loops import tables
 
 Run = Callable[[], object]
@@ -45,8 +45,8 @@ def compile_ahead(runs: Sequence[Run], workers: int) -> None:
     with ProcessPoolExecutor(workers, context, _begin) as pool:
         try:
             run_of = {name: run for run, names in zip(runs, pool.map(_names, runs)) for name in names}
-            futures = {pool.submit(_compile, name, run): name for name, run in run_of.items()}
-            with compiling.Progress(run_of, workers) as progress:
+            futures = {pool.submit(_compile, name, run_of[name]): name for name in tasks.load(run_of)}
+            with Progress(futures.values(), workers) as progress:
                 for future in as_completed(futures):
                     future.result()
                     progress.done(futures[future])
@@ -62,7 +62,6 @@ def _begin() -> None:
     # for an error before its own signal comes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    compiling.PATIENCE = threading.TIMEOUT_MAX  # the main process says what is compiled
 
 
 def _names(run: Run) -> list[str]:
@@ -75,5 +74,4 @@ def _names(run: Run) -> list[str]:
 def _compile(name: str, run: Run) -> None:
     if name not in tasks.KERNELS and name not in tables:
         _names(run)  # adds to `tables` the generated functions of its cell
-    tasks.compiled_functions = {}
-    tasks.prepare([name])
+    tasks.compile_and_store(name)

@@ -5,14 +5,15 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 from numba import cfunc
 
-from fastlstm.backends.numba.host.kernel_files import QUIET, folder
+from fastlstm.backends.numba.host.kernel_files import folder, say
 
-PATIENCE = 1.0  # seconds: loading a kernel from the cache takes less
+LONG = "primitives", "matrix", "forward", "backward"  # kernels that take seconds; all others take about one or less
 turns = threading.RLock()  # numba has one of its own, but the garbage collector is the whole process's
 
 
@@ -29,58 +30,42 @@ def compiled(signature: Any, function: Callable[..., None]) -> Any:
 
 
 class Progress:
-    """Says on standard error why the caller waits, if a compilation takes longer than `PATIENCE`: a line once in a
-    process, and on a terminal one with the kernels that are compiled now and those left, which is erased at the end.
+    """Says on standard error why the caller waits for seconds: a line once in a process, and on a terminal one with the
+    kernels that are compiled now and those left, which is erased at the end.
     """
 
     def __init__(self, names: Iterable[str], at_once: int = 1) -> None:
         """`names`: the kernels' names, in the order in which they are begun, `at_once` of them at a time."""
-        self.left, self.at_once, self.shown = list(names), at_once, False
-        self.turns = threading.Lock()  # of the timer, and of whoever notes that a kernel is done
+        self.left, self.at_once = list(names), at_once
+        self.is_long = any(name.startswith(LONG) for name in self.left)
 
     def __enter__(self) -> "Progress":
-        self._wait()
+        if self.is_long:
+            self._announce()
+            self._show()
         return self
 
     def done(self, name: str) -> None:
         """Note that the kernel of this name is compiled."""
-        self.timer.cancel()
-        with self.turns:
-            self.left.remove(name)
-            if self.left and self.shown:
-                self._show()
-            elif self.left:
-                self._wait()
+        self.left.remove(name)
+        if self.left:
+            self._show()
 
     def __exit__(self, *error: object) -> None:
-        self.timer.cancel()
-        with self.turns:
-            self._rewrite("")
-
-    def _wait(self) -> None:
-        self.timer = threading.Timer(PATIENCE, self._begin)
-        self.timer.daemon = True
-        self.timer.start()
-
-    def _begin(self) -> None:
-        with self.turns:
-            if self.left and not (self.shown or QUIET):
-                self._announce()
-                self.shown = True
-                self._show()
+        self.left.clear()
+        self._show()
 
     @staticmethod
     @cache
     def _announce() -> None:
         kept = f"later processes load them from {folder()}" if folder() else "no folder can be written to keep them in"
-        print(f"fastlstm compiles its kernels for this processor, which takes seconds; {kept}", file=sys.stderr)
+        say(f"fastlstm compiles its kernels for this processor, which takes seconds; {kept}")
 
     def _show(self) -> None:
         plain = [name.partition(".")[0].rstrip("0123456789").replace("_", " ") for name in self.left]
         now, later = plain[: self.at_once], plain[self.at_once :]
-        self._rewrite(f"compiling {', '.join(now)}" + f"; {len(later)} left: {', '.join(later)}" * bool(later))
-
-    def _rewrite(self, line: str) -> None:
-        if self.shown and sys.stderr is not None and sys.stderr.isatty():
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r{line[:width]:{width}}\r", end="", file=sys.stderr, flush=True)
+        line = f"compiling {', '.join(now)}" * bool(now) + f"; {len(later)} left: {', '.join(later)}" * bool(later)
+        width = shutil.get_terminal_size().columns - 1
+        with suppress(AttributeError, ValueError):  # of a stream that is missing or closed
+            if self.is_long and sys.stderr.isatty():
+                say(f"\r{line[:width]:{width}}\r", end="")

@@ -128,7 +128,13 @@ def store(name: str, compiled: Any) -> Kernel:
 
 def _tell(path: Path, text: str) -> None:
     """Write a line on standard error, once for each file."""
-    if not QUIET and path not in _told:
+    if path not in _told:
         _told.add(path)
+        say(f"fastlstm: {text}")
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Write text on standard error, unless the user wants quiet."""
+    if not QUIET and sys.stderr is not None:
         with suppress(OSError, ValueError):  # a stream that is closed, or a full disk, must not stop a call
-            print(f"fastlstm: {text}", file=sys.stderr)
+            print(text, end=end, file=sys.stderr, flush=True)

@@ -3,7 +3,7 @@
 import ctypes
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any
@@ -113,12 +113,24 @@ def prepare(names: Sequence[str]) -> None:
     if all(name in compiled_functions for name in names):
         return
     with turns:  # of threads that want the same kernel one compiles it
-        missing = [name for name in names if name not in compiled_functions]
+        missing = load(names)
         with Progress(missing) as progress:
             for name in missing:
-                loaded = kernel_files.load(name)
-                compiled_functions[name] = loaded or kernel_files.store(name, compiled(*_to_compile(name)))
+                compile_and_store(name)
                 progress.done(name)
+
+
+def load(names: Iterable[str]) -> list[str]:
+    """Load those of the tasks and tables that this process does not have yet. Return the names of which no file is."""
+    for name in names:
+        if name not in compiled_functions and (kernel := kernel_files.load(name)) is not None:
+            compiled_functions[name] = kernel
+    return [name for name in names if name not in compiled_functions]
+
+
+def compile_and_store(name: str) -> None:
+    """Compile a task or a table, and write it to its file."""
+    compiled_functions[name] = kernel_files.store(name, compiled(*_to_compile(name)))
 
 
 def prepare_kernel(task: str, cell: Cell, size: int, components: int, rare: Sequence[str]) -> dict[str, int]:
