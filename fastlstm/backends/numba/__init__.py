@@ -31,6 +31,7 @@ from fastlstm.backends.base import Traits
 from fastlstm.backends.cpu import threads_now
 from fastlstm.backends.numba.host import plans, sizes, streams
 from fastlstm.backends.numba.host.forward import saved_shape
+from fastlstm.backends.numba.host.interruptions import uninterrupted
 from fastlstm.torch_private import constant
 
 _ALWAYS = Traits(
@@ -68,12 +69,13 @@ def failure() -> str | None:
     """Return why the installed numba cannot be used, or None. The first call imports it."""
     global _failure, _tried
     if not _tried and _INSTALLED:
-        try:
-            with _own_builtins():
-                importlib.import_module("fastlstm.backends.numba.host.tasks")
-        except Exception as error:  # whatever a broken installation, or a numba newer than this backend, raises
-            _failure = f"the numba backend cannot use the numba that is installed: {type(error).__name__}: {error}"
-        _tried = True
+        with uninterrupted():
+            try:
+                with _own_builtins():
+                    importlib.import_module("fastlstm.backends.numba.host.tasks")
+            except Exception as error:  # whatever a broken installation, or a numba newer than this backend, raises
+                _failure = f"the numba backend cannot use the numba that is installed: {type(error).__name__}: {error}"
+            _tried = True
     return _failure
 
 

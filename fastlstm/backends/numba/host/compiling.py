@@ -3,7 +3,6 @@
 import gc
 import shutil
 import sys
-import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
@@ -11,10 +10,10 @@ from typing import Any
 
 from numba import cfunc
 
+from fastlstm.backends.numba.host.interruptions import turns
 from fastlstm.backends.numba.host.kernel_files import folder, say
 
 LONG = "primitives", "matrix", "forward", "backward"  # kernels that take seconds; all others take about one or less
-turns = threading.RLock()  # numba has one of its own, but the garbage collector is the whole process's
 
 
 def compiled(signature: Any, function: Callable[..., None]) -> Any:

@@ -22,7 +22,8 @@ from fastlstm.backends.numba.host.arguments import (
     RegionArguments,
     StackArguments,
 )
-from fastlstm.backends.numba.host.compiling import Progress, compiled, turns
+from fastlstm.backends.numba.host.compiling import Progress, compiled
+from fastlstm.backends.numba.host.interruptions import turns, uninterrupted
 from fastlstm.backends.numba.kernels.backward import backward, backward_matrix
 from fastlstm.backends.numba.kernels.forward import forward, forward_matrix
 from fastlstm.backends.numba.kernels.threads import share
@@ -122,15 +123,17 @@ def prepare(names: Sequence[str]) -> None:
 
 def load(names: Iterable[str]) -> list[str]:
     """Load those of the tasks and tables that this process does not have yet. Return the names of which no file is."""
-    for name in names:
-        if name not in compiled_functions and (kernel := kernel_files.load(name)) is not None:
-            compiled_functions[name] = kernel
-    return [name for name in names if name not in compiled_functions]
+    with uninterrupted():
+        for name in names:
+            if name not in compiled_functions and (kernel := kernel_files.load(name)) is not None:
+                compiled_functions[name] = kernel
+        return [name for name in names if name not in compiled_functions]
 
 
 def compile_and_store(name: str) -> None:
     """Compile a task or a table, and write it to its file."""
-    compiled_functions[name] = kernel_files.store(name, compiled(*_to_compile(name)))
+    with uninterrupted():
+        compiled_functions[name] = kernel_files.store(name, compiled(*_to_compile(name)))
 
 
 def prepare_kernel(task: str, cell: Cell, size: int, components: int, rare: Sequence[str]) -> dict[str, int]:
