@@ -137,7 +137,7 @@ class Memory {
         total += (bytes + 63) / 64 * 64;
     }
     bool take() {
-        if (total && posix_memalign(&memory, 64, (size_t)total)) return false;
+        if (total && !(memory = allocate((size_t)total))) return false;
         for (int k = 0; k < count; k++) *buffers[k].pointer = (char *)memory + buffers[k].offset;
         return true;
     }

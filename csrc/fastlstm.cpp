@@ -1,4 +1,6 @@
 // The functions of fastlstm.h: they check arguments, choose a kernel, allocate scratch and run the threads.
+#include <stdio.h>
+
 #include "call.h"
 
 #ifdef __linux__
@@ -13,6 +15,8 @@
 using namespace fastlstm;
 
 namespace {
+
+__thread size_t refused_bytes = 0;  // which this thread has last asked for in vain
 
 constexpr int64_t CHUNK_PAIRS = 128;  // (step, row) pairs of a chunk of the backward pass
 // Up to so many bytes of accumulators, half with few batch rows but many steps, each half of the rows has its own set,
@@ -191,12 +195,24 @@ int64_t fastlstm_forced_split[2];
 
 int fastlstm_version(void) { return FASTLSTM_VERSION; }
 
+void *fastlstm::allocate(size_t bytes) {
+    void *memory;
+    if (!posix_memalign(&memory, 64, bytes)) return memory;
+    refused_bytes = bytes;
+    return nullptr;
+}
+
 const char *fastlstm_error_text(int code) {
+    static __thread char no_memory[80];
+    if (code == FASTLSTM_NO_MEMORY) {
+        snprintf(no_memory, sizeof no_memory, "can't allocate memory: you tried to allocate %zu bytes", refused_bytes);
+        return no_memory;
+    }
     static const char *const texts[] = {
         "no error",
         "the structure is of another version of the interface",
         "a size, stride or pointer cannot be, or an array is not aligned to its elements",
-        "no memory is left",
+        nullptr,  // FASTLSTM_NO_MEMORY, see above
         "the processor or this build lacks the instruction set asked for",
         "the file cannot be opened or read",
         "the file is not a fastlstm model",
@@ -262,9 +278,8 @@ int fastlstm_steps_make(const fastlstm_forward_args *args, const fastlstm_thread
     if (is_half && a.instructions == FASTLSTM_BEST && kernels_of(FASTLSTM_AVX2)) a.instructions = FASTLSTM_AVX2;
     const Kernels &kernels = *kernels_of(a.instructions, a.dtype);
     const int64_t head_bytes = ceil_div(sizeof(fastlstm_steps), 64) * 64;
-    void *memory;
-    const size_t packed_bytes = kernels.packed_size[a.cell][a.dtype % 2](a.I, a.H);
-    if (posix_memalign(&memory, 64, head_bytes + packed_bytes)) return FASTLSTM_NO_MEMORY;
+    void *memory = allocate(head_bytes + kernels.packed_size[a.cell][a.dtype % 2](a.I, a.H));
+    if (!memory) return FASTLSTM_NO_MEMORY;
     a.packed = (char *)memory + head_bytes;
     kernels.pack[a.cell][a.dtype % 2](&from, (void *)a.packed);
     *steps = (fastlstm_steps *)memory;

@@ -62,7 +62,8 @@ enum fastlstm_instructions { FASTLSTM_BEST = 0, FASTLSTM_BASE = 1, FASTLSTM_AVX2
 /* The library's FASTLSTM_VERSION. */
 FASTLSTM_API int fastlstm_version(void);
 
-/* An error code in words, a constant string. */
+/* An error code in words, a string of the library's. That of FASTLSTM_NO_MEMORY says how many bytes the thread has last asked
+ * for in vain, and lasts until the thread's next call of this function. */
 FASTLSTM_API const char *fastlstm_error_text(int code);
 
 /* "avx512", "avx2", "neon" or "base": what `instructions` stands for here, or NULL where it cannot run. */

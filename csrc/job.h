@@ -126,5 +126,7 @@ constexpr int64_t STRIP = 24;  // columns of [x, h_in, 1] in a strip: 8 tiles of
 // Runs task(argument, k, n) for k from 0 to n - 1 on the library's own threads, with n at most `threads`. If another
 // call has the pool, or no thread can be started, the caller works alone.
 void run_in_pool(fastlstm_task task, void *argument, int threads);
+// Returns memory that `free` frees, at a multiple of 64 bytes, or NULL: then fastlstm_error_text tells how many they were.
+void *allocate(size_t bytes);
 
 }  // namespace fastlstm

@@ -10,7 +10,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "fastlstm.h"
+#include "job.h"
+
+using fastlstm::allocate;
 
 struct fastlstm_model {
     int64_t dtype, I, H, C;
@@ -74,9 +76,9 @@ int fastlstm_model_read(const void *bytes, size_t size, fastlstm_model **model) 
     // one allocation: the model, packed weights, the linear layer; the layer's own numbers only while they are packed
     const size_t head = padded(sizeof(fastlstm_model));
     const size_t packed = padded(fastlstm_packed_size(dtype, FASTLSTM_BEST, FASTLSTM_LSTM, I, H));
-    void *memory = nullptr;
-    float *values = (float *)malloc((size_t)floats * 4);
-    if (!values || posix_memalign(&memory, 64, head + packed + (size_t)of_linear * 4)) {
+    float *values = (float *)allocate((size_t)floats * 4);
+    void *memory = values ? allocate(head + packed + (size_t)of_linear * 4) : nullptr;
+    if (!memory) {
         free(values);
         return FASTLSTM_NO_MEMORY;
     }
@@ -109,7 +111,7 @@ int fastlstm_model_load(const char *path, fastlstm_model **model) {
     int code = file < 0 || fstat(file, &status) ? FASTLSTM_CANNOT_READ : FASTLSTM_OK;
     if (!code && !S_ISREG(status.st_mode)) code = FASTLSTM_NOT_A_FILE;
     const size_t size = (size_t)status.st_size;
-    char *bytes = code ? nullptr : (char *)malloc(size + 1);
+    char *bytes = code ? nullptr : (char *)allocate(size + 1);
     if (!code && !bytes) code = FASTLSTM_NO_MEMORY;
     for (size_t done = 0; !code && done < size;) {
         const ssize_t count = read(file, bytes + done, size - done);
@@ -133,7 +135,7 @@ int fastlstm_model_run(const fastlstm_model *model, int64_t B, int64_t T, const 
     if (!model || !x || !logits || (uintptr_t)logits % sizeof(float) || B < 1 || T < 1 || B > limit / T || B * T > limit / (model->H + model->I))
         return FASTLSTM_BAD_ARGUMENT;
     const int64_t H = model->H;
-    float *h = (float *)malloc((size_t)((T + 2) * B * H) * 4);
+    float *h = (float *)allocate((size_t)((T + 2) * B * H) * 4);
     if (!h) return FASTLSTM_NO_MEMORY;
     float *h_n = h + T * B * H;
     fastlstm_forward_args a = {};

@@ -10,6 +10,7 @@ from torch.nn import Parameter
 
 from fastlstm.autograd.modes import autocast_of, is_untransformed
 from fastlstm.backends import aten
+from fastlstm.forks import waited_for
 from fastlstm.layers.elman import Elman
 from fastlstm.layers.gru import GRU
 from fastlstm.layers.lstm import LSTM
@@ -28,7 +29,7 @@ _GATES = {"lstm": 4, "gru": 3}
 _KEYS = "AutogradCPU", "BackendSelect"
 _DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
-_lock = RLock()
+_lock = waited_for(RLock())
 _active: list["patch_operators"] = []
 _library: torch.library.Library | None = None  # holds the kernels while a patch is active
 _operators = [getattr(getattr(torch.ops.aten, name), form) for name in _CLASSES for form in ("input", "data")]

@@ -11,8 +11,9 @@ from torch import nn
 from fastlstm.backends import settings
 from fastlstm.backends.settings import Backend
 from fastlstm.convert import PAIRS, become, class_for
+from fastlstm.forks import waited_for
 
-_lock = RLock()  # held while the classes of torch change, so that threads see all of them patched or none
+_lock = waited_for(RLock())  # held while torch's classes change, so that threads see all of them patched or none
 _active: list["patch"] = []  # the latest decides
 _wrapped: dict[type, tuple[Callable[..., None], Callable[..., None]]] = {}  # each class's own constructor, and ours
 _listeners: dict[type, Any] = {}  # what each class of torch's calls for a new subclass

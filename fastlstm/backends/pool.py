@@ -15,10 +15,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastlstm.forks import waited_for
 from fastlstm.torch_private import empty_on_cpu
 
 # Buffers of this many bytes and more come from the pool. malloc usually keeps the memory of smaller ones. Buffers of
@@ -45,10 +47,13 @@ class Pages:
 
     def __init__(self, used: int) -> None:
         self.size = _rounded(used)
-        if os.name == "nt":
-            self.memory = mmap.mmap(-1, self.size)
-        else:  # private, so that a forked child does not write into the parent's memory
-            self.memory = mmap.mmap(-1, self.size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        # private, so that a forked child does not write into the parent's memory
+        options = () if os.name == "nt" else (mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,)
+        try:
+            self.memory: Any = mmap.mmap(-1, self.size, *options)
+        except OSError:  # torch's memory, which may be elsewhere, or torch's error
+            self.memory = torch.empty(self.size, dtype=torch.uint8, device="cpu").numpy()
+        else:
             if used >= PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
                 with suppress(OSError):  # not every kernel takes this advice
                     self.memory.madvise(mmap.MADV_HUGEPAGE, 0, used // PAGE * PAGE)  # the rest in small pages
@@ -57,16 +62,7 @@ class Pages:
 
 
 _pool: list[Pages] = []  # the newest piece is last
-_lock = threading.RLock()  # garbage collection inside may run a finalizer that takes the lock again
-
-
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.RLock()  # a thread of the parent may have held it
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_lock = waited_for(threading.RLock())  # reentrant, since a finalizer may take it wherever the collector runs
 
 
 def take(used: int) -> tuple[memoryview, int]:

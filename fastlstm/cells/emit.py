@@ -12,12 +12,12 @@ import linecache
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from fastlstm.cells import on_tensors
 from fastlstm.cells.graph import HEADS, Node, in_order
 from fastlstm.cells.on_tensors import ON_TENSORS
+from fastlstm.forks import cached_property
 
 ByName = Callable[[Mapping[str, Any]], dict[str, Any]]  # arguments by name to results by name
 

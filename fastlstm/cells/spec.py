@@ -17,6 +17,7 @@ from fastlstm.cells.layout import Layout
 from fastlstm.cells.on_tensors import ON_TENSORS
 from fastlstm.cells.saving import Costs
 from fastlstm.cells.trace import Trace
+from fastlstm.forks import cached_property, waited_for
 
 LIBRARY = tuple(f"fastlstm.cells.{name}" for name in ("library", "neurons", "normalized"))
 Params = Sequence[str] | Mapping[str, float | None]
@@ -122,12 +123,12 @@ class Cell:
         with _declaring:
             return Derived(self.name, self._traced, costs)
 
-    @functools.cached_property
+    @cached_property
     def layout(self) -> Layout:
         """What a kernel has to know beside the functions."""
         return Layout(self._derived, self.gates, self.states, self.params, self.inputs)
 
-    @functools.cached_property
+    @cached_property
     def _derived(self) -> Derived:
         with _declaring:  # since Python 3.12 threads may be here at once, and deriving adds to the one graph
             return vars(self).get("_derived") or Derived(self.name, self._traced, Costs())
@@ -181,7 +182,7 @@ def cell(
 
 when_declared: list[Callable[[Cell], Any]] = []  # called with each cell that is declared from then on
 _cells: dict[str, Cell] = {}
-_declaring = threading.RLock()
+_declaring = waited_for(threading.RLock())
 
 
 def by_key(key: str) -> Cell:

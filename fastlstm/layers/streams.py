@@ -1,6 +1,5 @@
 """`Stream`: one time step a call, with weights that were packed before."""
 
-import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -11,6 +10,7 @@ from fastlstm.autograd.modes import is_untransformed, no_autocast
 from fastlstm.backends import settings
 from fastlstm.backends.base import Layer
 from fastlstm.backends.cpu import threads_now
+from fastlstm.forks import object_lock
 from fastlstm.layers import stream_checks
 from fastlstm.layers.packing import rows_of
 from fastlstm.layers.weight_hooks import frozen
@@ -57,7 +57,7 @@ class Stream:
             raise ValueError(
                 "a stream needs a single module, and this one has the weights of all modules of an Ensemble"
             )
-        self.batch_size, self._has_bare_state, self._lock = int(batch_size), module._has_bare_state, threading.Lock()
+        self.batch_size, self._has_bare_state, self._lock = int(batch_size), module._has_bare_state, object_lock()
         with torch.inference_mode(False), torch.no_grad():
             module = self._module = frozen(module)
             module.backend = settings.named(module.backend)  # later defaults do not reach the stream

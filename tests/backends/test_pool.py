@@ -1,8 +1,6 @@
 """Memory that is used again: whose it is, and how much of it stays."""
 
 import gc
-import os
-import threading
 import weakref
 from collections import deque
 from functools import partial
@@ -151,18 +149,6 @@ def test_kept_weights_leave_the_pool_to_others(backend):
         for module in modules:
             module(x)
     assert not any(pages.holder() for pages in pool._pool)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
-def test_a_forked_child_finds_the_pool_open():
-    with pool._lock:
-        child = os.fork()
-        if child == 0:
-            taker = threading.Thread(target=pool.pooled, args=(torch.empty(0), pool.SMALL))
-            taker.start()
-            taker.join(30)
-            os._exit(taker.is_alive())
-    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_calls_leave_their_scratch_to_the_next():

@@ -5,6 +5,8 @@ import os
 import pickle
 import re
 import signal
+import threading
+import traceback
 from functools import partial
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import nn
 
 import fastlstm
 from fastlstm.backends import numba
+from tests.helpers.layers import CPU_BACKENDS
 from tests.helpers.modules import flat
 from tests.helpers.streams import check_bits
 from tests.helpers.threads import at_once
@@ -302,3 +305,48 @@ def test_a_stream_goes_on_in_a_forked_child(backend, quantized, two_threads):
     assert answer == b"1"
     assert torch.equal(stream(x), expected)
     assert all(map(torch.equal, stream.state, state))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_a_stream_that_a_thread_steps_during_a_fork(backend, two_threads):
+    """A child finds it between two steps. They take so long that hardly a fork begins there."""
+    module, x = fastlstm.LSTM(64, 256, 2, backend=backend), torch.randn(64, 64)
+    stream, fresh, is_over, count, codes = module.stream(64), module.stream(64), threading.Event(), 0, []
+
+    def steps():
+        nonlocal count
+        while not is_over.is_set():
+            stream(x * count)
+            count += 1
+
+    def check_in_child():
+        state = stream.state
+        for k in range(count):
+            fresh(x * k)
+        if not torch.equal(fresh.state[0], state[0]):  # the thread may not have counted the last step
+            fresh(x * count)
+        assert all(map(torch.equal, fresh.state, state))
+        equal(stream(x), fresh(x))
+
+    thread = threading.Thread(target=steps)
+    thread.start()
+    try:
+        for _ in range(3):
+            child = os.fork()
+            if child == 0:
+                exit_code = 1
+                try:
+                    signal.alarm(60)  # the default action ends a child that hangs
+                    check_in_child()
+                    exit_code = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(exit_code)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    finally:
+        is_over.set()
+        thread.join()
+    assert codes == [0] * 3

@@ -1,4 +1,4 @@
-"""What waits while numba or LLVM is at work: other threads, and signals such as that of Ctrl-C."""
+"""What waits while numba or LLVM is at work: other threads, forks, and signals such as that of Ctrl-C."""
 
 import signal
 import threading
@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-turns = threading.RLock()  # numba has one of its own, but the garbage collector is the whole process's
+from fastlstm.forks import waited_for
+
+turns = waited_for(threading.RLock())  # numba has one of its own, but the garbage collector is the whole process's
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from operator import itemgetter, methodcaller
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from fastlstm.backends.memory import address, snapshot_of
 from fastlstm.backends.numba.host import sizes, thread_split
 from fastlstm.backends.numba.host.frames import Frame, Kernel, PackedCache, digest_bytes, zeros
 from fastlstm.backends.numba.host.signature import ZERO, Signature, Source, Weights
+from fastlstm.forks import cached_property
 
 FIRST_WEIGHT = 2  # index of weight_ih among the operands of a call, see `Pass.bind`
 WEIGHT_FIELDS = "weight_ih", "weight_hh", "bias", "bias_hh", "weight_products"
