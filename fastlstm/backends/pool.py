@@ -62,7 +62,7 @@ class Pages:
 
 
 _pool: list[Pages] = []  # the newest piece is last
-_lock = waited_for(threading.RLock())  # reentrant, since a finalizer may take it wherever the collector runs
+_lock = waited_for(threading.RLock())  # garbage collection inside may run a finalizer that takes the lock again
 
 
 def take(used: int) -> tuple[memoryview, int]:
