@@ -167,12 +167,20 @@ def machines(figures: Figures) -> list[str]:
     lines = []
     for k, runs in sorted(figures.used.items()):
         machine, dates = figures.reports[k]["machine"], sorted({date for date, _ in runs})
-        versions = ", ".join(f"{name} {version.partition('+')[0]}" for name, version in machine["versions"].items())
+        torch = machine["versions"]["torch"].partition("+")[0]
         commits = ", ".join(dict.fromkeys(commit for _, commit in sorted(runs)))
         when = f"{dates[0]}, commit {commits}" if len(runs) == 1 else f"{dates[0]} to {dates[-1]}, commits {commits}"
         cpu = re.sub(r"\((R|TM)\)", "", machine["cpu"])
-        lines.append(f"* **{figures.name(k)}**: {cpu}, {machine['cores']} cores; {when}; {versions}.")
+        lines.append(f"* **{figures.name(k)}**: {cpu}, {machine['cores']} cores; torch {torch}; {when}.")
     return lines
+
+
+def versions(figures: Figures) -> list[str]:
+    """Return a line for each machine, with the releases that were measured there."""
+    return [
+        f"* **{figures.name(k)}**: " + ", ".join(f"{name} {text.partition('+')[0]}" for name, text in of.items()) + "."
+        for k, of in enumerate(report["machine"]["versions"] for report in figures.reports)
+    ]
 
 
 def chart(name: str, label: Callable[[Figures], str], folder: str, is_site: bool = False) -> Block:
@@ -211,6 +219,7 @@ BLOCKS: dict[str, Block] = {
     "speed-chart": chart("speed", speed_label, "docs/images/"),
     "speed-chart-site": chart("speed", speed_label, "images/", is_site=True),
     "first-page": first_page,
+    "versions": versions,
     "ranges": ranges,
     "layers": by_machine("LSTM", FIXED),
     "layers-others": by_rival("LSTM", FIXED, *layers.OTHERS),
