@@ -43,9 +43,32 @@ def of_detached_products(a, b, h, c, w, p, q, r, of_w):
     return cells.tanh(b + q(v) * detached), cells.where(r(v) > 0.1, b, c) + of_w(w)
 
 
-OWN = (gadget, no_product, of_heads, of_heads_and_rows, of_products, without_x, gru_decay, of_both)
+@cells.cell(gates={}, states=("h",), params=("o",), inputs=("x",))
+def diagonal(h, o, x):
+    """No product at all. The param's gradient is called do, as a keyword of C++ is."""
+    return cells.tanh(x + o * h)
+
+
+@cells.cell(gates={}, states=("h",), inputs=("u",), products=("u_h",))
+def product_alone(h, u, u_h):
+    return cells.tanh(u + u_h(h))
+
+
+OWN = (
+    diagonal,
+    product_alone,
+    gadget,
+    no_product,
+    of_heads,
+    of_heads_and_rows,
+    of_products,
+    without_x,
+    gru_decay,
+    of_both,
+)
 OWN = (*OWN, of_seven_sums, that_saves_means_alone, of_a_detached_mean, of_detached_products)
 CELLS = {cell.name: cell for cell in (*cells.CELLS, cells.rhn(3), *OWN)}
+CELL_MODULES = {"lstm": fastlstm.LSTMCell, "gru": fastlstm.GRUCell, "elman_tanh": fastlstm.ElmanCell}
 PROJECTED = "lstm with a projection"  # which no cell of its own has
 UNGATED = ("lif", "synaptic", "alif")  # which multiply nothing, and whose spikes jump
 # A lone row, few and many; full panels, a last one cut off, and one alone
@@ -53,6 +76,7 @@ SIZES = st.sampled_from([1, 2, 7, 15, 16, 17, 31, 32, 33, 48, 65, 100]) | st.int
 # T, B, I, H: chunks of several steps, weights and inputs of many panels, and weights that do not stay in a cache
 LARGE = [(40, 70, 3, 9), (3, 130, 28, 64), (2, 3, 650, 100), (3, 1, 6, 650), (28, 16, 28, 128), (9, 160, 100, 100)]
 LARGE += [(70, 2, 650, 100), (5, 200, 3, 7)]
+EMPTY = [(0, 3, 5, 7), (3, 0, 5, 7), (0, 0, 4, 33)]
 DRAWS = {"deadline": None, "suppress_health_check": list(HealthCheck)}  # the first call compiles
 
 
@@ -69,6 +93,7 @@ class Case:
 
     Attributes:
         size: T, B, I and H. H is that of a head, and I is 0 for a cell without a product of x.
+        every: whether the inner states of all steps are results, too.
         mask: "lengths", "sorted" for lengths that fall, "reset", "lengths+reset" or "".
         values: x or None, the initial states and the inputs. The padding of x and of the inputs is NaN.
         masks: the keywords `lengths` and `reset`, if there are any.
@@ -77,7 +102,10 @@ class Case:
     name: str
     size: tuple[int, int, int, int]
     heads: int = 1
+    layers: int = 1
     bidirectional: bool = False
+    batch_first: bool = False
+    every: bool = False
     bias: bool = True
     zeros: bool = False
     mask: str = ""
@@ -95,8 +123,10 @@ class Case:
         H = 15 if self.H < 3 and cell.derived().means else self.H  # a norm of one or two units divides by errors
         H = max(2, H) if self.name == PROJECTED else H
         self.H, self.I = H * self.heads, self.I if cell.gates_of_x else 0
-        T, B, D = self.T, self.B, 1 + self.bidirectional
-        options = {"heads": self.heads, "bidirectional": self.bidirectional, "bias": self.bias}
+        self.layers = self.layers if self.I else 1
+        T, B, parts = self.T, self.B, self.layers * (1 + self.bidirectional)
+        options = {name: getattr(self, name) for name in ("heads", "bidirectional", "batch_first", "bias")}
+        options["num_layers"] = self.layers
         widths = [self.H] * len(cell.states)
         if self.name == PROJECTED:
             make, options["proj_size"] = fastlstm.LSTM, max(1, self.H // 3)
@@ -123,7 +153,7 @@ class Case:
         x, *inputs = map(self.laid, (x, *inputs))
         # a state n is a sum of positive numbers, and a divisor
         drawn = (torch.rand if name == "n" else torch.randn for name in cell.states)
-        states = [0.3 * draw(D, B, width) + (name == "n") for draw, width, name in zip(drawn, widths, cell.states)]
+        states = [0.3 * draw(parts, B, width) + (name == "n") for draw, width, name in zip(drawn, widths, cell.states)]
         self.values = [
             None if a is None else a.bfloat16().half().float() for a in (x if self.I else None, *states, *inputs)
         ]
@@ -140,33 +170,71 @@ class Case:
     def held(self):
         return torch.arange(self.T).unsqueeze(1) >= self.lengths
 
-    def call(self, module, values=None, masks=None):
-        """The output and the last states, in a list; and the operands that may have gradients."""
-        dtype, count = next(module.parameters()).dtype, 1 + len(self.cell.states)
-        values = self.values if values is None else values
-        x, *others = leaves = [None if a is None else a.to(dtype, copy=True).requires_grad_() for a in values]
-        states, inputs = tuple(others[: count - 1]), dict(zip(self.cell.inputs, others[count - 1 :]))
-        hx = None if self.zeros else states if len(states) > 1 else states[0]
-        leaves = [a for a in (x, *(() if self.zeros else states), *inputs.values()) if a is not None]
-        named = (self.masks if masks is None else masks) | ({"inputs": inputs} if inputs else {})
-        return flat(module(x, hx, **named)), leaves
-
-    def results(self, module=None, values=None, masks=None):
-        """The output and the last states; and the gradients of all operands and weights, by the same directions for
-        every type.
+    def operands(self, module, values=None, wants=None):
+        """x, the states as a layer takes them, and the inputs by name, in the module's type; and those of them that
+        may have gradients. `wants`: of which values gradients are wanted, or None for all.
         """
+        dtype, count = next(module.parameters()).dtype, len(self.cell.states)
+        values = self.values if values is None else values
+        wants = [True] * len(values) if wants is None else wants
+        x, *others = [None if a is None else a.to(dtype, copy=True).requires_grad_(g) for a, g in zip(values, wants)]
+        states, inputs = tuple(others[:count]), dict(zip(self.cell.inputs, others[count:]))
+        leaves = [a for a in (x, *(() if self.zeros else states), *inputs.values()) if a is not None]
+        return x, None if self.zeros else states if count > 1 else states[0], inputs, leaves
+
+    def call(self, module, values=None, masks=None, run=None, wants=None):
+        """The output and the last states, and with `every` all states, in a list; and the operands that may have
+        gradients. `run` is called in the place of the module, time first.
+        """
+        x, hx, inputs, leaves = self.operands(module, values, wants)
+        turned, masks = self.batch_first and run is None, self.masks if masks is None else masks
+
+        def turn(a):
+            return a.transpose(0, 1) if turned and a is not None and a.dim() > 1 else a
+
+        options = {name: turn(a) for name, a in masks.items()}
+        if inputs:
+            options["inputs"] = {name: turn(a) for name, a in inputs.items()}
+        if self.every:
+            options["return_cells" if self.name == PROJECTED else "return_states"] = True
+        results, count = flat((run or module)(turn(x), hx, **options)), 1 + len(self.cell.states)
+        return [a if 0 < k < count else turn(a) for k, a in enumerate(results)], leaves
+
+    def step(self, module, values=None, wants=None):
+        """The states after the first step, of a layer or of a module that `single` returns; and those operands."""
+        x, hx, inputs, leaves = self.operands(module, values, wants)
+        options = {"inputs": {name: a[0] for name, a in inputs.items()}} if inputs else {}
+        if not hasattr(module, "step"):
+            hx = hx if hx is None else hx[0] if isinstance(hx, torch.Tensor) else tuple(a[0] for a in hx)
+        result = getattr(module, "step", module)(None if x is None else x[0], hx, **options)
+        return flat(result)[-len(self.cell.states) :], leaves
+
+    def single(self):
+        """An `LSTMCell`, `GRUCell` or `ElmanCell` of the module's weights, or None where the cell has none."""
+        if self.name not in CELL_MODULES or self.heads * self.layers > 1 or self.bidirectional:
+            return None
+        module = CELL_MODULES[self.name](self.I, self.H, bias=self.bias, dtype=self.dtype, backend=self.backend)
+        module.load_state_dict({name.removesuffix("_l0"): a for name, a in self.module.state_dict().items()})
+        return module
+
+    def results(self, module=None, values=None, masks=None, run=None):
+        """What `call` returns; and the gradients of all operands and weights, by the same directions for every type."""
         module = module or self.module
-        outputs, leaves = self.call(module, values, masks)
+        outputs, leaves = self.call(module, values, masks, run)
+        pairs = [pair for pair in zip(outputs, self.directions(outputs, masks is None)) if pair[0].requires_grad]
+        wanted, (ends, directions) = [*leaves, *module.parameters()], zip(*pairs) if pairs else ((), ())
+        gradients = torch.autograd.grad(ends, wanted, directions, materialize_grads=True)
+        return [a.detach() for a in outputs], list(gradients)
+
+    def directions(self, outputs, padded=True):
         directions = [
             (torch.linspace(-1, 1, a.shape[-1]) * 64).round().div(64).expand(a.shape).to(a.dtype, copy=True)
             for a in outputs
         ]
-        if self.lengths is not None and masks is None:
+        if self.lengths is not None and padded:
             directions[0][self.held] = torch.nan  # which nothing looks at, as it does not at padding
         directions[0] = self.laid(directions[0])
-        wanted = [*leaves, *module.parameters()]
-        gradients = torch.autograd.grad(outputs, wanted, directions, materialize_grads=True)
-        return [a.detach() for a in outputs], list(gradients)
+        return directions
 
     def rows(self, rows):
         """The operands and masks of some batch rows, for `results`."""
@@ -177,11 +245,9 @@ class Case:
 def largest_error(got, want):
     """Of all tensors, relative to the largest value of each, or to one. NaN is infinitely wrong."""
     pairs = [(a.double(), b.double()) for a, b in zip(got, want, strict=True)]
-    return max(
-        ((a - b).abs().max() / b.abs().max().clamp(min=1)).nan_to_num(nan=math.inf).item()
-        for a, b in pairs
-        if b.numel()
-    )
+    assert all(a.shape == b.shape for a, b in pairs)
+    errors = [(a - b).abs().max() / b.abs().max().clamp(min=1) for a, b in pairs if b.numel()]
+    return max([a.nan_to_num(nan=math.inf).item() for a in errors], default=0.0)
 
 
 def cases(backend, dtypes=(F32, F64), **others):
@@ -190,9 +256,12 @@ def cases(backend, dtypes=(F32, F64), **others):
     of_torch = st.sampled_from(["lstm", "gru"])
     drawn = {
         "name": of_torch if backend == "native" else st.sampled_from(names) | of_torch,
-        "size": st.tuples(st.sampled_from([1, 2, 3, 5, 9]), SIZES, SIZES, SIZES) | st.sampled_from(LARGE),
+        "size": st.tuples(st.sampled_from([1, 2, 3, 5, 9]), SIZES, SIZES, SIZES) | st.sampled_from(LARGE + EMPTY),
         "heads": st.sampled_from([1, 1, 2, 3]),
+        "layers": st.sampled_from([1, 1, 1, 2]),
         "bidirectional": st.booleans(),
+        "batch_first": st.booleans(),
+        "every": st.sampled_from([False, False, True]),
         "bias": st.sampled_from([True, True, False]),
         "zeros": st.booleans(),
         "mask": st.sampled_from(["", "", "lengths", "sorted", "reset", "lengths+reset"]),

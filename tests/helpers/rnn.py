@@ -8,6 +8,7 @@ from torch import Tensor
 
 import fastlstm
 from fastlstm import cells
+from fastlstm.backends.base import WEIGHTS, Layer, hidden_size
 from tests.helpers.modules import randn
 
 
@@ -88,7 +89,7 @@ def by_heads(h: Tensor, weight: Tensor) -> Tensor:
     (B, H), D = h.shape, weight.shape[1]
     blocks = weight.view(-1, H // D, D, D).permute(1, 3, 0, 2).flatten(2)  # (K, D, Y D)
     products = torch.bmm(h.view(B, H // D, D).transpose(0, 1), blocks)
-    return products.view(H // D, B, -1, D).permute(1, 2, 0, 3).reshape(B, -1)
+    return products.view(H // D, B, len(weight) // H, D).permute(1, 2, 0, 3).reshape(B, len(weight))
 
 
 def product_of(weight: Tensor, views: bool, value: Tensor) -> Tensor:
@@ -96,53 +97,64 @@ def product_of(weight: Tensor, views: bool, value: Tensor) -> Tensor:
     return by_heads(value.flatten(-2), weight).view_as(value) if views else by_heads(value, weight)
 
 
-def loop(rnn, x, states, inputs, lengths=None, reset=None, views=False):
-    """All states after each step of the last layer, and the last states of all: one layer and direction after the
-    other, by the cell's own function, time first. x is None for a cell that has no gate for it. With `views` the
-    function gets values of (..., K, H / K) for K heads.
+def by_steps(layer: Layer, heads: int = 1) -> tuple[list[Tensor], list[Tensor]]:
+    """All states after each step, and the last ones, of one layer in one direction: what the function that the author
+    wrote computes at each step. Where it has means of heads it gets values of (..., K, H / K).
     """
-    cell, D, H = rnn.cell, 2 if rnn.bidirectional else 1, rnn.hidden_size
-    T, B = next(iter(inputs.values())).shape[:2] if x is None else x.shape[:2]
-    gates = {operand: [gate for gate, of in cell.gates.items() if operand in of] for operand in "xh"}
-    last = []
-    for layer in range(rnn.num_layers):
+    views = heads > 1 and "mean_of_head" in layer.cell.derived().forward.operations()
+    cell, (T, B), H = layer.cell, layer.x.shape[:2], hidden_size(layer)
+    products = dict(zip(cell.products, layer.weights[WEIGHTS + len(cell.params) :]))
+    state = [layer.x.new_zeros(B, H) if a is None else a for a in layer.states]
+    after, taken = [[a.new_zeros(0)] * T for a in state], inspect.signature(cell).parameters
+    for t in range(T - 1, -1, -1) if layer.reverse else range(T):
+        held = torch.zeros(B, 1, dtype=torch.bool) if layer.lengths is None else (t >= layer.lengths).unsqueeze(1)
+        if layer.reset is not None:
+            state = [a.masked_fill(layer.reset[t].unsqueeze(1) & ~held, 0) for a in state]
+        values = dict.fromkeys(cell.gates, layer.x.new_zeros(B, H))
+        for operand, value, weight, bias in zip("xh", (layer.x[t], state[0]), layer.weights, layer.weights[2:]):
+            if weight is not None:
+                gates = [gate for gate, sums in cell.gates.items() if operand in sums]
+                sums = value @ weight.mT if operand == "x" else by_heads(value, weight)
+                for gate, part in zip(gates, (sums if bias is None else sums + bias).split(H, -1)):
+                    values[gate] = values[gate] + part
+        values |= dict(zip(cell.states, state))
+        values |= {name: a.expand(B, H) for name, a in zip(cell.params, layer.weights[WEIGHTS:])}
+        values |= {name: a[t] for name, a in zip(cell.inputs, layer.inputs)}
+        if views:
+            values = {name: a.unflatten(-1, (heads, -1)) for name, a in values.items()}
+        values |= {name: partial(product_of, weight, views) for name, weight in products.items()}
+        new = cell(**{name: values[name] for name in taken})
+        new = new if isinstance(new, tuple) else (new,)
+        new = [(a.flatten(-2) if views else a).expand(B, H) for a in new]
+        state = [torch.where(held, a, b) for a, b in zip(state, new)]
+        for k, (steps, a) in enumerate(zip(after, state)):
+            steps[t] = a if k else a.masked_fill(held, 0)
+    return [torch.stack(steps) if T else a.new_zeros(0, B, H) for steps, a in zip(after, state)], state
+
+
+def loop(rnn, x, states=None, inputs=None, lengths=None, reset=None, return_states=False):
+    """What `rnn` returns, time first, one layer and direction after the other."""
+    cell, D, inputs = rnn.cell, 2 if rnn.bidirectional else 1, tuple((inputs or {}).values())
+    states, last = states if isinstance(states, tuple) else (states,) * len(cell.states), []
+    x = inputs[0][..., :0] if x is None else x
+    names = [
+        "weight_ih",
+        "weight_hh",
+        "bias_ih",
+        "bias_hh",
+        *cell.params,
+        *(f"weight_{name}" for name in cell.products),
+    ]
+    for k in range(rnn.num_layers):
         sequences = []
         for direction in range(D):
-            suffix = f"_l{layer}{'_reverse' * direction}"
-            ih, hh, b_ih, b_hh = (
-                getattr(rnn, name + suffix, None) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            )
-            params = {name: getattr(rnn, name + suffix) for name in cell.params}
-            weights = {name: getattr(rnn, f"weight_{name}{suffix}") for name in cell.products}
-            params |= {name: partial(product_of, weight, views) for name, weight in weights.items()}
-            state, after = [a[layer * D + direction] for a in states], [[] for _ in states]
-            for t in range(T) if direction == 0 else reversed(range(T)):
-                held = torch.zeros(B, 1, dtype=torch.bool) if lengths is None else (t >= lengths).unsqueeze(1)
-                if reset is not None:
-                    state = [a.masked_fill(reset[t].unsqueeze(1) & ~held, 0) for a in state]
-                sums = dict.fromkeys(cell.gates, 0)
-                for operand, product, bias in (
-                    ("x", None if ih is None else x[t] @ ih.T, b_ih),
-                    ("h", None if hh is None else by_heads(state[0], hh), b_hh),
-                ):
-                    if gates[operand]:
-                        parts = (product if bias is None else product + bias).split(H, -1)
-                        for gate, part in zip(gates[operand], parts):
-                            sums[gate] = sums[gate] + part
-                values = {**sums, **dict(zip(cell.states, state)), **params, **{k: a[t] for k, a in inputs.items()}}
-                taken = {name: values[name] for name in inspect.signature(cell).parameters}
-                if views:
-                    taken |= {
-                        name: a.unflatten(-1, (rnn.heads, -1)) for name, a in taken.items() if name not in weights
-                    }
-                new = cell(**taken)
-                new = new if isinstance(new, tuple) else (new,)
-                new = [a.flatten(-2) for a in new] if views else new
-                state = [torch.where(held, a, b) for a, b in zip(state, new)]
-                for k, (steps, a) in enumerate(zip(after, state)):
-                    steps.append(a if k else a.masked_fill(held, 0))
-            sequences.append([torch.stack(steps if direction == 0 else steps[::-1]) for steps in after])
-            last.append(state)
+            weights = tuple(getattr(rnn, f"{name}_l{k}{'_reverse' * direction}", None) for name in names)
+            first = tuple(None if a is None else a[k * D + direction] for a in states)
+            layer = Layer(x, weights, first, lengths, reset, direction == 1, cell, inputs)
+            after, ends = by_steps(layer, rnn.heads)
+            sequences.append(after)
+            last.append(ends)
         together = [torch.cat(each, -1) for each in zip(*sequences)]
         x = together[0]
-    return together, tuple(torch.stack(each) for each in zip(*last))
+    last = tuple(torch.stack(each) for each in zip(*last))
+    return (x, last, tuple(together)) if return_states else (x, last)

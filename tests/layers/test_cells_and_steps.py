@@ -10,30 +10,12 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
-from fastlstm import cells
 from tests.helpers.contract import LAYERS
 from tests.helpers.modules import assert_same_gradients, both_backends, pair, randn
-from tests.helpers.rnn import RNN, given, loop
 from tests.helpers.tolerances import close
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 LSTM, GRU = partial(fastlstm.LSTM, 3, 5), partial(fastlstm.GRU, 3, 5)
-
-
-@both_backends
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("layers", [1, 2])
-def test_cells_equal_a_loop(backend, layers, bidirectional):
-    theirs, ours = pair(3, 5, layers, bidirectional=bidirectional, backend=backend)
-    plain = RNN(cells.lstm, 3, 5, layers, bidirectional=bidirectional)
-    plain.load_state_dict(theirs.state_dict())
-    x, states, _ = given(plain)
-    expected, ends = loop(plain, x, states, {})
-    output, last, all_cells = ours(x, states, return_cells=True)
-    close(output, theirs(x, states)[0], "sums")
-    assert_same_gradients(ours, plain, [*last, all_cells], [*ends, expected[1]], [x, *states])
-    ours.batch_first = True
-    close(ours(x.transpose(0, 1), states, return_cells=True)[2].transpose(0, 1), all_cells, "sums")
 
 
 def test_cells_of_packed_input():

@@ -11,24 +11,10 @@ import torch
 
 import fastlstm
 from fastlstm.cells import cell, mean, tanh
-from tests.helpers.rnn import of_heads, of_heads_and_rows, results
+from tests.helpers.rnn import of_heads, of_heads_and_rows
 from tests.helpers.tolerances import F64, close
 
-SIZES = [(1, 1), (7, 1), (7, 7), (64, 1), (64, 4), (64, 64), (100, 1), (100, 2), (100, 5), (100, 100), (384, 3)]
 backends = pytest.mark.parametrize("backend", ["numba", "reference"])
-
-
-@pytest.mark.sampled(5)
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("T", "B"), [(3, 1), (3, 5), (2, 130)])
-@pytest.mark.parametrize(("H", "K"), SIZES)
-def test_means_of_heads_beside_those_of_rows(poisoned, H, K, T, B, masked):
-    rnn = fastlstm.RNN(of_heads_and_rows, 3, H, heads=K, backend="numba")
-    exact = fastlstm.RNN(of_heads_and_rows, 3, H, heads=K, dtype=F64, backend="reference")
-    exact.load_state_dict(rnn.state_dict())
-    x, states, inputs = torch.randn(T, B, 3), tuple(torch.randn(2, 1, B, H)), {"u": torch.randn(T, B, H)}
-    masks = {"lengths": torch.randint(0, T + 1, (B,)), "reset": torch.rand(T, B) < 0.3} if masked else {}
-    close(*(results(each, each, x, states, inputs, **masks) for each in (rnn, exact)), "layer")
 
 
 @backends

@@ -14,87 +14,10 @@ from fastlstm.backends import dispatch
 from fastlstm.cells import gru_reset_before
 from tests.helpers.layers import needs_native
 from tests.helpers.modules import randn
-from tests.helpers.rnn import RNN, gadget, given, loop, of_heads, of_products, without_x
+from tests.helpers.rnn import RNN, gadget, of_heads
 from tests.helpers.tolerances import F32, F64, close
 
-SIZES = [(1, 1), (7, 1), (7, 7), (48, 2), (64, 4), (100, 2), (100, 5), (100, 100), (650, 2), (650, 5), (650, 650)]
-OPTIONS = [{}, {"masked": True}, {"masked": True, "bidirectional": True, "num_layers": 2}]
 of_both = pytest.mark.parametrize("backend", ["numba", "reference"])
-
-
-def with_double(cell, I, H, dtype, **options):
-    """A module and its copy in float64."""
-    rnn = fastlstm.RNN(cell, I, H, dtype=dtype, **options)
-    exact = fastlstm.RNN(cell, I, H, dtype=F64, **options)
-    exact.load_state_dict(rnn.state_dict())
-    return rnn, exact
-
-
-@pytest.mark.sampled(97)
-@pytest.mark.parametrize(("backend", "dtype"), [("numba", F32), ("numba", F64), ("reference", F64)])
-@pytest.mark.parametrize(
-    "cell",
-    [cells.lstm, cells.gru, gadget, without_x, of_heads, gru_reset_before, of_products],
-    ids=lambda cell: cell.name,
-)
-@pytest.mark.parametrize("size", [(5, 1, 3), (4, 1, 90), (3, 3, 9), (3, 67, 200)], ids=str)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize(("H", "K"), SIZES)
-def test_equals_a_loop_of_heads(poisoned, H, K, options, size, cell, dtype, backend):
-    (T, B, I), options = size, dict(options)
-    masked = options.pop("masked", False)
-    if cell is without_x:
-        I, options = 0, options | {"num_layers": 1}
-    rnn, exact = with_double(cell, I, H, dtype, heads=K, backend=backend, **options)
-    with torch.no_grad():  # params of both signs multiply a state in each step
-        for name, a in [*rnn.named_parameters(), *exact.named_parameters()]:
-            if name.partition("_l")[0] in cell.params:
-                a.mul_(0.5)
-    x, states, inputs = given(rnn, T, B)
-    inputs, masks = {name: 0.3 * a for name, a in inputs.items()}, {}  # one of gadget's multiplies a state
-    if masked:
-        masks["lengths"] = torch.randint(0, T + 1, (B,))
-        masks |= {} if rnn.bidirectional else {"reset": torch.rand(T, B) < 0.3}
-    operands = [a for a in (x, *states, *inputs.values()) if a is not None]
-
-    def cast(to):
-        made = [a.detach().to(dtype).to(to).requires_grad_() for a in operands]
-        rest = iter(made)
-        x_cast = None if x is None else next(rest)
-        return made, x_cast, tuple(next(rest) for _ in states), {name: next(rest) for name in inputs}
-
-    exact_operands, *exact_call = cast(F64)
-    expected, ends = loop(exact, *exact_call, **masks, views=True)
-    own_operands, *own_call = cast(dtype)
-    output, last, every = rnn(*own_call, **masks, return_states=True)
-    got, want = [output, *every[1:], *last], [*expected, *ends]
-    close(got, want, "normalized" if cell in (of_heads, of_products) else "sums")
-    with torch.no_grad():
-        close(rnn(*own_call, **masks), (expected[0], ends), "sums")
-    directions = [torch.randn_like(a) for a in want]
-    found = torch.autograd.grad(got, [*own_operands, *rnn.parameters()], [a.to(dtype) for a in directions])
-    truth = torch.autograd.grad(want, [*exact_operands, *exact.parameters()], directions)
-    close(found, truth, "gradients")
-
-
-@cells.cell(gates={}, states=("h",), inputs=("u",), products=("u_h",))
-def product_alone(h, u, u_h):
-    return cells.tanh(u + u_h(h))
-
-
-@pytest.mark.parametrize("dtype", [F32, F64])
-@of_both
-def test_products_of_heads_without_gates(backend, dtype):
-    """No weight and no state that is given tells H."""
-    rnn, exact = with_double(product_alone, 0, 6, dtype, heads=2, backend=backend)
-    x = randn(4, 3, 6).detach()
-    zeros = (torch.zeros(1, 3, 6, dtype=F64),)
-    expected, ends = loop(exact, None, zeros, {"u": x})
-    got, last = rnn(x.to(dtype))
-    close([got, *last], [*expected, *ends], "sums")
-    weights = torch.randn_like(x)
-    found = torch.autograd.grad(got, rnn.weight_u_h_l0, weights.to(dtype))
-    close(found, torch.autograd.grad(expected[0], exact.weight_u_h_l0, weights), "gradients")
 
 
 @pytest.mark.sampled(3)

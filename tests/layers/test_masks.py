@@ -1,7 +1,5 @@
 """Resets and lengths: equal to running the pieces apart, and to packed sequences, in outputs and gradients."""
 
-import itertools
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,23 +16,6 @@ from tests.helpers.threads import on_any_split, splits
 from tests.helpers.tolerances import close, equal
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-
-
-def run_in_pieces(lstm, x, reset, hx):
-    """Each row's pieces between resets run apart: what `reset` is equal to. All tensors time first."""
-    outputs, ends = [], []
-    for b in range(x.shape[1]):
-        state = tuple(a[:, b : b + 1] for a in hx)
-        starts = [0, *[t for t in range(x.shape[0]) if reset[t, b] and t], x.shape[0]]
-        row = []
-        for begin, end in itertools.pairwise(starts):
-            if reset[begin, b]:
-                state = tuple(torch.zeros_like(a) for a in state)
-            output, state = lstm(x[begin:end, b : b + 1], state)
-            row.append(output)
-        outputs.append(torch.cat(row))
-        ends.append(state)
-    return torch.cat(outputs, 1), tuple(torch.cat(a, 1) for a in zip(*ends, strict=True))
 
 
 def with_tuples(module):
@@ -55,27 +36,6 @@ each_kind = pytest.mark.parametrize(
         *(pytest.param(kind, "native", marks=needs_native) for kind in ("LSTM", "GRU")),
     ],
 )
-
-
-@each_kind
-@settings(max_examples=25, deadline=None)
-@given(
-    st.integers(1, 7), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.sampled_from([0.0, 0.3, 1.0]),
-    st.integers(0, 2**31), splits,
-)  # fmt: skip
-@on_any_split
-def test_reset_equals_pieces(kind, backend, T, B, layers, batch_first, rate, seed):
-    torch.manual_seed(seed)
-    torch_s, options = LAYERS[kind]
-    theirs, ours = pair(3, 5, layers, like=torch_s, backend=backend, **options)
-    x, reset = randn(T, B, 3), torch.rand(T, B) < rate
-    states = tuple(randn(layers, B, 5) for _ in range(2 if kind == "LSTM" else 1))
-    expected, ends = run_in_pieces(with_tuples(theirs), x, reset, states)
-    ours.batch_first = batch_first
-    masked, reset = (a.transpose(0, 1) if batch_first else a for a in (x, reset))
-    got, last = with_tuples(ours)(masked, states, reset=reset)
-    got = got.transpose(0, 1) if batch_first else got
-    assert_same_gradients(ours, theirs, [got, *last], [expected, *ends], [x, *states])
 
 
 @both_backends

@@ -10,31 +10,10 @@ from torch import nn
 import fastlstm
 from fastlstm import cells
 from tests.helpers.modules import assert_same_gradients, copies_of, flat, randn
-from tests.helpers.rnn import RNN, gadget, given, loop, no_product, of_products
+from tests.helpers.rnn import RNN, gadget, given, no_product, of_products
 from tests.helpers.tolerances import close
 
-ALL = [*cells.CELLS, cells.rhn(3), gadget, no_product, of_products]
 backends = pytest.mark.parametrize("backend", ["numba", "reference"])
-
-
-@pytest.mark.sampled(5)
-@pytest.mark.parametrize("cell", ALL, ids=lambda cell: cell.name)
-@pytest.mark.parametrize(
-    "options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}], ids=["", "2x2", "b"]
-)
-@backends
-def test_equals_a_loop_over_the_cell(cell, options, backend):
-    layers = options | {"num_layers": 1} if not cell.gates_of_x else options
-    rnn = RNN(cell, 3 * bool(cell.gates_of_x), 5, backend=backend, **layers)
-    x, states, inputs = given(rnn)
-    expected, ends = loop(rnn, x, states, inputs)
-    output, last, sequences = rnn(x, states, inputs, return_states=True)
-    assert type(last) is type(sequences) is tuple
-    assert output is sequences[0]
-    got, want = [*sequences, *last], [*expected, *ends]
-    leaves = [a for a in (x, *states, *inputs.values()) if a is not None]
-    assert_same_gradients(rnn, rnn, got, want, leaves)
-    close(rnn(x, states, inputs), (expected[0], ends), "sums")
 
 
 @pytest.mark.parametrize(

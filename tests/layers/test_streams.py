@@ -8,11 +8,9 @@ import torch
 from torch import nn
 
 import fastlstm
-from fastlstm.cells import library
 from tests.helpers.layers import needs_native
 from tests.helpers.memory import resident
 from tests.helpers.modules import flat
-from tests.helpers.rnn import of_heads
 from tests.helpers.streams import check_bits
 from tests.helpers.tolerances import equal
 
@@ -20,42 +18,11 @@ LAYERS = [fastlstm.LSTM, fastlstm.GRU, fastlstm.Elman]
 CELLS = [fastlstm.LSTMCell, fastlstm.GRUCell, fastlstm.ElmanCell]
 
 
-@pytest.mark.sampled(7)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 7, 100), (2, 40, 128), (33, 5, 20)])
-@pytest.mark.parametrize(
-    ("kind", "backend"),
-    [*((kind, "numba") for kind in (*LAYERS, *CELLS)), *((kind, "native") for kind in (*LAYERS[:2], *CELLS[:2]))],
-)
-def test_every_module(kind, backend, sizes, threads, dtype, poisoned, set_threads):
-    """From states of a caller it takes any number of rows."""
-    B, I, H = sizes
-    set_threads(threads)
-    check_bits(kind(I, H, backend=backend).to(dtype), B, rows=(B, B + 1, B))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("backend", ["numba", "native", "reference", "aten"])
-def test_every_backend_and_dtype(backend, dtype):
-    check_bits(fastlstm.LSTM(7, 20, num_layers=3, backend=backend).to(dtype), 3)
-
-
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("activations", ["int8", "int16"])
 @pytest.mark.parametrize("kind", [*LAYERS[:2], *CELLS[:2]])
 def test_int8(kind, activations, backend):
     check_bits(fastlstm.quantize(nn.ModuleList([kind(13, 36, backend=backend)]), activations=activations)[0], 4)
-
-
-@pytest.mark.parametrize(
-    ("cell", "H", "heads"),
-    [*((cell, 9, 1) for cell in library.CELLS), (of_heads, 64, 4), (library.gru_reset_before, 64, 4)],
-    ids=str,
-)
-def test_any_cell(cell, H, heads):
-    sizes = {"input_size": 5, "num_layers": 2} if cell.gates_of_x else {"input_size": 0}
-    check_bits(fastlstm.RNN(cell, hidden_size=H, **sizes, heads=heads, backend="numba"), 2)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # torch's own layer says so

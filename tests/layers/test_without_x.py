@@ -9,17 +9,12 @@ from torch.func import grad, vmap
 
 import fastlstm
 from fastlstm import cells
-from tests.helpers.modules import assert_same_gradients, copies_of, randn
-from tests.helpers.rnn import RNN, given, loop, without_x
+from tests.helpers.cases import diagonal
+from tests.helpers.modules import copies_of, randn
+from tests.helpers.rnn import RNN, given, without_x
 from tests.helpers.tolerances import close
 
 of_both = pytest.mark.parametrize("backend", ["numba", "reference"])
-
-
-@cells.cell(gates={}, states=("h",), params=("o",), inputs=("x",))
-def diagonal(h, o, x):
-    """No product at all. The param's gradient is called do, as a keyword of C++ is."""
-    return cells.tanh(x + o * h)
 
 
 @cells.cell(gates={}, states=("h", "v"), inputs=("x",))
@@ -32,24 +27,6 @@ def scan(h, v, x):
 def values(*size):
     """Two inputs that are views of one tensor, as a product with several blocks of rows gives them."""
     return dict(zip(without_x.inputs, randn(*size[:-1], 2 * size[-1], grad=False).chunk(2, -1)))
-
-
-@of_both
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"bias": False, "heads": 3}], ids=str)
-@pytest.mark.parametrize("cell", [without_x, diagonal, scan], ids=lambda cell: cell.name)
-def test_equals_a_loop(poisoned, cell, options, backend):
-    options = options if cell is without_x else {**options, "heads": 1}
-    rnn = RNN(cell, 0, 6, backend=backend, **options)
-    _, states, inputs = given(rnn)
-    masks = {"lengths": torch.tensor([6, 0, 3, 5])}
-    if not rnn.bidirectional:
-        masks["reset"] = torch.rand(6, 4) < 0.3
-    for chosen in ({}, masks):
-        expected, ends = loop(rnn, None, states, inputs, **chosen)
-        output, last, every = rnn(None, states, inputs, **chosen, return_states=True)
-        assert_same_gradients(rnn, rnn, [output, *every[1:], *last], [*expected, *ends], [*states, *inputs.values()])
-        with torch.no_grad():
-            close(rnn(None, states, inputs, **chosen)[0], expected[0], "sums")
 
 
 def test_parameters():

@@ -2,72 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
 
 import fastlstm
-from tests.helpers.modules import flat, pair
-from tests.helpers.threads import split, splits
+from tests.helpers.modules import pair
 from tests.helpers.tolerances import close
-
-
-@st.composite
-def calls(draw):
-    """A pair of modules in float64 and ours in float32 or float64, and the arguments of a call for each."""
-    kind = draw(st.sampled_from([nn.LSTM, nn.GRU, nn.RNN]))
-    T, B, I, H = (draw(st.sampled_from(of)) for of in ((1, 2, 7, 30), (1, 3, 8, 33), (1, 5, 46), (1, 7, 17, 40)))
-    options = {
-        "num_layers": draw(st.integers(1, 3)),
-        "bidirectional": draw(st.booleans()),
-        "bias": draw(st.booleans()),
-        "batch_first": draw(st.booleans()),
-    }
-    torch.manual_seed(draw(st.integers(0, 1 << 30)))
-    theirs, ours = pair(I, H, like=kind, dtype=draw(st.sampled_from([torch.float32, torch.float64])), **options)
-    theirs.load_state_dict(ours.state_dict())  # rounded as ours are
-    names = [name for name, _ in theirs.named_parameters()]
-    for name in draw(st.lists(st.sampled_from(names), max_size=len(names), unique=True)):
-        for module in (theirs, ours):
-            module.get_parameter(name).requires_grad_(False)
-    parts = options["num_layers"] * (1 + options["bidirectional"])
-    x = torch.randn(*((B, T) if options["batch_first"] else (T, B)), I, dtype=next(ours.parameters()).dtype)
-    states = [torch.randn(parts, B, H, dtype=x.dtype) for _ in range(2 if kind is nn.LSTM else 1)]
-    given_states = draw(st.booleans())
-    wanted = [a.requires_grad_(draw(st.booleans())) for a in (x, *states)]
-    return theirs, ours, wanted if given_states else wanted[:1]
-
-
-def run(module, x, *states):
-    hx = None if not states else states[0] if len(states) == 1 else states
-    return flat(module(x, hx))
-
-
-def gradients_of(module, arguments, results, directions, create_graph=False):
-    leaves = [a for a in (*arguments, *module.parameters()) if a.requires_grad]
-    if not leaves:
-        return []
-    return torch.autograd.grad(results, leaves, directions, create_graph=create_graph, allow_unused=True)
-
-
-@settings(deadline=None, max_examples=60)
-@given(calls(), splits)
-def test_results_and_gradients(call, threads):
-    theirs, ours, arguments = call
-    exact = [a.detach().double().requires_grad_(a.requires_grad) for a in arguments]
-    with split(*threads):
-        expected = run(theirs, *exact)
-        for _ in range(2):  # the second call follows the plan
-            results = run(ours, *arguments)
-            with torch.no_grad():
-                without = run(ours, *arguments)
-            close(results, expected, "sums")
-            assert all(torch.equal(a, b) for a, b in zip(results, without, strict=True))
-            directions = [torch.randn_like(a) for a in results]
-            gradients = gradients_of(ours, arguments, results, directions)
-            wanted = gradients_of(theirs, exact, expected, [a.double() for a in directions])
-            close(gradients, wanted, "gradients")
-            expected = run(theirs, *exact)
 
 
 def test_a_later_weight_of_another_dtype_is_no_old_plan_s():

@@ -5,8 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -14,7 +12,6 @@ import fastlstm
 from tests.helpers.layers import CPU_BACKENDS, UNAVAILABLE, Layer
 from tests.helpers.modules import pair, results, same
 from tests.helpers.numba import under
-from tests.helpers.threads import on_any_split, splits
 from tests.helpers.tolerances import BF16, F16, F32
 
 cells = partial(pair, like=nn.LSTMCell)
@@ -33,34 +30,6 @@ def unrolled(cell, xs, state):
 def backend(request):
     with fastlstm.use_backend(request.param):
         yield request.param
-
-
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
-@settings(max_examples=30, deadline=None)
-@given(
-    st.sampled_from([1, 7, 40, 129]), st.sampled_from([1, 7, 66]), st.sampled_from([1, 7, 33, 100]), st.booleans(),
-    st.booleans(), st.booleans(), splits,
-)  # fmt: skip
-@on_any_split
-def test_training_a_loop_of_cells(backend, B, I, H, bias, x_grad, state_grad):
-    """Outputs and every gradient, over updates of the weights in place. 1e-12 of the largest: float64, 4 steps."""
-    modules = cells(I, H, bias=bias)
-    xs = torch.randn(4, B, I, dtype=torch.float64)
-    state = torch.randn(2, B, H, dtype=torch.float64)
-    for _ in range(3):
-        results = []
-        with fastlstm.use_backend(backend):
-            for module in modules:
-                leaves = [xs.clone().requires_grad_(x_grad), state.clone().requires_grad_(state_grad)]
-                outputs = unrolled(module, leaves[0], tuple(leaves[1]))
-                inputs = [a for a in leaves if a.requires_grad] + list(module.parameters())
-                loss = sum((a * (k + 1)).sum() for k, a in enumerate(outputs))
-                results.append([*outputs, *torch.autograd.grad(loss, inputs)])
-                with torch.no_grad():
-                    for p in module.parameters():
-                        p.mul_(0.9)
-        for theirs, ours in zip(*results, strict=True):
-            assert (theirs - ours).abs().max() <= 1e-12 * theirs.abs().max().clamp(min=1)
 
 
 def test_packed_once_for_all_steps_of_an_update(calls):

@@ -111,21 +111,6 @@ def test_inputs_that_lie_in_another_way(modules):
         check(ours, theirs, x, given)
 
 
-def test_gradients_that_are_wanted_of_other_tensors(modules):
-    ours, theirs = modules
-    x = torch.randn(T, B, I)
-    exact = x.double().requires_grad_()
-    names = ["weight_hh_l0", "bias_ih_l0"]
-    for wanted in ([], names[:1], names[1:], names):
-        for module in modules:
-            for name, parameter in module.named_parameters():
-                parameter.requires_grad_(name in wanted)
-        leaf = x.clone().requires_grad_()
-        got = torch.autograd.grad(ours(leaf)[0].sin().sum(), [leaf, *(getattr(ours, name) for name in wanted)])
-        want = torch.autograd.grad(theirs(exact)[0].sin().sum(), [exact, *(getattr(theirs, name) for name in wanted)])
-        close(got, want, "gradients")
-
-
 @torch.no_grad()
 def test_settings_that_change_between_calls(modules, set_threads):
     ours, theirs = modules

@@ -15,10 +15,9 @@ from fastlstm.backends.base import Gradients, Layer, Run
 from tests.cells.drawn import QUIET, declared, sources
 from tests.cells.functions import OF_TORCH
 from tests.cells.layers import GRADIENTS, OUTPUTS, error, every_cell, masks
-from tests.helpers.cases import CELLS
 from tests.helpers.layers import Case, flat, stacked
 from tests.helpers.threads import on_any_split, split, splits
-from tests.helpers.tolerances import BF16, F32, F64, KINDS, close
+from tests.helpers.tolerances import F32, F64, KINDS, close
 
 LIMIT = {F64: (OUTPUTS, GRADIENTS), F32: (KINDS["layer"].bounds[F32],) * 2}
 # T, B, I, H: a lone row, few and many rows, chunks; x narrow and wide; last panels that are full, cut off, or alone
@@ -60,25 +59,6 @@ def check(case: Case, dtype: torch.dtype, needs: Gradients | None = None) -> Non
             assert error(got.double(), exact) < LIMIT[dtype][k >= len(flat(case.grads))], k
 
 
-@pytest.mark.sampled(5)
-@pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
-def test_large_layers(cell):
-    check(Case(cell, 3, 5, 650, 650), F32)
-
-
-@every_cell
-def test_gradients_that_are_wanted(cell, poisoned):
-    case = Case(cell, 4, 3, 5, 9, masked=True)
-    for k, absent in enumerate(case.operands):
-        if absent is not None:
-            flags = [a is not None and (n == k) == (k % 2 == 0) for n, a in enumerate(case.operands)]
-            check(case, F64, Gradients.of(cell, flags))
-    nothing = Run(None, (None,) * len(cell.states), (None,) * (len(cell.states) - 1))
-    run = numba.forward(case.layer, True)
-    found = numba.backward(nothing, case.layer, run, case.needs).flat
-    assert all(not a.any() for a in found if a is not None)
-
-
 @every_cell
 @masks
 def test_stacks(cell, masked):
@@ -109,42 +89,6 @@ def test_drawn_cells(source, size, reverse, masked, zeros, seed):
 @on_any_split
 def test_many_drawn_cells(source, size, reverse, masked, zeros, seed):
     check(Case(declared(source), *size, reverse, masked, zeros, seed=seed), F64)
-
-
-@every_cell
-@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
-def test_sixteen_bits(cell, dtype):
-    """Computed in float32, and rounded once."""
-    case = Case(cell, 6, 4, 5, 20, masked=True)
-    layer, grads = case.layer.to(dtype), to(case.grads, dtype)
-    plan = numba.plan(layer, True, {}, ())
-    if plan.is_bfloat16:
-        pytest.skip("products of bfloat16 have tests of their own")
-    run = plan.forward(layer)
-    found = plan.backward(grads, layer, run, case.needs, [])
-    wide = layer.to(F32)
-    want = numba.forward(wide, True)
-    expected = numba.backward(to(grads, F32), wide, want, case.needs)
-    pairs = [(run.h, want.h), *zip(run.last, want.last), *zip(found.flat, expected.flat)]
-    assert all(torch.equal(a, b.to(dtype)) for a, b in pairs if b is not None)
-
-
-@every_cell
-def test_nan_stays_in_its_row(cell):
-    case = Case(cell, 4, 3, 5, 20)
-    plain = numba.forward(case.layer, True)
-    case.layer.x[1, 1] = torch.nan
-    for a in case.layer.inputs:
-        a[1, 1] = torch.nan
-    got, want = numba.forward(case.layer, True), reference.forward(case.layer, True)
-    for a, b, c in zip(flat(got), flat(want), flat(plain)):
-        assert torch.equal(a.isnan(), b.isnan())
-        assert torch.equal(a[..., ::2, :], c[..., ::2, :])
-    found, wanted = (
-        backend.backward(case.grads, case.layer, run, case.needs).flat
-        for backend, run in ((numba, got), (reference, want))
-    )
-    assert all(torch.equal(a.isnan(), b.isnan()) for a, b in zip(found, wanted) if b is not None)
 
 
 # The bounds of the fits, in float32 1.9e-7 and 1.3e-7

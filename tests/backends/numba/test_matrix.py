@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 import fastlstm
 from fastlstm import lstm
-from tests.helpers.layers import Layer, error, float32_errors
+from tests.helpers.layers import Layer, float32_errors
 from tests.helpers.numba import PRECISIONS, needs_pieces, needs_unit, primitive
 
 BACKENDS = (
@@ -74,39 +74,6 @@ def test_a_last_chunk_of_one_block(backend, poisoned):
     inputs = Layer(833, 4, 5, 7).to(torch.float32)
     output = lstm(inputs[0], None, *inputs[3:], backend=backend)[0]
     assert all(g.isfinite().all() for g in torch.autograd.grad(output.sum(), inputs[3:]))
-
-
-def weights_of(module):
-    return [p.grad for p in module.parameters()]
-
-
-@needs_pieces
-@pytest.mark.parametrize("size", [(5, 33, 70, 33), (1, 7, 40, 20), (1, 300, 90, 40)])
-def test_weights_that_stay_packed(size):
-    """Without gradients, and over a loop of steps."""
-    T, B, I, H = size
-    layer, cell = (kind(I, H, backend="numba-bf16x6") for kind in (fastlstm.LSTM, fastlstm.LSTMCell))
-    cell.load_state_dict({name.removesuffix("_l0"): w for name, w in layer.state_dict().items()})
-    x = torch.randn(T, B, I, requires_grad=True)
-    zeros = torch.zeros(B, H)
-    for _ in range(2):  # packed at the first call, used at the second
-        whole = layer(x)[0]
-        with torch.no_grad():
-            assert torch.equal(layer(x)[0], whole)
-        state, outputs = (zeros, zeros), []
-        for t in range(T):
-            state = cell(x[t], state)
-            outputs.append(state[0])
-        assert torch.equal(torch.stack(outputs), whole)
-        direction, found = torch.randn(T, B, H), []
-        for output in (whole, torch.stack(outputs)):
-            output.backward(direction)
-            found.append([x.grad, *weights_of(layer if output is whole else cell)])
-            x.grad = None
-        for a, b in zip(*found):
-            assert error(a, b.double()) < 2e-6
-        for module in (layer, cell):
-            module.zero_grad()
 
 
 @needs_pieces
