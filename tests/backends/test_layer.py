@@ -8,6 +8,7 @@ import torch
 import fastlstm
 from fastlstm import lstm
 from tests.helpers.layers import BACKENDS, CPU_BACKENDS, Layer, float32_errors
+from tests.helpers.tolerances import close, equal
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -87,3 +88,16 @@ def test_a_gate_at_minus_infinity_is_closed(dtype, backend):
         for state in (h_n, c_n):
             assert not state[:, :2].any()
             assert state[:, 2].isnan().all()
+
+
+@pytest.mark.parametrize("which", ["bias_ih", "bias_hh"])
+@pytest.mark.parametrize("T", [1, 6])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_one_bias_alone(backend, T, which):
+    tensors, found = [torch.randn(*size, dtype=torch.double) for size in ((T, 3, 7), (132, 7), (132, 33), (132,))], []
+    for name in (backend, backend, "reference"):
+        x, *weights, bias = (a.clone().requires_grad_() for a in tensors)
+        output, (_, c_n) = lstm(x, None, *weights, **{which: bias}, backend=name)
+        found.append([output, c_n, *torch.autograd.grad((output * 2).sum() + c_n.sum(), [x, *weights, bias])])
+    equal(*found[:2])
+    close(found[0], found[2], "gradients")

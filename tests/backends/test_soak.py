@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zlib
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -20,35 +21,18 @@ import torch
 from torch.func import functional_call, grad, jvp, vmap
 
 from tests.helpers import ROOT, kinds
+from tests.helpers.cases import Case
 from tests.helpers.memory import resident
-from tests.helpers.modules import flat
 from tests.helpers.quantized import KERNELS
 from tests.helpers.threads import SPLITS, split
 
-OF_X = [
-    kind for kind in kinds.KINDS if kind not in ("params", "regularized", "means", "many products", "projected")
-]  # and no more
 MEMORY_BYTES = 32 << 20  # by which the allocator's pages may vary
 
 
-def results_of_layers(make, sizes, masked, seed):
-    """Two layers in both directions: all results of training, and the outputs without gradients."""
-    torch.manual_seed(seed)
-    T, B, I, H = sizes
-    module, x = make(I, H, torch.float32, num_layers=2, bidirectional=True), torch.randn(T, B, I, requires_grad=True)
-    options = {"lengths": torch.randint(0, T + 1, (B,))} if masked else {}
-    found = flat(module(x, **options))
-    gradients = torch.autograd.grad(found, [x, *module.parameters()], [torch.randn_like(a) for a in found])
-    with torch.no_grad():
-        return [*(a.detach() for a in found), *gradients, *flat(module(x, **options))]
-
-
-def results_of_transforms(make, sizes, seed):
+def results_of_transforms(case):
     """Gradients of each row by itself. Forward mode runs too, in plain PyTorch, whose bits depend on threads."""
-    torch.manual_seed(seed)
-    T, B, I, H = sizes
-    module, x = make(I, H, torch.float32), torch.randn(T, B, I)
-    weights = {name: a.detach() for name, a in module.named_parameters()}
+    module = replace(case).module
+    weights, x = {name: a.detach() for name, a in module.named_parameters()}, case.values[0].nan_to_num()
 
     def call(weights, x):
         return functional_call(module, weights, x)[0]
@@ -61,19 +45,20 @@ def results_of_transforms(make, sizes, seed):
 def draw_call():
     """A function that makes a layer and calls it, whose results are the same every time."""
     draw = random.choice
-    sizes = [draw([1, 2, 9, 28, 60]), draw([1, 3, 8, 33]), draw([1, 7, 40]), draw([3, 15, 48, 96, 159])]
+    sizes = draw([1, 2, 9, 28, 60]), draw([1, 3, 8, 33]), draw([1, 7, 40]), draw([3, 15, 48, 96, 159])
     way = draw(["layer", "layer", "layers", "transforms", "stream", "ensemble", *["int8"] * len(KERNELS)])
-    kind = draw(kinds.OF_NATIVE if way == "int8" else list(kinds.KINDS) if way == "layer" else OF_X)
-    backends = ["numba"] * (way != "int8") + KERNELS * (kind in kinds.OF_NATIVE and way != "ensemble")
-    make, seed = partial(kinds.KINDS[kind], backend=draw(backends)), draw(range(99))
-    flags = [draw([True, False]) for _ in range(4)]
+    name = draw(kinds.OF_NATIVE if way == "int8" else kinds.NAMES if way == "layer" else kinds.OF_X)
+    backends = ["numba"] * (way != "int8") + KERNELS * (name in kinds.OF_NATIVE and way != "ensemble")
+    options = {"layers": 2, "bidirectional": True} if way == "layers" else {}
+    flags = {"zeros": draw([True, False]), "bias": draw([True, False]), "mask": draw(["", "lengths+reset"])}
+    case = Case(name, sizes, **options, **flags, backend=draw(backends), seed=draw(range(99)))
     return {
-        "layer": partial(kinds.results, make, sizes, torch.float32, *flags, seed),
-        "layers": partial(results_of_layers, make, sizes, flags[0], seed),
-        "transforms": partial(results_of_transforms, make, sizes, seed),
-        "stream": partial(kinds.results_of_stream, make, sizes, seed),
-        "ensemble": partial(kinds.results_of_ensemble, make, sizes, 3, seed),
-        "int8": partial(kinds.results_of_int8, make, sizes, draw(["int8", "int16"]), *flags[:2], seed),
+        "layer": partial(kinds.results, case),
+        "layers": partial(kinds.results, case),
+        "transforms": partial(results_of_transforms, case),
+        "stream": partial(kinds.results_of_stream, case),
+        "ensemble": partial(kinds.results_of_ensemble, case, 3),
+        "int8": partial(kinds.results_of_int8, case, draw(["int8", "int16"])),
     }[way]
 
 
@@ -101,7 +86,7 @@ def soak(seconds):
                 count += 1
         if now > seconds / 60 * len(samples):
             with split(*SPLITS[-1]):  # as many threads as there are at most
-                kinds.results_of_stream(kinds.KINDS["LSTM"], [2, 40, 7, 96], 0)
+                kinds.results_of_stream(Case("lstm", (2, 40, 7, 96), backend="numba"))
             gc.collect()
             open_files, threads = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
             samples.append(Sample(int(now), count, resident(), open_files, threads))

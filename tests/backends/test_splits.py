@@ -12,10 +12,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import fastlstm
+from tests.helpers.cases import cases
 from tests.helpers.delays import build_native, delays_in_native, delays_in_numba
-from tests.helpers.kinds import KINDS, OF_NATIVE, results, results_of_ensemble, results_of_int8, results_of_stream
+from tests.helpers.kinds import NAMES, OF_NATIVE, results, results_of_ensemble, results_of_int8, results_of_stream
 from tests.helpers.quantized import KERNELS
 from tests.helpers.threads import SPLITS, limits, split
+from tests.helpers.tolerances import BF16, F32, F64
 
 NATIVE = [
     each
@@ -24,11 +26,11 @@ NATIVE = [
 ]
 
 
-def on_kernels(*kinds):
-    """Run a test for each of these kinds on each backend that has them."""
-    cases = [(kind, "numba") for kind in kinds]
-    cases += [pytest.param(kind, *p.values, marks=p.marks) for p in NATIVE for kind in kinds if kind in OF_NATIVE]
-    return pytest.mark.parametrize(("kind", "kernels"), cases, indirect=["kernels"])
+def on_kernels(*names):
+    """Run a test for each of these cells on each backend that has them."""
+    pairs = [(name, "numba") for name in names]
+    pairs += [pytest.param(name, *p.values, marks=p.marks) for p in NATIVE for name in names if name in OF_NATIVE]
+    return pytest.mark.parametrize(("name", "kernels"), pairs, indirect=["kernels"])
 
 
 # mostly teams of several threads, which wait for each other
@@ -36,13 +38,21 @@ splits = st.sampled_from([each for each in SPLITS if each[1] > 1]) | st.sampled_
 # T, B, I and H: one or several time chunks, rows of a team and vector groups of units. One in five has so many steps
 # and rows that backward passes sum the gradients of weights in two sets.
 sizes = st.tuples(*map(st.sampled_from, ([1, 9, 20, 20], [1, 5, 20, 70, 70], [1, 7, 40, 100], [3, 15, 48, 96, 159])))
-mostly = st.sampled_from([True, True, True, False])
-flags = st.fixed_dictionaries({"masked": st.booleans(), "states": mostly, "x_grad": mostly, "bias": mostly})
-dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16])
 # many short time chunks in the backward pass, none of few pairs, or what the sizes give
 short = {"CHUNK_PAIRS": 8, "FEW_PAIRS": 0}
 chunks = st.sampled_from([short, short, {}])
-seeds = st.integers(0, 1 << 30)
+one_layer = {
+    "layers": st.just(1),
+    "bidirectional": st.just(False),
+    "every": st.just(False),
+    "batch_first": st.just(False),
+}
+
+
+def drawn(backend, name, dtypes=(F32,), **others):
+    return cases(backend, dtypes, name=st.just(name), size=sizes, heads=st.sampled_from([1, 3]), **(one_layer | others))
+
+
 unshrunk = partial(settings, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # a race is another in every run
 
 
@@ -67,42 +77,41 @@ def assert_one_thread_s_bits(threads, call, context, **chosen):
         assert torch.equal(a.nan_to_num(), b.nan_to_num()), (k, (a - b).abs().max(), b.abs().max())
 
 
-@on_kernels(*KINDS)
+@on_kernels(*NAMES)
 @unshrunk(max_examples=25)
-@given(sizes, flags, dtypes, chunks, splits, seeds)
-def test_layers(kind, kernels, sizes, flags, dtype, chunks, threads, seed):
+@given(st.data(), chunks, splits)
+def test_layers(name, kernels, data, chunks, threads):
     backend, context = kernels
-    make = partial(KINDS[kind], backend=backend)
-    call = partial(results, make, sizes, dtype, **flags, seed=seed)
-    assert_one_thread_s_bits(threads, call, context, **chunks)
+    case = data.draw(drawn(backend, name, (F32, F64, BF16)))
+    assert_one_thread_s_bits(threads, partial(results, case), context, **chunks)
 
 
-@pytest.mark.parametrize("kind", OF_NATIVE)
+@pytest.mark.parametrize("name", OF_NATIVE)
 @pytest.mark.parametrize("kernels", NATIVE, indirect=True)
 @unshrunk(max_examples=15)
-@given(sizes, st.sampled_from(["int8", "int16"]), mostly, mostly, splits, seeds)
-def test_int8(kind, kernels, sizes, activations, masked, states, threads, seed):
+@given(st.data(), st.sampled_from(["int8", "int16"]), splits)
+def test_int8(name, kernels, data, activations, threads):
     backend, context = kernels
-    make = partial(KINDS[kind], backend=backend)
-    assert_one_thread_s_bits(threads, partial(results_of_int8, make, sizes, activations, masked, states, seed), context)
+    case = data.draw(drawn(backend, name))
+    assert_one_thread_s_bits(threads, partial(results_of_int8, case, activations), context)
 
 
-@on_kernels("LSTM", "GRU", "norms", "heads", "products")
+@on_kernels(*OF_NATIVE, "layer_norm_lstm", "of_heads", "gru_reset_before")
 @unshrunk(max_examples=8)
-@given(sizes, splits, seeds)
-def test_streams(kind, kernels, sizes, threads, seed):
+@given(st.data(), splits)
+def test_streams(name, kernels, data, threads):
     backend, context = kernels
-    make = partial(KINDS[kind], backend=backend)
-    assert_one_thread_s_bits(threads, partial(results_of_stream, make, sizes, seed), context)
+    case = data.draw(drawn(backend, name))
+    assert_one_thread_s_bits(threads, partial(results_of_stream, case), context)
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "norms", "heads", "products"])
+@pytest.mark.parametrize("name", ["lstm", "layer_norm_lstm", "of_heads", "gru_reset_before"])
 @unshrunk(max_examples=8)
-@given(sizes, st.integers(2, 6), splits, seeds)
-def test_ensembles(kind, sizes, count, threads, seed):
+@given(st.data(), st.integers(2, 6), splits)
+def test_ensembles(name, data, count, threads):
     """Each layer of a stack runs on one thread, and so without barriers."""
-    call = partial(results_of_ensemble, partial(KINDS[kind], backend="numba"), sizes, count, seed)
-    assert_one_thread_s_bits(threads, call, nullcontext)
+    case = data.draw(drawn("numba", name))
+    assert_one_thread_s_bits(threads, partial(results_of_ensemble, case, count), nullcontext)
 
 
 def test_a_stream_begins_at_zero_whoever_comes_first():

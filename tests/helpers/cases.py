@@ -69,7 +69,9 @@ OWN = (
 OWN = (*OWN, of_seven_sums, that_saves_means_alone, of_a_detached_mean, of_detached_products)
 CELLS = {cell.name: cell for cell in (*cells.CELLS, cells.rhn(3), *OWN)}
 CELL_MODULES = {"lstm": fastlstm.LSTMCell, "gru": fastlstm.GRUCell, "elman_tanh": fastlstm.ElmanCell}
+LIKE_TORCH = {"lstm": fastlstm.LSTM, "gru": fastlstm.GRU, "elman_tanh": fastlstm.Elman}
 PROJECTED = "lstm with a projection"  # which no cell of its own has
+REGULARIZED = "lstm that drops and holds"  # with other numbers in each call
 UNGATED = ("lif", "synaptic", "alif")  # which multiply nothing, and whose spikes jump
 # A lone row, few and many; full panels, a last one cut off, and one alone
 SIZES = st.sampled_from([1, 2, 7, 15, 16, 17, 31, 32, 33, 48, 65, 100]) | st.integers(1, 70)
@@ -112,14 +114,15 @@ class Case:
     dtype: torch.dtype = F32
     backend: str | None = None
     seed: int = 0
-    masks: dict[str, torch.Tensor] = field(init=False, default_factory=dict)
+    masks: dict[str, torch.Tensor] = field(init=False, repr=False, default_factory=dict)
+    place = staticmethod(lambda a: a)  # copies what the kernels read from outside
 
     def __post_init__(self):
         torch.manual_seed(self.seed)
         self.cell, (self.T, self.B, self.I, self.H) = CELLS.get(self.name, cells.lstm), self.size
         cell, make = self.cell, partial(fastlstm.RNN, self.cell)
         multiplies = cell.products or cell.gates_of_h
-        self.heads = self.heads if multiplies and self.backend != "native" and self.name != PROJECTED else 1
+        self.heads = self.heads if multiplies and self.backend != "native" and self.name in CELLS else 1
         H = 15 if self.H < 3 and cell.derived().means else self.H  # a norm of one or two units divides by errors
         H = max(2, H) if self.name == PROJECTED else H
         self.H, self.I = H * self.heads, self.I if cell.gates_of_x else 0
@@ -131,6 +134,11 @@ class Case:
         if self.name == PROJECTED:
             make, options["proj_size"] = fastlstm.LSTM, max(1, self.H // 3)
             widths[0] = options["proj_size"]
+        elif self.name == REGULARIZED:
+            make, options = fastlstm.LSTM, options | {"recurrent_dropout": 0.3, "zoneout": (0.2, 0.1)}
+        elif self.heads == 1 and not self.every:
+            make = LIKE_TORCH.get(self.name, make)
+        if not isinstance(make, partial):
             del options["heads"]
         self.module, self.exact = (
             make(self.I, self.H, dtype=dtype, backend=backend, **options)
@@ -177,7 +185,9 @@ class Case:
         dtype, count = next(module.parameters()).dtype, len(self.cell.states)
         values = self.values if values is None else values
         wants = [True] * len(values) if wants is None else wants
-        x, *others = [None if a is None else a.to(dtype, copy=True).requires_grad_(g) for a, g in zip(values, wants)]
+        x, *others = [
+            None if a is None else self.place(a.to(dtype, copy=True)).requires_grad_(g) for a, g in zip(values, wants)
+        ]
         states, inputs = tuple(others[:count]), dict(zip(self.cell.inputs, others[count:]))
         leaves = [a for a in (x, *(() if self.zeros else states), *inputs.values()) if a is not None]
         return x, None if self.zeros else states if count > 1 else states[0], inputs, leaves
@@ -234,7 +244,7 @@ class Case:
         if self.lengths is not None and padded:
             directions[0][self.held] = torch.nan  # which nothing looks at, as it does not at padding
         directions[0] = self.laid(directions[0])
-        return directions
+        return [self.place(a) for a in directions]
 
     def rows(self, rows):
         """The operands and masks of some batch rows, for `results`."""

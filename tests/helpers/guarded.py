@@ -16,8 +16,10 @@ import torch
 from fastlstm.backends import pool
 from fastlstm.backends.numba.host import frames, passes
 from tests.helpers import kinds
+from tests.helpers.cases import Case
 from tests.helpers.layers import UNAVAILABLE
 from tests.helpers.threads import SPLITS, forget, split
+from tests.helpers.tolerances import BF16, F32, F64
 
 guard = ctypes.CDLL(None)
 guard.guard_alloc.restype = ctypes.c_void_p
@@ -26,7 +28,6 @@ guard.guard_free.argtypes = (ctypes.c_void_p,)
 guard.guard_protect.argtypes = ctypes.c_void_p, ctypes.c_int
 is_on, at_begin = (ctypes.c_int.in_dll(guard, f"guard_{name}") for name in ("on", "begin"))
 SIZES = [1, 2, 3, 5, 7, 8, 9, 13, 15, 16, 17, 23, 31, 32, 33, 40, 47, 63, 64, 65, 100, 127, 129]
-NAMES = list(kinds.KINDS)
 BACKENDS = [name for name in ("numba", "native", "numba-bf16") if UNAVAILABLE[name] is None]
 
 
@@ -72,36 +73,34 @@ def guarded(addresses, a):
     return copy
 
 
-def case(number):
+def drawn(number):
     """The names of a case, and a function that computes its results with a function `place`."""
     draw = random.Random(number)
     T, B = draw.choice([1, 1, 2, 3, 7, 12, 28, 33, 130]), draw.choice([1, 1, 2, 3, 5, 8, 13, 17, 24, 33, 65])
-    sizes = [T, max(1, min(B, 1000 // T)), draw.choice(SIZES), draw.choice(SIZES)]
-    what, kind = draw.choice(["layer"] * 6 + ["int8", "stream", "ensemble"]), NAMES[number % len(NAMES)]
-    if what != "layer" and (what == "int8" or kind in ("params", "regularized", "means", "many products", "projected")):
-        kind = draw.choice(kinds.OF_NATIVE)  # a stream and an ensemble have no inputs beside x
-    others = BACKENDS if kind in kinds.OF_NATIVE else [name for name in BACKENDS if name != "native"]
-    backend = draw.choice(others) if what == "layer" else "numba"
-    if what == "int8" and "native" in BACKENDS:
-        backend = "native"
-    if kind in ("heads", "means", "many products"):
-        sizes[3] = -(-sizes[3] // 3) * 3
-    dtype = draw.choice([torch.float32, torch.float32, torch.bfloat16, torch.float64])
-    dtype = torch.float32 if backend == "numba-bf16" and dtype is torch.float64 else dtype
-    flags, seed = [draw.random() < 0.5 for _ in range(4)], draw.randrange(1 << 30)
-    make = partial(kinds.KINDS[kind], backend=backend)
+    sizes = T, max(1, min(B, 1000 // T)), draw.choice(SIZES), draw.choice(SIZES)
+    what, name = draw.choice(["layer"] * 6 + ["int8", "stream", "ensemble"]), kinds.NAMES[number % len(kinds.NAMES)]
+    if what == "int8" or (what != "layer" and name not in kinds.OF_X):
+        name = draw.choice(kinds.OF_NATIVE)
+    backend = draw.choice([each for each in BACKENDS if each != "native" or name in kinds.OF_NATIVE])
+    if what != "layer":
+        backend = "native" if what == "int8" and "native" in BACKENDS else "numba"
+    dtype = draw.choice([F32, F32, BF16, F64]) if what == "layer" else F32
+    flags = {"zeros": draw.random() < 0.5, "bias": draw.random() < 0.5, "mask": draw.choice(["", "lengths+reset"])}
+    flags["heads"] = draw.choice([1, 3]) if what != "int8" else 1
+    dtype = F32 if backend == "numba-bf16" and dtype is F64 else dtype
+    case = Case(name, sizes, **flags, dtype=dtype, backend=backend, seed=draw.randrange(1 << 30))
     call = {
-        "layer": partial(kinds.results, make, sizes, dtype, *flags, seed),
-        "int8": partial(kinds.results_of_int8, make, sizes, draw.choice(["int8", "int16"]), *flags[:2], seed),
-        "stream": partial(kinds.results_of_stream, make, sizes, seed),
-        "ensemble": partial(kinds.results_of_ensemble, make, sizes, draw.choice([2, 3]), seed),
+        "layer": partial(kinds.results, case),
+        "int8": partial(kinds.results_of_int8, case, draw.choice(["int8", "int16"])),
+        "stream": partial(kinds.results_of_stream, case),
+        "ensemble": partial(kinds.results_of_ensemble, case, draw.choice([2, 3])),
     }[what]
     threads, begins = draw.choice(SPLITS), draw.random() < 0.5
-    return (number, what, kind, backend, dtype, sizes, flags, threads, begins), call, threads, begins
+    return (number, what, case, threads, begins), call, threads, begins
 
 
 def run(number):
-    names, call, threads, at_begin.value = case(number)
+    names, call, threads, at_begin.value = drawn(number)
     print(*names, flush=True)
     with split(1, 1):
         want = call()

@@ -134,7 +134,7 @@ def by_steps(layer: Layer, heads: int = 1) -> tuple[list[Tensor], list[Tensor]]:
 
 def loop(rnn, x, states=None, inputs=None, lengths=None, reset=None, return_states=False):
     """What `rnn` returns, time first, one layer and direction after the other."""
-    cell, D, inputs = rnn.cell, 2 if rnn.bidirectional else 1, tuple((inputs or {}).values())
+    cell, D, inputs = rnn._cell, 2 if rnn.bidirectional else 1, tuple((inputs or {}).values())
     states, last = states if isinstance(states, tuple) else (states,) * len(cell.states), []
     x = inputs[0][..., :0] if x is None else x
     names = [
@@ -151,7 +151,7 @@ def loop(rnn, x, states=None, inputs=None, lengths=None, reset=None, return_stat
             weights = tuple(getattr(rnn, f"{name}_l{k}{'_reverse' * direction}", None) for name in names)
             first = tuple(None if a is None else a[k * D + direction] for a in states)
             layer = Layer(x, weights, first, lengths, reset, direction == 1, cell, inputs)
-            after, ends = by_steps(layer, rnn.heads)
+            after, ends = by_steps(layer, getattr(rnn, "heads", 1))
             sequences.append(after)
             last.append(ends)
         together = [torch.cat(each, -1) for each in zip(*sequences)]

@@ -24,7 +24,7 @@ def test_a_row_alone(backend):
     """Of the outputs and of everything that belongs to the row; sums over rows have their own order.
 
     torch does the products with x and with dpreact, and may sum in another order for another number of rows: what is
-    left is float32's rounding. `tests/backends/test_plans.py` has the kernels of a CPU, which leave no bit.
+    left is float32's rounding. `tests/backends/test_properties.py` has the kernels of a CPU, which leave no bit.
     """
     T, B, I, H = SMALL
     lstm, x = fastlstm.LSTM(I, H, backend=backend), torch.randn(T, B, I, requires_grad=True)

@@ -1,7 +1,6 @@
 """Weights that stay packed while no gradient is wanted: the same bits as without, and never stale."""
 
 import gc
-import itertools
 import os
 from functools import partial
 
@@ -53,22 +52,6 @@ def test_weights_of_another_shape():
             lstm(x)
 
 
-@pytest.mark.parametrize("B", [1, 7])
-def test_what_one_call_is_given_does_not_reach_the_next(B):
-    """The arguments of a call serve the next of its shape."""
-    lstm, x = fastlstm.LSTM(5, 33), torch.randn(4, B, 5)
-    hx = torch.randn(1, B, 33), torch.randn(1, B, 33)
-    reset, lengths = torch.zeros(4, B, dtype=torch.bool), torch.full((B,), 2)
-    reset[2] = True
-    calls = [(hx, {}), (None, {}), (hx, {"lengths": lengths}), (None, {"reset": reset}), (hx, {"reset": reset})]
-    want = [[a.detach() for a in flat(lstm(x, states, **masks))] for states, masks in calls]  # packs at every call
-    assert not any(torch.equal(a[0], b[0]) for a, b in itertools.combinations(want, 2))
-    with torch.no_grad():
-        for _ in range(3):
-            for (states, masks), expected in zip(calls, want):
-                assert all(map(torch.equal, flat(lstm(x, states, **masks)), expected))
-
-
 def test_a_layer_that_is_dropped_leaves_no_cycle():
     """Someone who trains with the collector off packs weights at every step of a cell's loop."""
     cell, x, hx = fastlstm.LSTMCell(5, 7), torch.randn(3, 5), (torch.randn(3, 7), torch.randn(3, 7))
@@ -110,19 +93,6 @@ def test_a_step_of_16_bits_in_memory_used_again(dtype):
             kept.append((got, want))
     for got, want in kept:  # nothing that is used again is handed out
         assert all(map(torch.equal, got, want))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_the_first_call_may_be_in_inference_mode(dtype):
-    lstm = fastlstm.LSTM(5, 19, num_layers=2, bidirectional=True, dtype=dtype)
-    x = torch.randn(4, 3, 5, dtype=dtype)
-    want = flat(lstm(x))
-    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
-        with mode():
-            got = flat(lstm(x))
-        assert all(map(torch.equal, got, want))
-    lstm(x)[0].float().sum().backward()  # and a training step may follow
-    assert all(parameter.grad is not None for parameter in lstm.parameters())
 
 
 def test_packed_weights_are_kept_from_call_to_call(calls, cpu_backend):

@@ -62,6 +62,13 @@ def test_a_single_step_of_a_layer(calls):
     assert calls.count("pack") == 1  # more steps pack their own: at the next call the weights are others
 
 
+@pytest.mark.parametrize(("I", "H"), [(200, 272), (17, 528)])
+def test_few_rows_read_large_weights_where_they_lie(I, H, calls):
+    with torch.no_grad():
+        fastlstm.LSTM(I, H, backend="numba")(torch.randn(1, 1, I))
+    assert calls.count("pack") == 0
+
+
 @pytest.mark.parametrize("dtype", [pytest.param(BF16, marks=needs_no_unit), F16])
 @pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.LSTMCell])
 def test_no_weights_of_16_bits_are_packed_again(dtype, kind, calls):
