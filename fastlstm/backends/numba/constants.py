@@ -11,9 +11,9 @@ ROOM = 32  # rows after the last one of a row operand, to which whole AMX tiles 
 CHUNKS_IN_SUBTOTAL = 8  # time chunks whose weight gradients the bf16 unit sums, before it adds them to the total
 ONE_OFFSET = 1024  # the offset in bytes of the one in the buffer `constants` of `fields`, after its zeros
 STRIP = 24  # columns of [x, h, 1] packed side by side: 8 tiles of 3, or 4 of 6
-# The most rows for which a single step reads the original weights: FEW_TRANSPOSED in the forward pass, which transposes
-# the weights anew for each tile of rows, and FEW_IN_PLACE in the backward pass, since half of a thread's scratch holds
-# the sums of no more.
+# The most rows for which a single step reads the original weights. It is FEW_TRANSPOSED in the forward pass, which
+# transposes the weights anew for each tile of rows, and half of that if rows of weights end inside a vector. It is
+# FEW_IN_PLACE in the backward pass, since half of a thread's scratch holds the sums of no more.
 FEW_TRANSPOSED, FEW_IN_PLACE = 8, 32
 
 

@@ -135,7 +135,8 @@ gates                   (T, gate_panels, B, G, L), the saved values, or 0
 """
 
 FORWARD = """
-packed_panels           panels that `packed` has room for: all; one a thread; or 0, then weights are read unpacked
+packed_panels           panels that `packed` has room for: all, one a thread, or those that are not read in place
+in_place_panels         panels, the first ones, whose weights are read unpacked
 x_k_block               columns of x in a K block, 0 if x and h share their K blocks
 k_block                 columns of h in a K block, or of x and h
 value_k_block           columns in a K block of a value that products multiply

@@ -54,16 +54,20 @@ class Forward(Pass):
         fields, buffers = sizes.forward_sizes(s)
         # A single step reads each panel once. So a thread packs each panel into its cache just before the product. For
         # weights larger than the caches this takes a third of the time. Teams share the packed weights instead. For few
-        # rows no panel is packed, if every panel is full and x has at least a vector's columns.
+        # rows only a last panel that is not full is packed, if x has at least a vector's columns.
         L = self.lanes
         is_read_once = T == 1 and self.team_count == 1 and not (s.components or counts.products)
-        can_skip_packing = s.stack_size is None and R <= FEW_TRANSPOSED and H // s.heads % L == 0 and L <= I
-        is_in_place = is_read_once and can_skip_packing
+        few_rows = FEW_TRANSPOSED if H % L == 0 else FEW_TRANSPOSED // 2
+        has_whole_panels = s.heads == 1 or H // s.heads % L == 0  # of one head each
+        can_skip_packing = s.stack_size is None and few_rows >= R and has_whole_panels and L <= I
         is_large = H * s.multiply_adds_per_unit * size > LARGE and not self.needs_cast
         may_cache = caches is not None and s.stack_size is None and not (is_read_once and is_large)
         caches_weights = always_caches or may_cache
-        packed_panels = self.panels if caches_weights or not is_read_once else 0 if is_in_place else self.threads
-        fields["packed_panels"] = packed_panels
+        packed_panels, in_place_panels = self.panels, 0
+        if is_read_once and not caches_weights:
+            in_place_panels = H // L if can_skip_packing else 0
+            packed_panels = self.panels - in_place_panels if in_place_panels > 0 else self.threads
+        fields |= {"packed_panels": packed_panels, "in_place_panels": in_place_panels}
         self.saves_states = save and (not s.is_single_step or counts.reads_new)
         if not self.saves_states:
             fields["inner_step_stride"] = 0
@@ -73,7 +77,7 @@ class Forward(Pass):
         digested = counts.x_preacts * H * I, counts.x_preacts * H, counts.h_preacts * H, *of_states
         self.prepare(
             fields=fields, buffers=buffers, packed=packed, caches_weights=caches_weights, digested=digested,
-            in_place=packed_panels == 0,
+            in_place=in_place_panels > 0,
         )  # fmt: skip
         x_dtype, steps = torch.bfloat16 if s.is_bfloat16 else dtype, () if s.is_single_step else (T,)
         self.last = {f"last{k}": new_of(shape, dtype) for k, shape in enumerate(self.state_shapes)}

@@ -229,8 +229,8 @@ def forward_with(products: ForwardProducts) -> Any:
                         p = q_first + q_last - 1 - j if multiplies and (s + a.flip) % 2 != 0 else j
                         preacts = panel_products(a, team_scratch, p) + (r_first - g_first) * a.preacts * VECTOR
                         packed_index = p
-                        if multiplies and packs_as_used and a.packed_panels != 0:
-                            packed_index = thread
+                        if multiplies and packs_as_used and p >= a.in_place_panels:
+                            packed_index = min(thread, a.packed_panels - 1)
                             pack_ih(a, p, packed_index)
                             if h_in != 0:
                                 pack_hh(a, p, packed_index)
@@ -241,7 +241,7 @@ def forward_with(products: ForwardProducts) -> Any:
                             rows = min(ROW_BLOCK, r_last - b)
                             active = rows_to_last_active(a, t, b, rows)
                             if multiplies:
-                                if a.packed_panels == 0:  # then there are few rows, all of them in this block
+                                if p < a.in_place_panels:  # then there are few rows, all of them in this block
                                     preact_in_place(a, p, active, preacts, x, h_seen, h_in_stride)
                                 else:
                                     preact(a, s, p, packed_index, b, active, preacts, x, h_seen, h_in_stride)
