@@ -44,21 +44,32 @@ def microseconds(row: Row | None) -> str:
     return "" if seconds is None else f"{seconds * 1e6:.3g}" if seconds < 1e-3 else f"{seconds * 1e6:.0f}"
 
 
-def by_machine(head: str, cases: Sequence[Case], *rivals: str, cut: str = "") -> Block:
+def by_machine(head: str, cases: Sequence[Case], *rivals: str, cut: str = "", part: str = "") -> Block:
     """Return a table with columns for each machine and mode, and a line for each case and rival.
 
     Args:
         head: of the column of cases.
         rivals: beside which ours is; torch without them.
         cut: what is left out of the cases' names.
+        part: what is a part of the first rival. Its per cent of the rival's time in inference is a column.
     """
+
+    def share(figures: Figures, case: Case) -> str:
+        rows = (figures.row(k, case, "inference") for k in figures.having([case]))
+        seconds = next((row["seconds"] for row in rows if row and part in row["seconds"]), None)
+        return f"{100 * seconds[part] / seconds['torch']:.0f}" if seconds else ""
 
     def block(figures: Figures) -> list[str]:
         modes = [mode for mode in (*MODES, "step") if any(mode in case.modes for case in cases)]
         columns = [(k, mode) for k in figures.having(cases) for mode in modes]
-        header = [head, *["beside"] * (len(rivals) > 1), *(f"{figures.name(k)}, {mode}" for k, mode in columns)]
+        header = [head, *["recurrent, %"] * bool(part), *["beside"] * (len(rivals) > 1)]
+        header += [f"{figures.name(k)}, {mode}" for k, mode in columns]
         rows = [
-            [case.name.removeprefix(cut), *[rival] * (len(rivals) > 1)]
+            [
+                case.name.removeprefix(cut),
+                *(share(figures, each) for each in [case] * bool(part)),
+                *[rival] * (len(rivals) > 1),
+            ]
             + [times(figures.row(k, case, mode), rival) for k, mode in columns]
             for case in cases
             for rival in rivals or ("torch",)
@@ -255,7 +266,7 @@ BLOCKS: dict[str, Block] = {
         "LSTM or GRU", STREAMS, "torch", "step", "stream.step", "int8 stream", "ONNX Runtime", "ONNX Runtime int8"
     ),
     "int8": by_rival("LSTM", in_group(runtimes, "int8"), "float32", "int16", "torch", "ONNX Runtime int8"),
-    "models": by_machine("model", models.CASES),
+    "models": lambda figures: by_machine("model", sorted(models.CASES, key=figures.gain), part=models.PART)(figures),
     "integrations": by_machine("library and what runs", integrations.CASES, "before"),
     "runtimes": by_rival("layer", BESIDE_OTHERS, "torch", *OTHERS[:3], modes=ALL),
     "runtimes-second": by_rival("layer", BESIDE_OTHERS, *OTHERS[3:], modes=ALL),

@@ -1,6 +1,7 @@
 """Single steps as models call them: a cell between other layers, in a loop that is trained with Adam or only run."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -8,69 +9,37 @@ import torch
 from torch import Tensor, nn
 
 import fastlstm
-from benchmarks.shared.calls import called, inference, of_model
+from benchmarks.shared.calls import called, of_model
 from benchmarks.shared.case import OURS, Case, Runs
 from benchmarks.shared.shapes import MODES
 
 STEPS = 20
 BETWEEN = ((1, 256), (8, 128), (8, 300), (32, 256), (128, 512), (1600, 200))  # B, H of cells between other layers
 ALONE = ((1, 128, 128), (1, 128, 512), (16, 64, 64), (32, 128, 256), (128, 128, 256), (8, 512, 512), (128, 512, 512))
-CELLS = {"LSTM": (nn.LSTMCell, fastlstm.LSTMCell), "GRU": (nn.GRUCell, fastlstm.GRUCell)}
-CELLS["Elman"] = nn.RNNCell, fastlstm.ElmanCell
-LAYERS = {"LSTM": (nn.LSTM, fastlstm.LSTM), "GRU": (nn.GRU, fastlstm.GRU), "Elman": (nn.RNN, fastlstm.Elman)}
-
-
-def output_of(result: Any) -> Tensor:
-    """Return h of what a cell returns."""
-    return result[0] if isinstance(result, tuple) else result
+CELLS = {"LSTM": nn.LSTMCell, "GRU": nn.GRUCell, "Elman": nn.RNNCell}
+LAYERS = {"LSTM": nn.LSTM, "GRU": nn.GRU}
 
 
 class Between(nn.Module):
-    """Linear, relu, cell, Linear, tanh, again and again."""
+    """Linear, relu, a cell or a step of a layer, Linear, tanh, again and again."""
 
-    def __init__(self, kind: str, H: int) -> None:
+    def __init__(self, kind: str, H: int, is_layer: bool) -> None:
         super().__init__()
-        self.before, self.cell, self.after = nn.Linear(H, H), CELLS[kind][0](H, H), nn.Linear(H, H)
+        recurrent = LAYERS if is_layer else CELLS
+        self.before, self.cell, self.after = nn.Linear(H, H), recurrent[kind](H, H), nn.Linear(H, H)
+        self.is_layer = is_layer
 
     def forward(self, x: Tensor, count: int) -> Tensor:
         state: Any = None
         for _ in range(count):
-            state = self.cell(torch.relu(self.before(x)), state)
-            x = x + torch.tanh(self.after(output_of(state)))
+            seen = torch.relu(self.before(x))
+            if self.is_layer:
+                (h,), state = self.cell(seen.unsqueeze(0), state)
+            else:
+                state = self.cell(seen, state)
+                h = state[0] if isinstance(state, tuple) else state
+            x = x + torch.tanh(self.after(h))
         return x
-
-
-class BetweenSteps(Between):
-    """The same with a layer's module, of which each call is one step."""
-
-    def __init__(self, kind: str, H: int) -> None:
-        super().__init__(kind, H)
-        self.cell = LAYERS[kind][0](H, H)
-
-    def forward(self, x: Tensor, count: int) -> Tensor:
-        state: Any = None
-        for _ in range(count):
-            output, state = self.cell(torch.relu(self.before(x)).unsqueeze(0), state)
-            x = x + torch.tanh(self.after(output[0]))
-        return x
-
-
-class Molecules(nn.Module):
-    """Like AttentiveFP: messages along the bonds of a batch of molecules, and a GRUCell that takes them up."""
-
-    def __init__(self, H: int, rounds: int = 3) -> None:
-        super().__init__()
-        self.embedding, self.output = nn.Linear(39, H), nn.Linear(H, 1)
-        self.score, self.message = nn.Linear(2 * H, 1), nn.Linear(H, H)
-        self.cells = nn.ModuleList([nn.GRUCell(H, H) for _ in range(rounds)])
-
-    def forward(self, atoms: Tensor, bonds: Tensor) -> Tensor:
-        h, (begin, end) = nn.functional.leaky_relu(self.embedding(atoms)), bonds
-        for cell in self.cells:
-            weight = torch.sigmoid(self.score(torch.cat([h[begin], h[end]], 1)))
-            message = torch.zeros_like(h).index_add(0, end, weight * self.message(h)[begin])
-            h = torch.relu(cell(nn.functional.elu(message), h))
-        return self.output(h)
 
 
 class Decoder(nn.Module):
@@ -115,43 +84,30 @@ def before_and_after(build: Callable[[], nn.Module], call: Callable[[nn.Module],
     return {OURS: of_model(mode, fastlstm.replace(ours), call), "torch": of_model(mode, theirs, call)}
 
 
-def between(model: type[Between], kind: str, B: int, H: int, mode: str) -> Runs:
+def between(kind: str, is_layer: bool, B: int, H: int, mode: str) -> Runs:
     x, count = torch.randn(B, H), steps_of(B)
-    return before_and_after(lambda: model(kind, H), lambda net: net(x, count), mode)
+    return before_and_after(lambda: Between(kind, H, is_layer), lambda net: net(x, count), mode)
 
 
 def steps_of(B: int) -> int:
     return 4 if B > 1000 else STEPS
 
 
-def alone(kind: str, B: int, I: int, H: int, steps: int, mode: str) -> Runs:
-    """Return a cell in a loop of its own, whose caches stay warm, or one call without gradients."""
-    (theirs, ours), xs = (cls(I, H) for cls in CELLS[kind]), torch.randn(STEPS, B, I)
-    ours.load_state_dict(theirs.state_dict())
-    states = tuple(torch.rand(2 if kind == "LSTM" else 1, B, H))  # a state of zeros costs less
+def alone(kind: type[nn.Module], B: int, I: int, H: int, steps: int, mode: str) -> Runs:
+    """Return an LSTM or its cell in a loop of its own, whose caches stay warm, or one call."""
+    theirs, xs = kind(I, H), torch.randn(steps, *[1] * (kind is nn.LSTM), B, I)
+    ours = fastlstm.replace(deepcopy(theirs))
+    begin = tuple(torch.rand(2, *xs.shape[1:-1], H))  # a state of zeros costs less
 
     def loop(cell: nn.Module) -> Tensor:
-        state: Any = states if kind == "LSTM" else states[0]
-        for x in xs[:steps]:
-            state = cell(x, state)
-        return output_of(state)
+        state: Any = begin
+        for x in xs:
+            result = cell(x, state)
+            state = result[1] if kind is nn.LSTM else result
+        return state[0]
 
     cells = {OURS: ours, "torch": theirs}
     return {name: called(mode, partial(loop, cell), cell.parameters()) for name, cell in cells.items()}
-
-
-def one_step(kind: str, B: int, I: int, H: int, mode: str) -> Runs:
-    """Return a single step of a layer's module, from a state that is not zero."""
-    (theirs, ours), x = (cls(I, H) for cls in LAYERS[kind]), torch.randn(1, B, I)
-    ours.load_state_dict(theirs.state_dict())
-    states = tuple(torch.rand(2 if kind == "LSTM" else 1, 1, B, H))
-    state: Any = states if kind == "LSTM" else states[0]
-    return {name: inference(lambda m=module: m(x, state)[0]) for name, module in ((OURS, ours), ("torch", theirs))}
-
-
-def molecules(mode: str) -> Runs:
-    atoms, bonds = torch.randn(1600, 39), torch.randint(1600, (2, 3400))
-    return before_and_after(lambda: Molecules(200), lambda model: model(atoms, bonds), mode)
 
 
 def decoder(B: int, H: int, mode: str) -> Runs:
@@ -175,11 +131,10 @@ BETWEEN_CASES = [
     for kind in CELLS
     for B, H in BETWEEN
     for case in cases(
-        f"{kind}Cell between layers, B {B}, H {H}", partial(between, Between, kind, B, H), steps=steps_of(B)
+        f"{kind}Cell between layers, B {B}, H {H}", partial(between, kind, False, B, H), steps=steps_of(B)
     )
 ]
 MODEL_CASES = [
-    *cases("molecules, 1600 atoms, H 200", molecules),
     *(case for H in (256, 512) for case in cases(f"decoder with attention, B 32, H {H}", partial(decoder, 32, H))),
     *(case for B, H in ((1, 256), (8, 128)) for case in cases(f"agent, B {B}, H {H}", partial(agent, B, H))),
 ]
@@ -189,14 +144,14 @@ CASES = [
     *(
         case
         for kind, B, H in (("LSTM", 1, 256), ("GRU", 8, 128))
-        for case in cases(f"steps of {kind} between layers, B {B}, H {H}", partial(between, BetweenSteps, kind, B, H),
+        for case in cases(f"steps of {kind} between layers, B {B}, H {H}", partial(between, kind, True, B, H),
                           steps=STEPS)
     ),
-    *cases("a step of LSTM, B 1, I 1000, H 1000", partial(one_step, "LSTM", 1, 1000, 1000), ("inference",)),
-    *cases("LSTMCell alone, 4 MB written before each call, B 1, I 128, H 128", partial(alone, "LSTM", 1, 128, 128, 1),
-           is_cold=True),
+    *cases("a step of LSTM, B 1, I 1000, H 1000", partial(alone, nn.LSTM, 1, 1000, 1000, 1), ("inference",)),
+    *cases("LSTMCell alone, 4 MB written before each call, B 1, I 128, H 128",
+           partial(alone, nn.LSTMCell, 1, 128, 128, 1), is_cold=True),
     *(
-        Case("steps", f"LSTMCell alone, B {B}, I {I}, H {H}", partial(alone, "LSTM", B, I, H, STEPS), steps=STEPS,
+        Case("steps", f"LSTMCell alone, B {B}, I {I}, H {H}", partial(alone, nn.LSTMCell, B, I, H, STEPS), steps=STEPS,
              is_brief=(B, H) in ((1, 512), (32, 256)))
         for B, I, H in ALONE
     ),

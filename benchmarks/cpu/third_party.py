@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 from unittest import mock
 
@@ -19,7 +20,6 @@ Run = Callable[[nn.Module], tuple[Tensor, ...]]  # the floating-point outputs of
 @dataclass(frozen=True)
 class ThirdParty:
     package: str  # to be imported, and skipped without
-    task: str
     call: str  # sizes of the call
     build: Callable[[], tuple[nn.Module, Run]]
     keep_type: bool = False  # asks isinstance(..., torch.nn.LSTM) in its forward pass
@@ -109,27 +109,12 @@ def stanza_seq2seq() -> tuple[nn.Module, Run]:
 
 
 def doctr(name: str, rows: int) -> tuple[nn.Module, Run]:
+    """Convolutions, then a bidirectional LSTM trained by CTC (CRNN), or LSTMCell with attention after an LSTM (SAR)."""
     import doctr.models
 
-    words = torch.rand(rows, 3, 32, 128)
+    words, labels = torch.rand(rows, 3, 32, 128), ["word", "recognition"] * (rows // 2)
     model = getattr(doctr.models, name)(pretrained=False, pretrained_backbone=False)
-    labels = ["word", "recognition"] * (rows // 2)
-
-    def run(model: nn.Module) -> tuple[Tensor, ...]:
-        out = model(words, labels, return_model_output=True)
-        return out["out_map"], out["loss"]
-
-    return model, run
-
-
-def crnn() -> tuple[nn.Module, Run]:
-    """Columns of convolutional features into a bidirectional LSTM of two layers, trained by CTC."""
-    return doctr("crnn_vgg16_bn", 4)
-
-
-def sar() -> tuple[nn.Module, Run]:
-    """An LSTM of two layers, then LSTMCell with attention, letter by letter."""
-    return doctr("sar_resnet31", 2)
+    return model, lambda model: itemgetter("out_map", "loss")(model(words, labels, return_model_output=True))
 
 
 def neuralforecast(name: str) -> tuple[nn.Module, Run]:
@@ -162,7 +147,11 @@ def darts(name: str) -> tuple[nn.Module, Run]:
 
 
 def of_dataset(name: str, **options: Any) -> tuple[nn.Module, Run]:
-    """A model of pytorch-forecasting, as its dataset describes it."""
+    """A model of pytorch-forecasting, as its dataset describes it.
+
+    TemporalFusionTransformer has a subclass of nn.LSTM, of two bases and abstract, that takes sequences of length zero.
+    In RecurrentNetwork the encoder's state is the start of a decoder of the same weights, by packed sequences.
+    """
     import numpy as np
     import pandas as pd
     import pytorch_forecasting
@@ -182,16 +171,6 @@ def of_dataset(name: str, **options: Any) -> tuple[nn.Module, Run]:
     return model.to(dtype), lambda model: (model(inputs).prediction,)
 
 
-def temporal_fusion_transformer() -> tuple[nn.Module, Run]:
-    """Encoder and decoder are a subclass of nn.LSTM, of two bases and abstract, that takes sequences of length zero."""
-    return of_dataset("TemporalFusionTransformer", lstm_layers=2)
-
-
-def recurrent_network(cell: str) -> tuple[nn.Module, Run]:
-    """The encoder's state is the start of a decoder of the same weights, by packed sequences; one step a call, too."""
-    return of_dataset("RecurrentNetwork", cell_type=cell, rnn_layers=2)
-
-
 def cuda_lstm() -> tuple[nn.Module, Run]:
     """A year of meteorology and the properties of basins; a forget bias is written through `.data`."""
     from neuralhydrology.modelzoo.cudalstm import CudaLSTM
@@ -204,12 +183,7 @@ def cuda_lstm() -> tuple[nn.Module, Run]:
         "static_attributes": ["area", "slope"], "seq_length": T, "predict_last_n": 1,
     }))  # fmt: skip
     data = {"x_d": {name: torch.randn(B, T, 1) for name in names}, "x_s": torch.randn(B, 2)}
-
-    def run(model: nn.Module) -> tuple[Tensor, ...]:
-        out = model(data)
-        return out["y_hat"], out["h_n"], out["c_n"]
-
-    return model, run
+    return model, lambda model: itemgetter("y_hat", "h_n", "c_n")(model(data))
 
 
 def pyannet() -> tuple[nn.Module, Run]:
@@ -333,6 +307,42 @@ def gru4rec() -> tuple[nn.Module, Run]:
     return model, lambda model: (model(sessions, lengths),)
 
 
+def denoiser() -> tuple[nn.Module, Run]:
+    """Convolutions around two LSTM layers that see the past alone, so that speech can be cleaned as it comes."""
+    from denoiser.demucs import Demucs
+
+    speech = torch.randn(1, 1, 16000)
+    return Demucs(hidden=48), lambda model: (model(speech),)
+
+
+def espnet() -> tuple[nn.Module, Run]:
+    """An encoder of packed bidirectional layers of speech recognition."""
+    from espnet2.asr.encoder.rnn_encoder import RNNEncoder
+
+    features, lengths = torch.randn(4, 100, 80), torch.tensor([100, 90, 60, 30])
+    model = RNNEncoder(80, num_layers=3, hidden_size=128, output_size=128, subsample=None)
+    return model, lambda model: (model(features, lengths)[0],)
+
+
+def robomimic(B: int, T: int) -> tuple[nn.Module, Run]:
+    """The network of a robot's policy, which learns from sequences and acts in steps of one row."""
+    from robomimic.models.base_nets import RNN_Base
+
+    x = torch.randn(B, T, 20)
+    model = RNN_Base(20, 400, 2)
+    state = model.get_rnn_init_state(B, "cpu")
+    return model, lambda model: model(x, state, return_state=True)[:1]
+
+
+def attentive_fp() -> tuple[nn.Module, Run]:
+    """Molecules as graphs, with GRU cells between attention over neighbours."""
+    from torch_geometric.nn.models import AttentiveFP
+
+    atoms, bonds, molecules = torch.randn(1600, 39), torch.randn(3400, 10), torch.arange(1600) // 25
+    edges = torch.randint(1600, (2, 3400))
+    return AttentiveFP(39, 200, 1, 10, 3, 2), lambda model: (model(atoms, edges, bonds, molecules),)
+
+
 def _deep_filter_net() -> tuple[Any, Any]:
     """Return the package's modules of models and of layers. It reads files by names that torchaudio has no longer."""
     names = ("torchaudio", "torchaudio.backend", "torchaudio.compliance")
@@ -352,50 +362,52 @@ def _deep_filter_net() -> tuple[Any, Any]:
     return model, modules
 
 
+SERIES = "B 64, T 48 + 24, H 32, 2 layers"
 MODELS = {
-    "Demucs": ThirdParty("demucs", "music separation", "2 x 0.5 s of stereo", demucs),
-    "DeepAR": ThirdParty("gluonts", "forecasting", "B 32, T 71, H 40, 2 layers", deepar),
+    "Demucs": ThirdParty("demucs", "2 x 0.5 s of stereo", demucs),
+    "DeepAR": ThirdParty("gluonts", "B 32, T 71, H 40, 2 layers", deepar),
     "TemporalFusionTransformer": ThirdParty(
-        "pytorch_forecasting", "forecasting", "B 64, T 48 + 24, H 32, 2 layers", temporal_fusion_transformer
+        "pytorch_forecasting", SERIES, partial(of_dataset, "TemporalFusionTransformer", lstm_layers=2)
     ),
-    "RecurrentPPO's policy": ThirdParty(
-        "sb3_contrib", "reinforcement learning", "B 8, T 64, H 256", recurrent_ppo, float32=True
-    ),
-    "LSTMModule": ThirdParty("torchrl", "reinforcement learning", "B 8, T 64, H 128", torchrl_lstm, keep_type=True),
-    "VoiceEncoder": ThirdParty("resemblyzer", "speaker recognition", "B 16, T 160, H 256, 3 layers", voice_encoder),
-    "Seq2SeqModel": ThirdParty("stanza", "lemmatisation", "B 50, T 16, H 200", stanza_seq2seq),
-    "CRNN": ThirdParty("doctr", "text recognition", "B 4, T 32, H 128, 2 layers, both directions", crnn),
-    "SAR": ThirdParty("doctr", "text recognition", "B 2, H 512, 2 layers, then 33 cells", sar),
+    "RecurrentPPO's policy": ThirdParty("sb3_contrib", "B 8, T 64, H 256", recurrent_ppo, float32=True),
+    "LSTMModule": ThirdParty("torchrl", "B 8, T 64, H 128", torchrl_lstm, keep_type=True),
+    "VoiceEncoder": ThirdParty("resemblyzer", "B 16, T 160, H 256, 3 layers", voice_encoder),
+    "Seq2SeqModel": ThirdParty("stanza", "B 50, T 16, H 200", stanza_seq2seq),
+    "CRNN": ThirdParty("doctr", "B 4, T 32, H 128, 2 layers, both directions", partial(doctr, "crnn_vgg16_bn", 4)),
+    "SAR": ThirdParty("doctr", "B 2, H 512, 2 layers, then 33 cells", partial(doctr, "sar_resnet31", 2)),
     **{
         f"neuralforecast's {cell}": ThirdParty(
-            "neuralforecast", "forecasting", "B 128, T 48, H 64, 2 layers", partial(neuralforecast, cell)
+            "neuralforecast", "B 128, T 48, H 64, 2 layers", partial(neuralforecast, cell)
         )
         for cell in ("LSTM", "GRU")
     },
     **{
-        f"RNNModel, {cell}": ThirdParty("darts", "forecasting", "B 32, T 48, H 25, 2 layers", partial(darts, cell))
+        f"RNNModel, {cell}": ThirdParty("darts", "B 32, T 48, H 25, 2 layers", partial(darts, cell))
         for cell in ("LSTM", "GRU", "RNN")
     },
     **{
         f"RecurrentNetwork, {cell}": ThirdParty(
-            "pytorch_forecasting", "forecasting", "B 64, T 48 + 24, H 32, 2 layers", partial(recurrent_network, cell)
+            "pytorch_forecasting", SERIES, partial(of_dataset, "RecurrentNetwork", cell_type=cell, rnn_layers=2)
         )
         for cell in ("LSTM", "GRU")
     },
-    "CudaLSTM": ThirdParty("neuralhydrology", "hydrology", "B 8, T 365, H 64", cuda_lstm),
-    "PyanNet": ThirdParty("pyannote", "speaker diarization", "B 4, 2 s, H 128, 4 layers", pyannet),
+    "CudaLSTM": ThirdParty("neuralhydrology", "B 8, T 365, H 64", cuda_lstm),
+    "PyanNet": ThirdParty("pyannote", "B 4, 2 s, H 128, 4 layers", pyannet),
     **{
-        f"CRDNN, {cell}": ThirdParty(
-            "speechbrain", "speech recognition", "B 8, T 60, H 64, 3 layers, then 6 cells", partial(crdnn, cell)
-        )
+        f"CRDNN, {cell}": ThirdParty("speechbrain", "B 8, T 60, H 64, 3 layers, then 6 cells", partial(crdnn, cell))
         for cell in ("LSTM", "GRU")
     },
-    "DPRNNTasNet": ThirdParty("asteroid", "separation of voices", "B 2, 0.5 s, H 64", dprnn),
-    "kraken's layers": ThirdParty("kraken", "text recognition", "B 4, W 200, H 64, 3 layers", kraken),
-    "DeepFilterNet3": ThirdParty("libdf", "noise suppression", "B 1, 2 s, H 256, 5 layers", deep_filter_net),
-    "GroupedGRU": ThirdParty("libdf", "noise suppression", "B 1, T 200, H 512, 3 layers of 8 groups", grouped_gru),
-    "prediction network": ThirdParty("torch", "speech recognition", "one step of one label, H 640", transducer),
-    "EncodecModel": ThirdParty("transformers", "coding of sound", "B 2, 0.5 s, H 512, 2 layers", encodec),
-    "GRU4Rec": ThirdParty("recbole", "recommendation", "B 64, T 50, H 128", gru4rec),
-    "OpenUnmix": ThirdParty("openunmix", "music separation", "B 4, T 100, H 64, 3 layers", open_unmix),
+    "DPRNNTasNet": ThirdParty("asteroid", "B 2, 0.5 s, H 64", dprnn),
+    "kraken's layers": ThirdParty("kraken", "B 4, W 200, H 64, 3 layers", kraken),
+    "DeepFilterNet3": ThirdParty("libdf", "B 1, 2 s, H 256, 5 layers", deep_filter_net),
+    "GroupedGRU": ThirdParty("libdf", "B 1, T 200, H 512, 3 layers of 8 groups", grouped_gru),
+    "prediction network": ThirdParty("torch", "one step of one label, H 640", transducer),
+    "EncodecModel": ThirdParty("transformers", "B 2, 0.5 s, H 512, 2 layers", encodec),
+    "GRU4Rec": ThirdParty("recbole", "B 64, T 50, H 128", gru4rec),
+    "denoiser": ThirdParty("denoiser", "B 1, 1 s, H 768, 2 layers", denoiser),
+    "RNNEncoder": ThirdParty("espnet2", "B 4, T 100, H 128, 3 layers, both directions", espnet),
+    "RNN_Base": ThirdParty("robomimic", "B 16, T 10, H 400, 2 layers", partial(robomimic, 16, 10)),
+    "RNN_Base, a step": ThirdParty("robomimic", "B 1, H 400, 2 layers", partial(robomimic, 1, 1)),
+    "AttentiveFP": ThirdParty("torch_geometric", "1600 atoms, H 200, 4 cells", attentive_fp),
+    "OpenUnmix": ThirdParty("openunmix", "B 4, T 100, H 64, 3 layers", open_unmix),
 }

@@ -49,6 +49,10 @@ class Figures:
         rows = [row for case in cases if (row := self.row(k, case, mode)) and not row["is_noisy"]]
         return [row["ratios"][rival]["median"] for row in rows if rival in row["ratios"]]
 
+    def gain(self, case: Case) -> float:
+        """Return how many times as fast as torch's a case is in inference, but negative, for sorting."""
+        return -max((ratio for k in self.having([case]) for ratio in self.ratios(k, [case], "inference")), default=0)
+
     def best_other(self, k: int, case: Case, mode: str) -> Iterator[tuple[str, float]]:
         """Yield the fastest other runtime, and how many times as fast as it ours is, if there is a result."""
         row = self.row(k, case, mode)
