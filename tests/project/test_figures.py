@@ -14,7 +14,8 @@ from tests.helpers.pages import text_of
 PAGES = [path.relative_to(ROOT).as_posix() for path in pages.pages()]
 SPEED = re.compile(
     r"\d[\d.]*(?: to [\d.]+)?\]? times\b|\d[\d.]*(?: to [\d.]+)? of (?:the|its) time\b"
-    r"|\d ?% (?:faster|slower|of the time)|GFLOP"
+    r"|\d ?% (?:faster|slower|less|more|of the time)|GFLOP"
+    r"|\b(?:half|thirds?|quarters?|tenth) of (?:the|its|that) time\b|\b(?:half|twice|thrice) as (?:fast|slow|long)\b"
     r"|\b\d[\d.]*(?: to [\d.]+)? (?:s|ms|us|µs|ns|seconds|microseconds|milliseconds|nanoseconds)\b"
 )
 # pages that state times which the benchmarks do not measure, and why
@@ -22,6 +23,7 @@ OTHER_TIMES = {
     "docs/notes/cpu.md": "what was tried and is not kept cannot be measured any more",
     "docs/notes/gpu.md": "estimates from data sheets, since no GPU has run the kernels",
     "docs/notes/arm.md": "what others have reported of processors that have not been at hand",
+    "docs/design.md": "what was rejected is not in the code, and cannot be measured any more",
     "docs/install.md": "how long a compilation takes, once",
 }
 DOCUMENTS = sorted(
