@@ -200,9 +200,9 @@ def _plan(
     # gradients of other tensors than Parameters go on to what they were made from, which differs from step to step
     are_parameters = all(a is None or type(a) is Parameter for a in layer.weights)
     if plan.accumulates and current_pass is not None and packed_weights is not None and are_parameters:
-        needs = tuple([a is not None and a.requires_grad for a in layer.weights])
-        if wants_gradients and any(needs):
-            plan.loop = packed_weights.setdefault(needs, step_sums.Loop())  # of all plans of the layer
+        forms = tuple([None if a is None else (a.shape, a.dtype, a.requires_grad) for a in layer.weights])
+        if wants_gradients and any(form is not None and form[-1] for form in forms):
+            plan.loop = packed_weights.setdefault(forms, step_sums.Loop())  # of all plans with such weights
     if wants_gradients:
         return partial(run_plan, plan)
     return plan.forward if cast_type is None else partial(_cast, plan, cast_type)

@@ -12,7 +12,6 @@ token, so that the weights lose its node with them: `torch.nn.Module.to` may rep
 """
 
 from collections.abc import Callable, Sequence
-from operator import is_not
 from typing import Any
 from weakref import ref
 
@@ -86,7 +85,12 @@ class Loop:
         if self.steps == 1 and not self.repeats:
             return None
         token = self.token()
-        if token is None or any(map(is_not, weights, token.weights)):
+        is_new = token is None
+        for a, b in zip(weights, weights if token is None else token.weights):
+            if a is not None and a.grad_fn is not None:  # recorded operations have written to a Parameter
+                return None
+            is_new = is_new or a is not b
+        if is_new:
             token = Token(weights)
             self.token = ref(token)
         return token

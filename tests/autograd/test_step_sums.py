@@ -26,8 +26,9 @@ from tests.helpers.tolerances import F32, F64
 KINDS = {"LSTM": (fastlstm.LSTMCell, nn.LSTMCell), "GRU": (fastlstm.GRUCell, nn.GRUCell)}
 KINDS["Elman"] = fastlstm.ElmanCell, nn.RNNCell
 ROWS, WIDTH, UNITS = 3, 5, 8
-# Of the largest value of a tensor, or of one: a hundred roundings of float64; and of float32, for cells of one's own.
-BOUND, BOUNDS = 2.3e-14, {F64: 2.3e-14, F32: 2.4e-5}
+# Of the largest value of a tensor, or of one: a hundred roundings of float64. Norms of some cells multiply errors by
+# ten over dozens of steps: a thousand roundings of either type.
+BOUND, BOUNDS = 2.3e-14, {F64: 4.6e-13, F32: 2.4e-4}
 
 
 def h_of(state):
@@ -191,6 +192,32 @@ def functional(cell, xs):
         state = functional_call(cell, {n: scale * a for n, a in cell.named_parameters()}, (x, state))
     h_of(state).pow(2).sum().backward()
     return [scale.grad, *[a.grad for each in sets for a in each.values()], *gradients(cell)]
+
+
+def written_parameters(cell, xs):
+    """A network writes into the Parameters, while the graph of the weights before is there."""
+    base, graphs = [a.detach().clone() for a in cell.parameters()], []
+    cell.requires_grad_(False)
+    scales = [torch.tensor(value, dtype=F64, requires_grad=True) for value in (1.0, 1.1)]
+    for scale in scales:
+        for a, value in zip(cell.parameters(), base):
+            a.detach_().copy_(value * scale)
+        graphs.append(steps(cell, xs)[0])
+        total(graphs[-1]).backward(retain_graph=True)
+    return [scale.grad for scale in scales]
+
+
+def other_type_in_a_graph(cell, xs):
+    """The Parameters get data of another type between two steps of one graph."""
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda a: a):
+        one, _ = steps(cell, xs[:3])
+        for a in cell.parameters():
+            a.data = a.data.float()
+        other, _ = steps(cell, xs[3:].float())
+    for a in cell.parameters():
+        a.data = a.data.double()
+    (total(one) + total(other)).backward()
+    return gradients(cell, xs)
 
 
 def inner_loop(cell, xs):
@@ -363,8 +390,9 @@ def converted(cell, xs, swaps):
 USES = [
     all_steps, some_steps, retained, losses_in_turns, loops_at_once, wanted_alone, second_derivatives,
     second_derivatives_in_place, batched_gradients, hooks_of_parameters, optimizer_in_backward, truncated, frozen,
-    toggled, functional, inner_loop, tied, parametrized, saved_elsewhere, raising, anomalies_detected,
-    pass_inside_a_pass, of_transforms, of_many_shapes, of_many_rows, fed_back, of_threads, copied,
+    toggled, functional, written_parameters, inner_loop, tied, parametrized, saved_elsewhere, raising,
+    anomalies_detected, pass_inside_a_pass, of_transforms, of_many_shapes, of_many_rows, fed_back, of_threads,
+    copied,
 ]  # fmt: skip
 USES = {use.__name__: use for use in USES}
 for flag in (False, True):
@@ -400,33 +428,24 @@ def test_no_use_of_autograd_notices(kind, use):
 @given(data=st.data(), threads=splits)
 def test_a_loop_has_the_gradients_of_its_sequence(data, threads, poisoned):
     """For any cell, any number of rows and units, and any threads."""
-    case = data.draw(cases("numba", bidirectional=st.just(False), mask=st.just("")).filter(lambda case: case.T > 1))
+    plain = {"bidirectional": st.just(False), "every": st.just(False), "mask": st.just("")}
+    case = data.draw(cases("numba", **plain).filter(lambda case: case.T > 1))
     if case.dtype is F32 and jumps(case.cell):
         return  # a rounding may change the truth
+
+    def loop(x, state, inputs=None):
+        outputs = []
+        for t in range(case.T):
+            options = {} if inputs is None else {"inputs": {name: a[t] for name, a in inputs.items()}}
+            output, state = case.module.step(None if x is None else x[t], state, **options)
+            outputs.append(output)
+        return torch.stack(outputs), state
+
     with split(*threads):
         for _ in range(2):  # the first loop tells that there is one
-            got = gradients_of_loop(case)
-    outputs, _ = case.call(case.exact)
-    loss = (outputs[0] * directions_of(case, F64)).sum()
-    want = torch.autograd.grad(loss, [*case.exact.parameters()], materialize_grads=True)
-    assert largest_error(got, want) < BOUNDS[case.dtype]
-
-
-def directions_of(case, dtype):
-    return torch.linspace(-1, 1, case.H, dtype=dtype)
-
-
-def gradients_of_loop(case):
-    """Those of the weights of a case, which takes its steps one by one."""
-    count = len(case.cell.states)
-    x, *others = [None if a is None else a.to(case.dtype).requires_grad_() for a in case.values]
-    state, loss = tuple(others[:count]), 0.0
-    state = None if case.zeros else state if count > 1 else state[0]
-    for t in range(case.T):
-        inputs = {name: a[t] for name, a in zip(case.cell.inputs, others[count:])}
-        h, state = case.module.step(None if x is None else x[t], state, inputs or None)
-        loss = loss + (h * directions_of(case, case.dtype)).sum()
-    return torch.autograd.grad(loss, [*case.module.parameters()], materialize_grads=True)
+            got = case.results(run=loop)
+    for results, truth in zip(got, case.results(case.exact)):
+        assert largest_error(results, truth) < BOUNDS[case.dtype]
 
 
 def test_steps_add_no_gradients_that_they_wrote():
@@ -440,6 +459,13 @@ def test_steps_add_no_gradients_that_they_wrote():
         shapes = [e.input_shapes[:1] for e in profile.events() if e.name in ("aten::add", "aten::add_")]
         added.append(shapes.count([[4 * UNITS, UNITS]]))
     assert added == [0, 5]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_types_in_one_graph(kind):
+    xs = torch.randn(6, ROWS, WIDTH, dtype=F64)
+    results = [other_type_in_a_graph(cell, xs.clone().requires_grad_()) for cell in pair(kind)]
+    assert largest_error(*results) < BOUNDS[F32]
 
 
 def test_a_weight_written_between_steps_raises():
