@@ -1,6 +1,4 @@
-"""Every backend's layer against float64:
-outputs, every gradient, masks, directions, odd sizes, NaN and infinity, bits.
-"""
+"""Every backend's layer beside torch's own errors, and where numbers are infinite or lie in no memory of their own."""
 
 import pytest
 import torch

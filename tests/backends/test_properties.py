@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import random
 from functools import partial
 
 import pytest
@@ -244,16 +245,18 @@ def test_some_gradients_of_some_results(backend, data):
         return  # there is no step
     want = torch.autograd.grad(outputs, everything, zeroed, materialize_grads=True)
     fresh = copy.deepcopy(case.module)
-    for module in (case.module, fresh, fresh):
-        wanted = iter(flags)
+    # what does not require gradients, and what does although nobody asks for its gradient
+    for module, requires_all in itertools.product((case.module, fresh), (True, False)):
+        required = iter([requires_all or flag for flag in flags])
         wants = [
-            a is not None and not (case.zeros and 0 < k <= len(case.cell.states)) and next(wanted)
+            a is not None and not (case.zeros and 0 < k <= len(case.cell.states)) and next(required)
             for k, a in enumerate(case.values)
         ]
         for a in module.parameters():
-            a.requires_grad_(next(wanted))
+            a.requires_grad_(next(required))
         got, leaves = case.call(module, wants=wants)
-        tensors = [(a, b) for a, b in zip([*leaves, *module.parameters()], want, strict=True) if a.requires_grad]
+        everything = zip([*leaves, *module.parameters()], want, flags, strict=True)
+        tensors = [(a, b) for a, b, is_wanted in everything if is_wanted]
         dependent = [k for k in ends if got[k].requires_grad]
         if dependent:
             found = torch.autograd.grad(
@@ -312,3 +315,32 @@ def test_a_stream_has_the_bits_of_steps(backend, poisoned, data):
     case = data.draw(cases(backend, dtypes_of(backend, True), mask=st.just(""), **one_way))
     if case.B:
         check_bits(case.single() if case.seed % 3 == 0 and case.single() else case.module, case.B)
+
+
+LAYOUTS = [
+    torch.clone,
+    lambda a: a.mT.contiguous().mT if a.dim() > 1 else a,
+    lambda a: a.transpose(0, 1).contiguous().transpose(0, 1) if a.dim() > 1 else a,
+    lambda a: a.repeat_interleave(2, -1)[..., ::2],
+    lambda a: torch.cat([a, torch.full_like(a, math.nan)], -1)[..., : a.shape[-1]],
+    lambda a: torch._neg_view(-a),
+]
+
+
+@each_backend
+@settings(max_examples=60, **DRAWS)
+@given(data=st.data(), threads=splits)
+@on_any_split
+def test_tensors_that_lie_in_another_way(backend, data):
+    """Operands, weights and gradients of outputs have any strides, which alternate from call to call of one module."""
+    case = data.draw(cases(backend, dtypes_of(backend, True)))
+    outputs, gradients = case.results()
+    generator, weights = random.Random(case.seed), {name: a.detach() for name, a in case.module.named_parameters()}
+    # a call of negated tensors follows no plan, and then products of bfloat16 read h in float32
+    layouts = LAYOUTS[:-1] if case.dtype is BF16 else LAYOUTS
+    case.place = lambda a: generator.choice(layouts)(a)
+    for _ in range(3):
+        for name, a in weights.items():
+            setattr(case.module, name, torch.nn.Parameter(generator.choice(layouts)(a)))
+        got, found = case.results()
+        assert same([*got, *found], [*outputs, *gradients])

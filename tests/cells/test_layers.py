@@ -1,4 +1,4 @@
-"""A layer of every cell in plain PyTorch, against each row by itself, in float64."""
+"""A layer of every cell in plain PyTorch, where numbers are none or are not there."""
 
 import math
 

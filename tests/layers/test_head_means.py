@@ -1,7 +1,6 @@
 """Means over the units of a head: ``mean(v, of="head")`` and norms of heads, in layers with ``heads=K``.
 
-`test_heads.py` compares norms of heads with a loop, and `test_rnn_calls.py` has their derivatives. Sizes are such that
-a head is a part of a vector, one, several, or several and a part.
+`test_rnn_calls.py` has their derivatives.
 """
 
 import re

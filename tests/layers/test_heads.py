@@ -1,8 +1,7 @@
 """Layers of heads: `fastlstm.RNN` with ``heads=K``, and weight_hh of H / K columns in the functions.
 
-The truth is a loop in float64 with one product a head and step, which calls the cell's own function on values of
-(..., K, H / K), so that a mean of a head is one over the last axis. Sizes are such that a head is a part of a vector,
-one, several, or several and a part.
+`tests/backends/test_properties.py` compares them with a loop of one product a head and step. Sizes are such that a head
+is a part of a vector, one, several, or several and a part.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""Resets and lengths: equal to running the pieces apart, and to packed sequences, in outputs and gradients."""
+"""Lengths equal packed sequences, in outputs and gradients, and padding may be written."""
 
 import pytest
 import torch

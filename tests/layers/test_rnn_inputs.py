@@ -83,16 +83,3 @@ def test_a_mask_of_booleans_is_an_input():
         stream = rnn.stream(4)(x[0].detach(), of_step)
         found.append((rnn(x, states, {**inputs, "m": m}), rnn.step(x[0], None, of_step), stream))
     close(*found, "values")
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_inputs_of_size_1_in_16_bits(dtype):
-    """Inputs that lie in any way give the results of contiguous ones, call after call."""
-    rnn = RNN(gadget, 3, 5).to(dtype)
-    x, states, inputs = given(rnn)
-    x, states = x.to(dtype), tuple(a.to(dtype) for a in states)
-    small = {name: a[:, :1].to(dtype) for name, a in inputs.items()}
-    for _ in range(2):
-        got = rnn(x, states, {name: a.expand(-1, 4, -1) for name, a in small.items()})
-        want = rnn(x, states, {name: a.repeat(1, 4, 1) for name, a in small.items()})
-        assert torch.equal(got[0], want[0])

@@ -1,4 +1,4 @@
-"""All layers and directions of a module in one call: results, every gradient, and second derivatives."""
+"""All layers and directions of a module in one call: weights of two types, frozen layers, and second derivatives."""
 
 import pytest
 import torch

@@ -56,21 +56,6 @@ def test_weights_that_lie_in_another_way(modules, change):
         close([got], [want], "sums")
 
 
-def test_parameters_and_states_whose_strides_alternate(modules):
-    ours, theirs = modules
-    x, states = torch.randn(T, B, I), (torch.randn(1, B, H), torch.randn(1, B, H))
-    exact = [a.double().requires_grad_() for a in states]
-    want = torch.autograd.grad(theirs(x.double(), tuple(exact))[0].sin().sum(), [*exact, *theirs.parameters()])
-    for every in (2, 3, 1, 2):  # of a longer row
-        for name, a in list(ours.named_parameters()):
-            setattr(ours, name, torch.nn.Parameter(a.detach().repeat_interleave(every, -1)[..., ::every]))
-        given = tuple(a.repeat_interleave(every, -1)[..., ::every].requires_grad_() for a in states)
-        with torch.no_grad():
-            check(ours, theirs, x, given)
-        got = torch.autograd.grad(ours(x, given)[0].sin().sum(), [*given, *ours.parameters()])
-        close(got, want, "gradients")
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("wrong", ["x", "h_0", "weight_ih", "weight_hh", "bias_ih", "bias_hh"])
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -94,21 +79,6 @@ def test_weights_on_another_device_are_told(modules):
     weights = {name: a.to("meta") for name, a in ours.named_parameters()}
     with pytest.raises(RuntimeError, match="not at the same device"):
         functional_call(ours, weights, (torch.randn(T, B, I),))
-
-
-@torch.no_grad()
-def test_inputs_that_lie_in_another_way(modules):
-    ours, theirs = modules
-    x, states = torch.randn(T, B, I), (torch.randn(1, B, H), torch.randn(1, B, H))
-    for given in (x, x.mT.contiguous().mT, torch._neg_view(-x), x.expand(2, T, B, I)[1], x[:, :1].expand_as(x)):
-        check(ours, theirs, given)
-        check(ours, theirs, given, states)
-    for given in (
-        tuple(a.mT.contiguous().mT for a in states),
-        tuple(torch._neg_view(-a) for a in states),
-        states[::-1],
-    ):
-        check(ours, theirs, x, given)
 
 
 @torch.no_grad()
