@@ -10,7 +10,6 @@ from fastlstm.backends.numba.kernels.threads import team_rows
 from fastlstm.layers import packing
 from tests.helpers.layers import Layer
 from tests.helpers.numba import compiled, needs_unit
-from tests.helpers.tolerances import close, equal
 
 # Of the largest value: float64's roundings of a few hundred terms, and of float32's, in sums over up to 1000 rows
 # T, B, I, H: rows split between threads or units; chunks of one step, of several, of half a step's rows, and few rows
@@ -38,44 +37,6 @@ def test_rows_past_their_end_are_not_computed(size, backend, poisoned):
     rows = (gates == 0).all(-1).all(1)  # (T,B)
     assert not any(a.isnan().any() for a in (h, c, gates))
     assert torch.equal(rows, torch.arange(len(h)).unsqueeze(1) >= layer.lengths)
-
-
-@pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}])
-def test_rows_in_any_order_are_put_in_order(options, batch_first, monkeypatch):
-    """Where that pays: with the same bits, but for the weights' sums, whose terms come in another order."""
-    T, B = 7, 30
-    lstm = fastlstm.LSTM(5, 9, batch_first=batch_first, dtype=torch.float64, **options)
-    x = torch.randn(B, T, 5, dtype=torch.float64) if batch_first else torch.randn(T, B, 5, dtype=torch.float64)
-    count = lstm.num_layers * (2 if lstm.bidirectional else 1)
-    inputs = [x, *torch.randn(2, count, B, 9, dtype=torch.float64)]
-    inputs = [a.requires_grad_() for a in inputs]
-    lengths = torch.randint(0, T + 3, (B,), dtype=torch.int16) // 2
-    masks = {"lengths": lengths, "return_cells": True}
-    if not lstm.bidirectional:
-        masks["reset"] = torch.rand(x.shape[:2]) < 0.2
-    orders, results = [], []
-
-    def seen(*args):
-        orders.append(packing.longest_first(*args))
-        return orders[-1]
-
-    monkeypatch.setattr("fastlstm.layers.recurrent.longest_first", seen)
-    monkeypatch.setattr(packing, "MIN_SORT_UNITS", 1)
-    for worth in (1 << 60, 0):
-        monkeypatch.setattr(packing, "MIN_SORT_WORK", worth)
-        output, (h_n, c_n), cells = lstm(inputs[0], tuple(inputs[1:]), **masks)
-        loss = output.sin().sum() + (h_n * c_n).sum() + cells.cos().sum()
-        gradients = torch.autograd.grad(loss, [*inputs, *lstm.parameters()], create_graph=True)
-        second = torch.autograd.grad(gradients[0].pow(2).sum(), inputs)
-        with torch.no_grad():
-            inferred = lstm(inputs[0], tuple(inputs[1:]), **masks)[0]
-        results.append(([output, h_n, c_n, cells, inferred], [*gradients, *second]))
-    assert orders[0] is None
-    assert torch.equal(orders[-1].sort().values, torch.arange(B))
-    assert results[0][0][0].stride() == results[1][0][0].stride()
-    equal(results[0][0], results[1][0])
-    close(results[0][1], results[1][1], "gradients")
 
 
 def test_what_is_not_put_in_order(monkeypatch):
