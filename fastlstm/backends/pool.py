@@ -14,7 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
@@ -150,11 +150,12 @@ def unpooled(like: Tensor, *shape: int) -> Tensor:
     return tensor
 
 
-def new_of(shape: Sequence[int], dtype: torch.dtype, large: Callable[..., Tensor] = unpooled) -> Callable[[], Tensor]:
+@lru_cache(1024)  # plans of one module have the shapes of weights in common, and of most other tensors
+def new_of(shape: tuple[int, ...], dtype: torch.dtype, large: Callable[..., Tensor] = unpooled) -> Callable[[], Tensor]:
     """Return a function that makes a tensor of this shape and type on the CPU: by `large`, or faster if it is small."""
     if math.prod(shape) * dtype.itemsize < SMALL:
         strides = torch.empty(shape, dtype=dtype, device="meta").stride()
-        return partial(empty_on_cpu, (*shape,), strides, dtype)
+        return partial(empty_on_cpu, shape, strides, dtype)
     return partial(large, torch.empty(0, dtype=dtype, device="cpu"), *shape)
 
 

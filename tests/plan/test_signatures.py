@@ -125,7 +125,7 @@ def test_a_plan_takes_little_memory(modules, dtype):
     run(range(I, I + 50))
     before = resident()
     run(range(I + 50, I + 50 + count))
-    assert (resident() - before) / count < 30_000  # it takes 17 KB, and the allocator loses some
+    assert (resident() - before) / count < 30_000  # objects of Python are 25 KB of it, and the allocator loses some
 
 
 @torch.no_grad()
