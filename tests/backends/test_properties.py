@@ -35,6 +35,7 @@ and_the_reference = pytest.mark.parametrize("backend", [*on_backends, "reference
 # multiply; norms and quotients of small numbers lose up to three bits more. The steps of LSTMs and GRUs have neither,
 # and no value above one: a fifth of each is enough for these.
 BOUNDS = {F64: 2.3e-14, F32: 1.2e-5, "numba-bf16": 0.1, "numba-bf16x3": 4e-4, "numba-bf16x6": 2e-5}
+MOVES = 20  # of results, by one rounding of all numbers that a case has: there is one for each product and step as well
 NARROW_BOUND = 0.1  # of tensors of bfloat16, whose factors, states and results have 8 bits
 PLAIN = ("lstm", "gru")
 many_steps = {
@@ -42,7 +43,7 @@ many_steps = {
         *map(st.sampled_from, ([1, 2, 5, 9, 40, 70], [3, 8, 17, 33, 70], [1, 7, 40, 150], [1, 7, 33, 100]))
     )
     # weights of more than a megabyte, of which few rows take each panel as they lie
-    | st.sampled_from([(1, 40, 200, 272), (1, 40, 17, 528), (3, 9, 100, 650)])
+    | st.sampled_from([(1, 40, 200, 272), (1, 40, 17, 528), (1, 40, 100, 330), (3, 9, 100, 650)])
 }
 one_way = {"bidirectional": st.just(False), "batch_first": st.just(False), "every": st.just(False)}
 
@@ -56,7 +57,7 @@ def dtypes_of(backend, sixteen_bits=False):
 
 
 def keeps_errors_small(case):
-    """Whether errors stay within the bounds: norms of some cells multiply them tenfold over dozens of steps."""
+    """Whether roundings of 8 bits stay within the bounds: norms of some cells multiply them over dozens of steps."""
     return case.T <= 9 or case.name in PLAIN
 
 
@@ -78,9 +79,10 @@ def test_results_and_gradients(backend, data, threads, poisoned):
     if case.dtype is F64 or (not jumps(case.cell) and ("bf16" not in backend or keeps_errors_small(case))):
         true_outputs, true_gradients = case.results(case.exact)
         bound = case.layers * BOUNDS.get(backend, BOUNDS[case.dtype]) / (5 if case.name in PLAIN else 1)
-        bound *= 1 if keeps_errors_small(case) else 10
-        assert largest_error(outputs, true_outputs) < bound
-        assert largest_error(gradients, true_gradients) < 2 * bound
+        errors = largest_error(outputs, true_outputs), largest_error(gradients, true_gradients)
+        if errors[0] >= bound or errors[1] >= 2 * bound:  # norms of some cells multiply roundings over dozens of steps
+            moves = map(largest_error, case.moved(), (true_outputs, true_gradients))
+            assert all(error < MOVES * move for error, move in zip(errors, moves))
     with split(1, 1):
         alone = case.results(copy.deepcopy(case.module))
     assert same([*alone[0], *alone[1]], [*outputs, *gradients])

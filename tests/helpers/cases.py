@@ -1,5 +1,6 @@
 """Layers of any cell as hypothesis draws them, what they are called with, and the truth in float64."""
 
+import copy
 import math
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -235,6 +236,21 @@ class Case:
         wanted, (ends, directions) = [*leaves, *module.parameters()], zip(*pairs) if pairs else ((), ())
         gradients = torch.autograd.grad(ends, wanted, directions, materialize_grads=True)
         return [a.detach() for a in outputs], list(gradients)
+
+    def moved(self):
+        """The results in float64, once each weight and value has moved by half a unit in its last place, as a rounding
+        in the case's type may move it.
+        """
+        exact, generator = copy.deepcopy(self.exact), torch.Generator().manual_seed(self.seed)
+
+        def move(a):
+            signs = torch.randint(2, a.shape, generator=generator).double() * 2 - 1
+            return a * (1 + torch.finfo(self.dtype).eps / 2 * signs)
+
+        with torch.no_grad():
+            for a in exact.parameters():
+                a.copy_(move(a))
+        return self.results(exact, [None if a is None else move(a.double()) for a in self.values])
 
     def directions(self, outputs, padded=True):
         directions = [
