@@ -51,7 +51,7 @@ def by_machine(head: str, cases: Sequence[Case], *rivals: str, cut: str = "", pa
         head: of the column of cases.
         rivals: beside which ours is; torch without them.
         cut: what is left out of the cases' names.
-        part: what is a part of the first rival. Its per cent of the rival's time in inference is a column.
+        part: what is a part of the first rival. Its per cent of the rival's time in inference is a column, where known.
     """
 
     def share(figures: Figures, case: Case) -> str:
@@ -62,12 +62,13 @@ def by_machine(head: str, cases: Sequence[Case], *rivals: str, cut: str = "", pa
     def block(figures: Figures) -> list[str]:
         modes = [mode for mode in (*MODES, "step") if any(mode in case.modes for case in cases)]
         columns = [(k, mode) for k in figures.having(cases) for mode in modes]
-        header = [head, *["recurrent, %"] * bool(part), *["beside"] * (len(rivals) > 1)]
+        shares = {case.name: share(figures, case) for case in cases}
+        header = [head, *["recurrent, % of torch's inference"] * any(shares.values()), *["beside"] * (len(rivals) > 1)]
         header += [f"{figures.name(k)}, {mode}" for k, mode in columns]
         rows = [
             [
                 case.name.removeprefix(cut),
-                *(share(figures, each) for each in [case] * bool(part)),
+                *[shares[case.name]] * any(shares.values()),
                 *[rival] * (len(rivals) > 1),
             ]
             + [times(figures.row(k, case, mode), rival) for k, mode in columns]
