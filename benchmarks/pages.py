@@ -57,7 +57,7 @@ def by_machine(head: str, cases: Sequence[Case], *rivals: str, cut: str = "", pa
     def share(figures: Figures, case: Case) -> str:
         rows = (figures.row(k, case, "inference") for k in figures.having([case]))
         seconds = next((row["seconds"] for row in rows if row and part in row["seconds"]), None)
-        return f"{100 * seconds[part] / seconds['torch']:.0f}" if seconds else ""
+        return f"{min(100, 100 * seconds[part] / seconds['torch']):.0f}" if seconds else ""
 
     def block(figures: Figures) -> list[str]:
         modes = [mode for mode in (*MODES, "step") if any(mode in case.modes for case in cases)]
@@ -126,7 +126,7 @@ FIRST_PAGE = (  # what runs, the mode, and for LSTMs and GRUs the cases beside t
     ("training on sequences", "training", OF_SEQUENCES),
     ("inference of sequences", "inference", OF_SEQUENCES),
     ("a step of a stream", "step", ((LSTM_STEPS, LSTM_STEPS), (GRU_STEPS, GRU_STEPS))),
-    ("training a cell between other layers", "training",
+    ("training `LSTMCell` or `GRUCell` between other layers", "training",
      ((named(steps.BETWEEN_CASES, "LSTM"), ()), (named(steps.BETWEEN_CASES, "GRU"), ()))),
 )  # fmt: skip
 
@@ -155,7 +155,7 @@ def summary(figures: Figures) -> list[str]:
         inference, training = (f"{median(figures.ratios(k, cases, mode)):.1f}" for mode in MODES)
         texts.append(f"{name} {training} times as fast as torch's, and runs it {inference} times as fast")
     cores, name = figures.reports[k]["machine"]["cores"], figures.name(k)
-    return [f"On {cores} cores of a {name} it trains {texts[0]}. It trains {texts[1]}. These are medians of ten sizes."]
+    return [f"On {cores} cores of a {name} it trains {texts[0]}. It trains {texts[1]}. These are medians of up to ten sizes."]
 
 
 def first_page(figures: Figures) -> list[str]:
