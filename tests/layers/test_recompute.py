@@ -4,14 +4,17 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 from torch.func import functional_call, grad
 from torch.utils.checkpoint import checkpoint
 
 import fastlstm
-from tests.helpers.modules import flat
-from tests.helpers.tolerances import close
+from tests.helpers.cases import CELLS, DRAWS, PROJECTED, cases, largest_error
+from tests.helpers.modules import same
+from tests.helpers.tolerances import F64, close
 from tests.helpers.transforms import exporting
 
 PART = 128  # the steps of a part, of sequences that are no longer than its square
@@ -26,36 +29,19 @@ def both(kind, *sizes, **options):
     return module, twin
 
 
-def results(module, x, states, **options):
-    """The output, the last states, and the gradients of everything."""
-    x = x.clone().requires_grad_()
-    states = None if states is None else [a.clone().requires_grad_() for a in states]
-    hx = None if states is None else tuple(states) if len(states) > 1 else states[0]
-    outputs = flat(module(x, hx, **options))
-    loss = sum((a * torch.linspace(-1, 1, a.numel(), dtype=a.dtype).view_as(a)).sum() for a in outputs)
-    wanted = [x, *(states or []), *module.parameters()]
-    return [a.detach() for a in outputs], torch.autograd.grad(loss, wanted)
-
-
-@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
-@pytest.mark.parametrize("given", [False, True], ids=["zeros", "states"])
-@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.GRU, fastlstm.Elman])
-def test_results_and_gradients(kind, given, masked):
-    module, twin = both(kind, 3, 5)
-    x, count = torch.randn(LONG, 4, 3, dtype=torch.double), 2 if kind is fastlstm.LSTM else 1
-    states = [torch.randn(1, 4, 5, dtype=torch.double) for _ in range(count)] if given else None
-    options = {}
-    if masked:  # rows that end in the first part, between two parts, in the last one, and never begin
-        options = {"lengths": [3, 2 * PART, LONG, 0], "reset": torch.rand(LONG, 4) < 0.05}
-    got, want = (results(m, x, states, **options) for m in (module, twin))
-    close(got, want, "sums")
-
-
-def test_layers_and_directions():
-    module, twin = both(fastlstm.LSTM, 3, 5, num_layers=2, bidirectional=True, batch_first=True)
-    x, lengths = torch.randn(3, LONG, 3, dtype=torch.double), torch.tensor([LONG, 5, PART + 1])
-    got, want = (results(m, x, None, lengths=lengths) for m in (module, twin))
-    close(got, want, "sums")
+@settings(max_examples=25, **DRAWS)
+@given(data=st.data())
+def test_results_and_gradients(data):
+    """Of any cell, masks, layers and directions, and of one part, several, and a short one."""
+    sizes = st.tuples(st.sampled_from([1, PART, PART + 1, LONG]), *[st.integers(1, 9)] * 3)
+    names = st.sampled_from([name for name in CELLS if name != PROJECTED])
+    backend = data.draw(st.sampled_from(["numba", "reference"]))
+    case = data.draw(cases(backend, (F64,), name=names, size=sizes))
+    outputs, gradients = case.results()
+    case.module.recompute = True
+    got, found = case.results()
+    assert same(got, outputs)
+    assert largest_error(found, gradients) < 1e-12  # sums over hundreds of steps, added up part by part
 
 
 def test_transforms_and_autocast():

@@ -86,21 +86,6 @@ def test_calls_of_every_kind(kind, backend):
 
 
 @of_both
-@each_kind
-def test_recompute(kind, backend):
-    rnn, results = made(kind, backend), []
-    sequences = mapped(lambda a: a.detach().requires_grad_(), sequences_of(rnn, 160, 2))  # in two parts
-    state = tuple([a.detach().requires_grad_() for a in called(rnn, sequences)[1]])
-    for recompute in (False, True):
-        rnn.recompute = recompute
-        output, last, every = called(rnn, sequences, state, return_states=True)
-        wanted = [*sequences.values(), *state, *rnn.parameters()]
-        gradients = torch.autograd.grad(sum(a.sum() for a in (last[0], *every)), wanted)
-        results.append([output, *gradients])
-    close(results[1], results[0], "gradients")
-
-
-@of_both
 @pytest.mark.parametrize("kind", ["lstm", "gru", "gadget", "without-x", "products"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits_and_autocast(kind, backend, dtype):
