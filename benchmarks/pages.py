@@ -56,8 +56,11 @@ def by_machine(head: str, cases: Sequence[Case], *rivals: str, cut: str = "", pa
 
     def share(figures: Figures, case: Case) -> str:
         rows = (figures.row(k, case, "inference") for k in figures.having([case]))
-        seconds = next((row["seconds"] for row in rows if row and part in row["seconds"]), None)
-        return f"{min(100, 100 * seconds[part] / seconds['torch']):.0f}" if seconds else ""
+        row = next((row for row in rows if row and part in row["seconds"]), None)
+        if row is None:
+            return ""
+        percent = 100 * row["seconds"][part] / row["seconds"]["torch"]
+        return "noisy" if row["is_noisy"] or percent > 100 else f"{percent:.0f}"
 
     def block(figures: Figures) -> list[str]:
         modes = [mode for mode in (*MODES, "step") if any(mode in case.modes for case in cases)]
