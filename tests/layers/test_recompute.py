@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import fastlstm
 from tests.helpers.cases import CELLS, DRAWS, PROJECTED, cases, largest_error
 from tests.helpers.modules import same
+from tests.helpers.threads import split, splits
 from tests.helpers.tolerances import F64, close
 from tests.helpers.transforms import exporting
 
@@ -30,18 +31,19 @@ def both(kind, *sizes, **options):
 
 
 @settings(max_examples=25, **DRAWS)
-@given(data=st.data())
-def test_results_and_gradients(data):
+@given(data=st.data(), threads=splits)
+def test_results_and_gradients(data, threads):
     """Of any cell, masks, layers and directions, and of one part, several, and a short one."""
     sizes = st.tuples(st.sampled_from([1, PART, PART + 1, LONG]), *[st.integers(1, 9)] * 3)
     names = st.sampled_from([name for name in CELLS if name != PROJECTED])
     backend = data.draw(st.sampled_from(["numba", "reference"]))
     case = data.draw(cases(backend, (F64,), name=names, size=sizes))
-    outputs, gradients = case.results()
-    case.module.recompute = True
-    got, found = case.results()
-    assert same(got, outputs)
-    assert largest_error(found, gradients) < 1e-12  # sums over hundreds of steps, added up part by part
+    with split(*threads):
+        outputs, gradients = case.results()
+        case.module.recompute = True
+        outputs_of_parts, gradients_of_parts = case.results()
+    assert same(outputs_of_parts, outputs)
+    assert largest_error(gradients_of_parts, gradients) < 1e-12  # sums over hundreds of steps, added up part by part
 
 
 def test_transforms_and_autocast():
