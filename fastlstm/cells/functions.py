@@ -54,8 +54,7 @@ def _function(declared: Callable[..., Any]) -> Callable[..., Any]:
         for a in args:
             if isinstance(a, Node):
                 return a.graph.make(name, *args)
-        on_tensors = any(isinstance(a, Tensor) for a in args)
-        return (ON_TENSORS[name] if on_tensors else declared)(*args)
+        return (ON_TENSORS[name] if any(isinstance(a, Tensor) for a in args) else declared)(*args)
 
     return function
 
@@ -222,7 +221,7 @@ def layer_norm(*values: Any, weight: Any = None, bias: Any = None, eps: float = 
     Returns one value for one, and a tuple for several.
 
     Raises:
-        TypeError: for no values, and for a sequence of another length.
+        TypeError: for no values, for a number beside values, and for a sequence of another length.
 
     Equivalent to `torch.nn.functional.layer_norm` of the values side by side along the last axis.
     """
@@ -246,7 +245,7 @@ def rms_norm(*values: Any, weight: Any = None, eps: float = 2**-23, of: str = "r
     Returns one value for one, and a tuple for several.
 
     Raises:
-        TypeError: for no values, and for a sequence of another length.
+        TypeError: for no values, for a number beside values, and for a sequence of another length.
 
     Equivalent to `torch.nn.functional.rms_norm` of the values side by side along the last axis.
     """
@@ -259,6 +258,10 @@ def _check_normed(name: str, values: Sequence[Any], eps: Any) -> None:
         raise TypeError(f"{name} takes one value or more, got none")
     hint = "it takes each value as an argument of its own, and no shape, since it normalizes all units"
     _check_values(name, *values, eps, hint=hint)
+    numbers = [n for n, value in enumerate(values) if not isinstance(value, (Node, Tensor))]
+    if 0 < len(numbers) < len(values):  # outside a cell all may be numbers
+        n = numbers[0]
+        raise TypeError(f"argument {n + 1} of {name} must be a value of each unit, got {values[n]!r}: {hint}")
 
 
 def _called(name: str, value: Any) -> Any:

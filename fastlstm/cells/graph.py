@@ -99,6 +99,11 @@ class Node:
             product = product * self
         return product
 
+    def __rpow__(self, base: object) -> Node:
+        check_no_array(base)
+        instead = f"write exp(a * log({base!r})) in the place of {base!r} ** a"
+        raise TypeError(f"an exponent must be a whole number from 1 to {MAX_EXPONENT}, got a value: {instead}")
+
     def __abs__(self) -> Node:
         return self.graph.make("maximum", self, -self)
 

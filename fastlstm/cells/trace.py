@@ -137,7 +137,7 @@ def _described(error: Exception, failed: tuple[Any, str | None], arguments: Iter
     kinds = NameError, AttributeError, NoAttribute
     unknown = next((each.name for each in (error, error.__cause__) if isinstance(each, kinds)), None)
     of_torch = [frame.f_code.co_name for frame, _ in places if _is_torchs(frame)]
-    for name in (unknown, failed[1] if failed[0] in places else None, *of_torch):
+    for name in (*of_torch, unknown, failed[1] if failed[0] in places else None):
         if text := instead(name):
             return text
     text = str(error).replace("'Product'", "a product, which takes a value: w(a),")
