@@ -28,15 +28,20 @@ def number(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
+def marked(ratio: float, mark: str = "") -> str:
+    """Return how many times as fast as another ours is, bold below 1, where the other is faster."""
+    text = number(ratio)
+    return f"**{mark}{text}**" if float(text) < 1 else mark + text
+
+
 def times(row: Row | None, rival: str) -> str:
-    """Return how many times as fast as a rival ours is. Where the rival is faster the figure is bold."""
+    """Return how many times as fast as a rival ours is, or that the row is noisy, or nothing if there is no result."""
     ratio = None if row is None else row["ratios"].get(rival)
     if row is None or ratio is None:
         return ""
     if row["is_noisy"]:
         return "noisy"
-    text = "~" * (ratio["high"] > LOOSE * ratio["low"]) + number(ratio["median"])
-    return f"**{text}**" if ratio["high"] < 1 else text
+    return marked(ratio["median"], "~" * (ratio["high"] > LOOSE * ratio["low"]))
 
 
 def microseconds(row: Row | None) -> str:
@@ -135,11 +140,20 @@ FIRST_PAGE = (  # what runs, the mode, and for LSTMs and GRUs the cases beside t
 
 
 def spread(ratios: Sequence[float]) -> str:
-    """Return the median, the lowest and the highest of ratios. Where the rival is faster a figure is bold."""
-    if not ratios:
-        return ""
-    texts = [f"**{number(a)}**" if a < 1 else number(a) for a in (median(ratios), min(ratios), max(ratios))]
-    return f"{texts[0]} ({texts[1]} to {texts[2]})"
+    """Return the median, the lowest and the highest of ratios."""
+    return f"{marked(median(ratios))} ({marked(min(ratios))} to {marked(max(ratios))})" if ratios else ""
+
+
+def span(counts: Sequence[int]) -> str:
+    """Return the lowest and the highest of counts."""
+    return " to ".join(map(str, sorted({min(counts), max(counts)})))
+
+
+def sizes(names: Sequence[str]) -> str:
+    """Return of the cases with these names the batches, and of layers how many they have."""
+    batches = [int(B) for name in names for B in re.findall(r"\bB ?(\d+)", name)]
+    layers = [int(shape[1] or 1) for name in names if (shape := re.search(r"-H\d+(?:-L(\d+))?", name))]
+    return f"batch {span(batches)}" + (f", {span(layers)} layer{'s' * (max(layers) > 1)}" if layers else "")
 
 
 def ranges(figures: Figures) -> list[str]:
@@ -167,12 +181,13 @@ def first_page(figures: Figures) -> list[str]:
     k = figures.having(SEQUENCES)[0]
     rows = []
     for label, mode, kinds in FIRST_PAGE:
-        texts = []
-        for beside_torch, beside_others in kinds:
-            cases = [case for case in beside_others if mode in case.modes]
-            others = [ratio for case in cases for _, ratio in figures.best_other(k, case, mode)]
-            texts += [spread(figures.ratios(k, beside_torch, mode)), spread(others)]
-        rows.append([label, *texts])
+        texts, names = [], []
+        for beside_torch, beside_others in kinds:  # A size that two tables have counts once, as in the later one.
+            torchs = {case.name: ratio for case in beside_torch for ratio in figures.ratios(k, [case], mode)}
+            others = {case.name: ratio for case in beside_others for _, ratio in figures.best_other(k, case, mode)}
+            texts += [spread([*torchs.values()]), spread([*others.values()])]
+            names += [*torchs, *others]
+        rows.append([f"{label}: {sizes(names)}" if names else label, *texts])
     machine = f"{figures.reports[k]['machine']['cores']} cores of a {figures.name(k)}"
     columns = [f"{kind}, beside {rival}" for kind in ("LSTM", "GRU") for rival in ("torch", "the best other")]
     return table([machine, *columns], rows)

@@ -61,6 +61,37 @@ def test_other_results_change_a_page(page):
     assert pages.placed(text, newest()) == text_of(page)
 
 
+def in_first_table(rows):
+    """The line of sequences in inference of README.md's table, of these rows: group, name, and times as fast."""
+    report = deepcopy(newest()[0])
+    report["rows"] = [
+        {"group": group, "name": name, "mode": "inference", "is_noisy": False, "commit": "1", "date": "2"}
+        | {"seconds": {}, "ratios": {rival: {"median": times} for rival in ("torch", "ONNX Runtime")}}
+        for group, name, times in rows
+    ]
+    return next(line for line in pages.first_page(Figures([report])) if line.startswith("| inference"))
+
+
+def test_a_size_on_two_pages_counts_once_in_the_first_table():
+    """And what stands beside all other runtimes is what counts."""
+    rows = [
+        ("layers", "T28-B128-I28-H128", 9),
+        ("runtimes", "T28-B128-I28-H128", 2),
+        ("runtimes", "T100-B1-I40-H128", 4),
+    ]
+    assert in_first_table(rows).split(" | ")[2] == "3.00 (2.00 to 4.00)"
+
+
+def test_the_first_table_says_which_batches_and_how_many_layers_its_figures_are_of():
+    rows = [
+        ("layers", "T28-B128-I28-H128", 2),
+        ("layers", "T50-B32-I80-H256-L2-bi", 2),
+        ("runtimes", "GRU-T100-B1-I40-H128", 2),
+    ]
+    assert in_first_table(rows).startswith("| inference of sequences: batch 1 to 128, 1 to 2 layers |")
+    assert in_first_table(rows[:1]).startswith("| inference of sequences: batch 128, 1 layer |")
+
+
 def test_every_table_stands_on_a_page():
     there = {name for page in PAGES for _, name, _ in pages.BLOCK.findall(text_of(page))}
     assert there == {*pages.BLOCKS, "machines"}
@@ -91,7 +122,8 @@ def test_a_figure_says_who_is_faster_and_how_sure_that_is():
 
     assert pages.times(row(1.48, 1.5, 1.52), "torch") == "1.50"
     assert pages.times(row(0.8, 0.82, 0.84), "torch") == "**0.82**"
-    assert pages.times(row(0.9, 0.98, 1.1), "torch") == "~0.98"
+    assert pages.times(row(0.9, 0.98, 1.1), "torch") == "**~0.98**"
+    assert pages.times(row(0.99, 0.997, 1.01), "torch") == "1.00"
     assert pages.times(row(9, 12.34, 13, is_noisy=True), "torch") == "noisy"
     assert pages.times(row(12, 12.34, 13), "torch") == "12.3"
     assert pages.times(row(1, 1, 1), "another") == ""
