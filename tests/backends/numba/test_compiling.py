@@ -4,6 +4,7 @@ import ctypes
 import gc
 import signal
 import sys
+import threading
 import time
 from functools import partial
 
@@ -134,6 +135,13 @@ INTERRUPTED = """
 def test_ctrl_c_during_the_import_of_numba_arrives():
     """And leaves numba such that the next call can use it."""
     assert interpreter.run(INTERRUPTED, cwd=ROOT, check=True).stdout == "interrupted\n"
+
+
+def test_a_thread_that_threading_takes_for_the_main_one_compiles(compiles, monkeypatch):
+    """Before Python 3.13 it is the one that imported `threading` first, but handlers run in another."""
+    monkeypatch.setattr(threading, "main_thread", threading.current_thread)
+    at_once(compiles)
+    assert tasks.compiled_functions["both"].address
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no timer that sends a signal")

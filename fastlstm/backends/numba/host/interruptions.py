@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from fastlstm.forks import waited_for
@@ -20,11 +20,11 @@ def uninterrupted() -> Iterator[None]:
     frames: dict[Any, Any] = {}  # in which signals came
     with turns:
         try:
-            if threading.current_thread() is threading.main_thread():  # where alone handlers run
+            with suppress(ValueError):  # in every thread but the one where handlers run
                 for number in signal.valid_signals():
                     if callable(handler := signal.getsignal(number)):
-                        handlers[number] = handler
                         signal.signal(number, frames.__setitem__)
+                        handlers[number] = handler
             yield
         finally:
             _go_on(handlers, frames)
