@@ -3,15 +3,25 @@
 import functools
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import repeat
+from operator import methodcaller
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 T = TypeVar("T")
 _locks: list[Any] = []
 _object_locks = WeakKeyDictionary[Any, None]()
-_forking = threading.local()
+
+
+class _Forking(threading.local):
+    def __init__(self) -> None:
+        self.acquired: list[Any] = []  # by this thread
+
+
+_forking = _Forking()
 
 
 def waited_for(lock: Any) -> Any:
@@ -28,21 +38,31 @@ def object_lock() -> Any:
     return lock
 
 
+# What the handler of a signal raises in a hook ends the hook, and os.fork goes on. It may be raised between any two
+# instructions of Python, and while a lock is waited for. So one call of a function in C takes or releases a lock and
+# changes the record.
+
+
 def _acquire() -> None:
-    _forking.acquired = []
-    object_locks = filter(None, [lock() for lock in _object_locks.keyrefs()])
-    for lock in [*object_locks, *_locks]:
-        lock.acquire()
-        _forking.acquired.append(lock)
+    if _forking.acquired:
+        return
+    try:
+        object_locks = filter(None, [lock() for lock in _object_locks.keyrefs()])
+        _forking.acquired.extend(filter(methodcaller("acquire"), [*object_locks, *_locks]))
+    except BaseException:
+        _release()
+        _acquire()
+        raise
 
 
 def _release() -> None:
-    while _forking.acquired:
-        _forking.acquired.pop().release()
+    acquired = _forking.acquired
+    deque(map(methodcaller("release"), map(list.pop, repeat(acquired, len(acquired)))), 0)
 
 
 if hasattr(os, "register_at_fork"):  # which Windows lacks
-    os.register_at_fork(before=_acquire, after_in_parent=_release, after_in_child=_release)
+    for _ in range(2):  # if the first hook is cut off as it begins, the second does its work
+        os.register_at_fork(before=_acquire, after_in_parent=_release, after_in_child=_release)
 
 
 class cached_property(functools.cached_property[T]):

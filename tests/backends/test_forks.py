@@ -2,15 +2,18 @@
 
 import os
 import signal
+import sys
 import threading
 import time
+from itertools import count
 
 import pytest
 import torch
 
 import fastlstm
-from fastlstm import operator_patching, patching
+from fastlstm import forks, operator_patching, patching
 from fastlstm.backends import pool
+from fastlstm.backends.numba.host.compiling import global_compiler_lock
 from fastlstm.cells import spec
 from tests.helpers import ROOT, interpreter
 
@@ -129,3 +132,102 @@ def test_what_another_thread_holds(lock, use):
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     thread.join()
+
+
+LOCKS = [spec._declaring, patching._lock, operator_patching._lock, pool._lock, global_compiler_lock]
+forks_begin = threading.Event()
+os.register_at_fork(before=forks_begin.set)  # which runs before the package's own, since it is registered after them
+
+
+class Interruption(Exception):
+    pass
+
+
+def fork_beside(work):
+    """Fork while another thread holds a lock, does this work, and lets go. Return whether a new thread gets every lock,
+    in the child and in the parent.
+    """
+    is_held = threading.Event()
+
+    def hold():
+        with LOCKS[1]:
+            is_held.set()
+            forks_begin.wait(60)
+            work()
+
+    def are_free():
+        def take():
+            for lock in LOCKS:
+                with lock:
+                    pass
+
+        thread = threading.Thread(target=take, daemon=True)
+        thread.start()
+        thread.join(10)
+        return not thread.is_alive()
+
+    forks_begin.clear()
+    thread = threading.Thread(target=hold)
+    thread.start()
+    is_held.wait()
+    child = os.fork()
+    sys.settrace(None)
+    if child == 0:
+        os._exit(0 if are_free() else 1)
+    thread.join()
+    return os.waitpid(child, 0)[1] == 0, are_free()
+
+
+@pytest.fixture
+def dropped(monkeypatch):
+    """The types of the errors that Python drops in this test."""
+    types = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: types.append(unraisable.exc_type))
+    return types
+
+
+def test_what_is_raised_at_any_bytecode_of_a_fork(dropped):
+    """As the handler of a signal may raise there. It is dropped, and everything is as without it."""
+
+    def interrupt_after(steps):
+        passed = count()
+
+        def trace(frame, event, _):
+            if frame.f_code.co_filename != forks.__file__:
+                return None
+            frame.f_trace_opcodes = True
+            if next(passed) == steps:
+                raise Interruption
+            return trace
+
+        sys.settrace(trace)
+
+    before, outcomes = sys.gettrace(), []
+    try:
+        # up to a fork that ends before its interruption, or one that leaves a lock behind
+        while dropped.count(Interruption) == outcomes.count((True, True)) == len(outcomes):
+            interrupt_after(len(outcomes))
+            outcomes.append(fork_beside(lambda: time.sleep(0.01)))
+    finally:
+        sys.settrace(before)
+    assert set(outcomes) == {(True, True)}
+    assert set(dropped) == {Interruption}
+
+
+def test_what_is_raised_while_a_fork_waits(dropped):
+    def interrupt(*_):
+        raise Interruption
+
+    def work():
+        for _ in range(2):
+            time.sleep(0.1)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+        time.sleep(0.1)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        outcome = fork_beside(work)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert outcome == (True, True)
+    assert set(dropped) == {Interruption}

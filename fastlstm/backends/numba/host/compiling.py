@@ -15,7 +15,7 @@ from fastlstm.backends.numba.host.interruptions import turns
 from fastlstm.backends.numba.host.kernel_files import folder, say
 from fastlstm.forks import waited_for
 
-waited_for(global_compiler_lock)  # held by a user's own compilation, it would stop those of a forked child
+waited_for(global_compiler_lock._lock)  # held by a user's own compilation, it would stop those of a forked child
 LONG = "primitives", "matrix", "forward", "backward"  # kernels that take seconds; all others take about one or less
 
 
