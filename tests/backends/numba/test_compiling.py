@@ -90,7 +90,7 @@ def test_ctrl_c_keeps_no_other_signal_from_its_handler(compiles, ctrl_c, monkeyp
 
     def set_and_interrupt(number, handler):
         before = set_handler(number, handler)
-        if handler is signal.default_int_handler and late:
+        if handler is signal.default_int_handler is not before and late:
             late.pop()()
         return before
 
@@ -142,6 +142,23 @@ def test_a_thread_that_threading_takes_for_the_main_one_compiles(compiles, monke
     monkeypatch.setattr(threading, "main_thread", threading.current_thread)
     at_once(compiles)
     assert tasks.compiled_functions["both"].address
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_what_is_raised_as_a_handler_is_replaced(compiles, ctrl_c, monkeypatch, error):
+    """By the handler of another signal. It arrives, and the handler comes back."""
+    set_handler = signal.signal
+
+    def set_and_raise(number, handler):
+        before = set_handler(number, handler)
+        if before is signal.default_int_handler and handler is not before:
+            raise error
+        return before
+
+    monkeypatch.setattr(signal, "signal", set_and_raise)
+    with pytest.raises(error):
+        compiles()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no timer that sends a signal")

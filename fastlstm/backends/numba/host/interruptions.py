@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from fastlstm.forks import waited_for
@@ -20,11 +20,15 @@ def uninterrupted() -> Iterator[None]:
     frames: dict[Any, Any] = {}  # in which signals came
     with turns:
         try:
-            with suppress(ValueError):  # in every thread but the one where handlers run
+            try:
                 for number in signal.valid_signals():
                     if callable(handler := signal.getsignal(number)):
-                        signal.signal(number, frames.__setitem__)
+                        signal.signal(number, handler)  # raises in every thread but the one where handlers run
                         handlers[number] = handler
+                        signal.signal(number, frames.__setitem__)
+            except ValueError:
+                if handlers:
+                    raise
             yield
         finally:
             _go_on(handlers, frames)
