@@ -9,7 +9,7 @@ from torch import nn
 import fastlstm
 from fastlstm import torch_private
 from tests.helpers.modules import flat
-from tests.helpers.quantized import Tagger, both_activations, quantized, same_bits
+from tests.helpers.quantized import Tagger, both_activations, both_kinds, quantized, same_bits
 
 
 @torch.no_grad()
@@ -41,6 +41,19 @@ def test_a_program_with_weights_of_another_shape_is_refused(name, a):
     program = torch.export.export(made, (x,))
     program.state_dict[name] = a
     with pytest.raises(ValueError, match=r"(weight|bias)_.h(_scale)? must |an int8 layer must have one head"):
+        program.module()(x)
+
+
+@torch.no_grad()
+@both_kinds
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0"])
+def test_a_program_with_a_number_that_kernels_cannot_take(kind, name):
+    """AVX2 cannot negate -128, which a damaged file may hold."""
+    x, made = torch.randn(6, 3, 4), quantized(kind(4, 5))
+    program = torch.export.export(made, (x,))
+    program.state_dict[name] = program.state_dict[name].clone()
+    program.state_dict[name][-1, -1] = -128
+    with pytest.raises(ValueError, match=rf"{name[:9]} must have numbers from -127 to 127, got -128"):
         program.module()(x)
 
 
