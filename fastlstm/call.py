@@ -28,10 +28,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from fastlstm.autograd import rules  # noqa: F401  # which defines the operators of every cell
+from fastlstm.autograd import rules, step_sums  # noqa: F401  # which defines the operators of every cell
 from fastlstm.autograd.elementary import narrowed
-from fastlstm.autograd.layer_function import apply_plan, differentiable
+from fastlstm.autograd.layer_function import differentiable, run_plan
 from fastlstm.autograd.modes import autocast_of, is_plain, no_autocast, under_vmap, wants_gradient
 from fastlstm.autograd.operators import by_cell
 from fastlstm.backends import aten, dispatch, settings
@@ -40,7 +41,7 @@ from fastlstm.backends.layer_checks import check_layer
 from fastlstm.backends.parts import examples
 from fastlstm.cells.spec import by_key
 from fastlstm.plan_cache import Plans, Runs
-from fastlstm.torch_private import allow_in_graph, dual_level, dual_level_in_graph, opened_by_graph
+from fastlstm.torch_private import allow_in_graph, current_pass, dual_level, dual_level_in_graph, opened_by_graph
 
 
 def run(
@@ -195,17 +196,16 @@ def _plan(
     example = cast_layer._replace(weights=layer.weights)  # weights are cast when they are packed
     with torch.inference_mode(False), torch.no_grad():
         plan: Plan = dispatch.module(name).plan(example, wants_gradients, packed_weights, (1,) * has_layer_axis)
-    plan.backend, plan.types, plan.known = name, None, {}
+    plan.backend, plan.types, plan.known, plan.loop = name, None, {}, None
+    # gradients of other tensors than Parameters go on to what they were made from, which differs from step to step
+    are_parameters = all(a is None or type(a) is Parameter for a in layer.weights)
+    if plan.accumulates and current_pass is not None and packed_weights is not None and are_parameters:
+        forms = tuple([None if a is None else (a.shape, a.dtype, a.requires_grad) for a in layer.weights])
+        if wants_gradients and any(form is not None and form[-1] for form in forms):
+            plan.loop = packed_weights.setdefault(forms, step_sums.Loop())  # of all plans with such weights
     if wants_gradients:
-        return partial(_differentiable, plan)
+        return partial(run_plan, plan)
     return plan.forward if cast_type is None else partial(_cast, plan, cast_type)
-
-
-def _differentiable(plan: Plan, layer: Layer) -> Run:
-    h, *rest = apply_plan(plan, layer, layer.x, *layer.weights, *layer.states, *layer.inputs)
-    if layer.directions == 2:
-        h = h.clone()  # to which callers may write: torch joins both directions by a copy
-    return Run(h, tuple(rest[: len(layer.states)]), ())  # other results of the plan are for its backward pass
 
 
 def _cast(plan: Plan, dtype: torch.dtype, layer: Layer) -> Run:

@@ -224,6 +224,13 @@ Kind = _name("_C._functorch.TransformType")
 all_levels = _name("_C._functorch.get_interpreter_stack")
 KNOWS_LEVELS = None not in (Kind, all_levels)
 
+# The number of the backward pass that this thread runs, and whether it will run a node. Where one of them is missing,
+# steps do not share the gradients of their weights, see `fastlstm.autograd.step_sums`.
+current_pass: Any = _name("_C._current_graph_task_id")
+will_run: Any = _name("_C._will_engine_execute_node")
+if will_run is None:
+    current_pass = None
+
 _precision = _name("_C._get_fp32_precision_getter")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.func import vjp
 
-from fastlstm.autograd import operators
+from fastlstm.autograd import operators, step_sums
 from fastlstm.autograd.batching import backward_rule, forward_rule
 from fastlstm.autograd.modes import has_saved_tensor_hooks, is_plain, no_autocast, wants_autograd
 from fastlstm.backends import parts, reference
@@ -160,45 +160,61 @@ def _plain_gradients(cell: Any, reverse: bool, tensors: Any, needs: Any) -> tupl
 
 class PlannedFunction(Function):
     """`LayerFunction` by a plan, for calls under no transform: ``h``, the last states, and, if the plan keeps them, the
-    other states of all steps. `args`: the plan, the layer or all layers of a module, and its tensors but lengths and
-    reset, so that autograd sees them.
+    other states of all steps. `args`: the plan, the layer or all layers of a module, its `Token` and the token's tensor
+    or None, and the tensors of the layer but lengths and reset, so that autograd sees them. With a token the weights
+    are None.
     """
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Optional, ...]:
-        plan, layer, *tensors = args
+        plan, layer, token, *_ = args
         h, last, saved_values = plan.forward(layer)
-        tensors += layer.lengths, layer.reset
+        x, weights, states, lengths, reset, reverse, cell, inputs, _, _, _, layers, directions = layer
+        tensors = x, *weights, *states, *inputs, lengths, reset
         saved = *tensors, h if plan.reads_h else None, *saved_values
         plan.types = plan.types or types_of(saved)
-        ctx.call = plan, layer.cell, (layer.reverse, layer.layers, layer.directions), len(tensors)
-        ctx.set_materialize_grads(False)
+        ctx.call = plan, cell, (reverse, layers, directions), len(tensors), token
+        ctx.materialize_grads = False
         ctx.save_for_backward(*saved)
         return h, *last, *(saved_values[: -layer.parts] if plan.saves_sequences else ())
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
-        (plan, cell, axes, count), saved, needs = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[2:]
+        (plan, cell, axes, count, token), saved = ctx.call, ctx.saved_tensors
+        needs: tuple[bool, ...] = ctx.needs_input_grad[4:]
+        sums: Sequence[Any] | None = ()
+        if (loop := plan.loop) is not None and loop.steps > 0:
+            loop.end()
+        if token is not None and (sums := token.sums(ctx)) is not None:
+            needs = needs[0], *token.needs, *needs[1 + len(token.needs) :]
         layer, h, saved_values = Layer.of(cell, saved[:count], *axes), saved[count], saved[count + 1 :]
         incoming, run = Run.of(len(cell.states), grads), new_run((h, (), saved_values))
         is_eager = not (torch.is_grad_enabled() or dual_level() or dispatch_mode_count() or torch.jit.is_tracing())
-        key = needs, threads_now(), *[a is None for a in grads]
+        more = (sums,) if type(sums) is list else ()
+        key = needs, threads_now(), len(more), *[a is None for a in grads]
         tensors = [a for a in (*saved, *grads) if a is not None]
         recognizes, form, own = plan.known.get(key, _NEVER)
         # the storages of the layer's own tensors may have been resized to nothing since
-        if is_eager and recognizes(*tensors) and 0 not in map(Tensor.data_ptr, tensors[:own]):
-            return None, None, *plan.backward(incoming, layer, run, _record(cell, needs), form).flat
-        check_types(plan.types, saved)
-        if not is_eager or not is_plain(*tensors):
+        is_known = is_eager and recognizes(*tensors) and 0 not in map(Tensor.data_ptr, tensors[:own])
+        if not is_known:
+            check_types(plan.types, saved)
+            is_eager, form = is_eager and is_plain(*tensors), []
+        if is_eager:
+            gradients = plan.backward(incoming, layer, run, _record(cell, needs), form, *more).flat
+        else:
+            more = ()
             with no_autocast(layer.x):  # backward may run inside the caller's autocast
-                return None, None, *_differentiable_gradients(plan, incoming, layer, (h, *saved_values), needs)
-        form = []
-        gradients = plan.backward(incoming, layer, run, _record(cell, needs), form)
-        own = sum(a is not None for a in saved[:count])
-        # neither a tensor that occurs twice would be recognized, nor one without numbers
-        if len({*map(id, tensors)}) == len(tensors) and 0 not in map(Tensor.data_ptr, tensors[:own]):
-            plan.known[key] = recognizer(tensors), form, own
-        return None, None, *gradients.flat
+                gradients = _differentiable_gradients(plan, incoming, layer, (h, *saved_values), needs)
+        if is_eager and not is_known:
+            own = sum(a is not None for a in saved[:count])
+            # neither a tensor that occurs twice would be recognized, nor one without numbers
+            if len({*map(id, tensors)}) == len(tensors) and 0 not in map(Tensor.data_ptr, tensors[:own]):
+                plan.known[key] = recognizer(tensors), form, own
+        if token is None:
+            return None, None, None, None, *gradients
+        if sums is not None and not more:
+            gradients = token.leave(gradients, is_eager)
+        return None, None, None, step_sums.of_token, *gradients
 
 
 def types_of(tensors: tuple[Optional, ...]) -> tuple[torch.dtype | None, ...]:
@@ -217,7 +233,21 @@ def check_types(types: tuple[torch.dtype | None, ...], saved: tuple[Optional, ..
 
 
 _NEVER: Any = (lambda *_: False), [], 0  # recognizes no tensors
-apply_plan = plain_apply(PlannedFunction)
+_apply_plan = plain_apply(PlannedFunction)
+
+
+def run_plan(plan: Plan, layer: Layer) -> Run:
+    """Run a layer by its plan, so that autograd sees it."""
+    x, weights, states, _, _, _, _, inputs, *_ = layer
+    if plan.loop is not None and (token := plan.loop.enter(weights)) is not None:
+        h, *rest = _apply_plan(plan, layer, token, token.tensor, x, *[None] * len(weights), *states, *inputs)
+    else:
+        h, *rest = _apply_plan(plan, layer, None, None, x, *weights, *states, *inputs)
+    if layer.directions == 2:
+        h = h.clone()  # to which callers may write: torch joins both directions by a copy
+    return new_run((h, (*rest[: len(states)],), ()))  # other results of the plan are for its backward pass
+
+
 _record = lru_cache(1024)(Gradients.of)  # of each cell a few choices of operands
 
 

@@ -21,7 +21,7 @@ from fastlstm.backends.base import (
     hidden_size,
     new_run,
 )
-from fastlstm.backends.cpu import LARGE
+from fastlstm.backends.cpu import LARGE, threads_now
 
 _FUNCTIONS: dict[str, Any] = {
     "lstm": torch.lstm,
@@ -61,11 +61,13 @@ def packs(device: torch.device) -> bool:
 def is_faster(layer: Layer) -> bool:
     """Return whether torch's operator of a cell runs a single step of one row, x (1, I), faster than numba's kernel.
 
-    It does so for weights above `LARGE`, which no cache holds beside their gradients: these are outer products of the
-    weights' size, which torch writes at the memory's speed. Without gradients it does so where the last panel of units
-    is not full, since a kernel would then have to pack all of them.
+    It does so on one thread for weights above `LARGE`, which no cache holds beside their gradients: these are outer
+    products of the weights' size, which torch writes at the memory's speed. Without gradients it does so where rows of
+    weights end inside a vector.
     """
     x = layer.x
+    if threads_now() > 1:
+        return False
     if x.dim() != 2 or x.shape[0] != 1 or x.itemsize < 4 or layer.cell.key not in _STEPS or layer.stacked:
         return False
     if sum(a.nbytes for a in layer.weights if a is not None) <= LARGE:

@@ -192,20 +192,27 @@ class Plan(Protocol):
             the gates of each part. Otherwise only the plan's own backward pass reads them. The states are, layer
             by layer, its output, unless this is the run's ``h``, and the inner states of each direction.
         reads_h: whether the backward pass reads the run's ``h``.
+        accumulates: whether `backward` can add to gradients of the weights.
         known: what is known of earlier backward passes, which whoever made the plan sets to an empty dictionary.
+        loop: what gathers the gradients of weights of several runs, or None. Whoever made the plan sets it.
     """
 
     backend: str
     types: Any
     saves_sequences: bool
     reads_h: bool
+    accumulates: bool
     known: dict[Any, Any]
+    loop: Any
 
     def forward(self, layer: Layer) -> Run: ...
 
     def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients, form: list[Any]) -> Gradients:
         """`form`: an empty list, or that of an earlier call with tensors of these types, shapes and strides. The plan
         may keep there what all such calls need.
+
+        A plan that accumulates takes `sums` as well: gradients of the weights, None where not wanted, to which it adds
+        those of this call. The result has None in their place.
         """
         ...
 

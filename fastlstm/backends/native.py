@@ -75,7 +75,9 @@ class _Plan:
     backend: str  # set by `fastlstm.call`
     types: Any  # of saved tensors: set and read by `fastlstm.autograd.layer_function`
     reads_h = True  # whether backward needs h: read by `fastlstm.autograd.layer_function`
+    accumulates = False
     known: dict[Any, Any]
+    loop: Any
 
     def __init__(
         self, layer: Layer, save: bool, packed_weights: dict[Any, Any] | None, state_axes: tuple[int, ...]

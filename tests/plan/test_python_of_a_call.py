@@ -35,26 +35,59 @@ def count(function, warm_calls=5):
     return entered - 2  # without `function` and `setprofile`
 
 
-def cell_and_call(kind):
+def cell_and_loop(kind):
+    """A cell, and a function that takes so many steps of it and returns the last h."""
     cell = getattr(fastlstm, kind)(128, 128, backend="numba")
     x, h = torch.randn(8, 128), torch.randn(8, 128)
-    state = (h, torch.randn(8, 128)) if kind == "LSTMCell" else h
-    return lambda: cell(x, state)
+
+    def loop(steps):
+        state = (h, torch.randn(8, 128)) if kind == "LSTMCell" else h
+        for _ in range(steps):
+            state = cell(x, state)
+        return state[0] if kind == "LSTMCell" else state
+
+    return cell, loop
 
 
-def first_of(results):
-    return results[0] if isinstance(results, tuple) else results
+def count_of_a_step(count_of_steps):
+    """Without what a loop costs however long it is."""
+    return (count_of_steps(12) - count_of_steps(2)) / 10
 
 
-@pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "ElmanCell"])
+KINDS = pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "ElmanCell"])
+
+
+@KINDS
 def test_a_step_of_a_cell(set_threads, kind):
     set_threads(1)
-    step = cell_and_call(kind)
+    _, loop = cell_and_loop(kind)
     with torch.no_grad():
-        assert count(step) <= 37 + FORWARD_OF_TORCH
-    assert count(step) <= 47 + FORWARD_OF_TORCH
-    results = [first_of(step()) for _ in range(6)]
-    assert count(lambda: results.pop().sum().backward()) <= 50 + BACKWARD_OF_TORCH
+        assert count_of_a_step(lambda steps: count(lambda: loop(steps))) <= 37 + FORWARD_OF_TORCH
+
+
+@KINDS
+def test_a_step_that_trains(set_threads, kind):
+    set_threads(1)
+    _, loop = cell_and_loop(kind)
+    for _ in range(2):
+        loop(6).sum().backward()
+
+    def backward(steps):
+        losses = [loop(steps).sum() for _ in range(6)]
+        return count(lambda: losses.pop().backward())
+
+    assert count_of_a_step(lambda steps: count(lambda: loop(steps))) <= 46 + FORWARD_OF_TORCH
+    assert count_of_a_step(backward) <= 45
+
+
+@KINDS
+def test_a_lone_step_that_trains(set_threads, kind):
+    """Each step has a backward pass of its own."""
+    set_threads(1)
+    _, loop = cell_and_loop(kind)
+    for _ in range(3):
+        loop(1).sum().backward()
+    assert count(lambda: loop(1).sum().backward()) <= 46 + FORWARD_OF_TORCH + 50 + BACKWARD_OF_TORCH
 
 
 def test_a_sequence(set_threads):

@@ -173,6 +173,7 @@ operand_row_stride      stride of a row of it, 0 of a param
 """
 
 BACKWARD = """
+accumulates             1 if the gradients of weights, biases and params are added to what is there
 gate_rows               batch rows from one panel of `gates` to the next
 reach                   most panels of dpreact that a vector group of columns of h multiplies
 chunk                   steps of a time chunk, whose dpreact becomes weight gradients together

@@ -78,7 +78,9 @@ class Plan:
     backend: str
     types: Any
     reads_h = True
+    accumulates = False
     known: dict[Any, Any]
+    loop: Any
 
     def __init__(self, layer: Layer, save: bool, state_axes: tuple[int, ...], precision: str | None) -> None:
         """See `plan`."""

@@ -25,9 +25,12 @@ class Backward(Pass):
     kind = "Backward"
 
     def __init__(
-        self, signature: Signature, needs: Gradients, stacked_gates: bool, caches: dict[Any, Any] | None = None
-    ) -> None:
-        """`stacked_gates`: whether the saved gates are those of a stack (groups, T, ...), not of one layer (T, ...)."""
+        self, signature: Signature, needs: Gradients, stacked_gates: bool, caches: dict[Any, Any] | None = None,
+        accumulates: bool = False,
+    ) -> None:  # fmt: skip
+        """`stacked_gates`: whether the saved gates are those of a stack (groups, T, ...), not of one layer (T, ...).
+        `accumulates`: whether calls add the gradients of weights to tensors that they get.
+        """
         super().__init__(signature, caches)
         self.needs, self.stacked_gates, s = needs, stacked_gates, signature
         self.options = {"needs": needs, "stacked_gates": stacked_gates}
@@ -44,7 +47,7 @@ class Backward(Pass):
         reads = {"packed_hh": multiplies_hh and not in_place, "packed_ih": wants_dx and not in_place}
         reads["packed_products"] = counts.products > 0
         packs = any(reads.values())
-        fields["gate_rows"] = B if stacked_gates else R
+        fields |= {"gate_rows": B if stacked_gates else R, "accumulates": accumulates}
         transposed = sizes.transposed_sizes(s, self.panels, self.lanes)
         caches_weights = caches is not None and s.stack_size is None and packs
         packed = {name: transposed[name] for name, is_read in reads.items() if caches_weights or is_read}
@@ -65,7 +68,10 @@ class Backward(Pass):
         )  # fmt: skip
         wanted = [wants_dx, *needs.weights, *needs.states, *needs.inputs]
         wanted[3:5] = [want and has_bias for want, has_bias in zip(wanted[3:5], s.biased)]
-        self.wanted = [k for k, want in enumerate(wanted) if want]
+        self.first_state = 1 + len(needs.weights)  # index of dh_0 among the gradients
+        of_weights = range(1, self.first_state) if accumulates else ()
+        self.sums = [k for k in of_weights if wanted[k]]  # of the gradients that calls get
+        self.wanted = [k for k, want in enumerate(wanted) if want and k not in of_weights]
         self.allocations = {}
         for k in self.wanted:
             name = self.names[k]
@@ -73,7 +79,6 @@ class Backward(Pass):
             self.allocations[f"d_{name}"] = new_of(shapes[k], weight_dtype if is_matrix else dtype)
         self.none = [None] * len(wanted)
         self.inner, self.is_single_step = counts.inner_states, s.is_single_step
-        self.first_state = 1 + len(needs.weights)  # index of dh_0 among the gradients
         self.first_input = self.first_state + self.inner + 1
         self.bindings: dict[Any, Binding] = {}
 
@@ -84,9 +89,12 @@ class Backward(Pass):
             frame.run()
         return self.end(frame)
 
-    def begin(self, grads: Run, layer: Layer, run: Run, form: list[Any] | None = None) -> Frame:
+    def begin(
+        self, grads: Run, layer: Layer, run: Run, form: list[Any] | None = None, sums: Sequence[Any] = ()
+    ) -> Frame:
         """Return a frame for the backward pass of a readable layer. dh, dx and weight gradients are bfloat16 if x is.
-        `form`: see `fastlstm.backends.base.Plan`. It gets this kernel and the binding, if they serve all such calls.
+        `form`, `sums`: see `fastlstm.backends.base.Plan`. The form gets this kernel and the binding, if they serve all
+        such calls.
         """
         x, weights, initial, lengths, reset, _, _, inputs, *_ = layer
         if self.prepares_weights:
@@ -94,7 +102,7 @@ class Backward(Pass):
         h, saved, inner = run.h, run.saved, self.inner
         if self.is_single_step:
             h, saved = (saved[0], saved[1:]) if len(saved) > 1 else (None, (*[None] * inner, *saved))
-        operands = self.prototype, x, *weights, *initial, *inputs, lengths, reset
+        operands = self.prototype, x, *weights, *initial, *inputs, lengths, reset, *[sums[k - 1] for k in self.sums]
         results: Sequence[Any] = h, *saved, grads.h, *grads.last, *(grads.saved or [None] * inner)
         if form:
             _, binding, unreadable = form
@@ -145,7 +153,7 @@ class Backward(Pass):
         vectors = *range(self.first_product - counts.params, self.first_product), *self.products
         gradients |= {f"dparam{k}": self.names[1 + index] for k, index in enumerate(vectors)}
         sources |= {field: (f"d_{name}", 0) for field, name in gradients.items()}
-        return self.bind(operands, fields, self.allocations, sources)
+        return self.bind(operands, [*[f"d_{self.names[k]}" for k in self.sums], *fields], self.allocations, sources)
 
     def end(self, frame: Frame) -> Gradients:
         """Return the gradients of a frame that has run."""

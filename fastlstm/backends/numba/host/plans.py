@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from math import prod
 from operator import is_
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from fastlstm.backends.base import Gradients, Layer, Run, heads_of, hidden_size, output_size
 from fastlstm.backends.cpu import threads_now
-from fastlstm.backends.numba.host import thread_split
+from fastlstm.backends.numba.host import sizes, thread_split
 from fastlstm.backends.numba.host.backward import Backward
 from fastlstm.backends.numba.host.forward import Forward
 from fastlstm.backends.numba.host.frames import Frame
@@ -70,6 +71,7 @@ class Plan:
     types: Any
     reads_h = True
     known: dict[Any, Any]
+    loop: Any
 
     def __init__(
         self, layer: Layer, save: bool, caches: dict[Any, Any] | None, state_axes: tuple[int, ...], components: int,
@@ -92,6 +94,7 @@ class Plan:
         self.kernel = Forward(s, save, self.caches, part=part, directions=directions)
         self.backwards: dict[Any, Backward] = {}
         self.is_readable = all(map(is_, example.tensors, base.tensors))
+        self.accumulates = layer.x.dtype is s.dtype is s.weight_dtype and not s.stack_size and sizes.sums_few_pairs(s)
 
     def signature_of(
         self, layer: Layer, state_axes: tuple[int, ...], components: int, rounded_dtype: torch.dtype
@@ -103,32 +106,34 @@ class Plan:
     def forward(self, layer: Layer) -> Run:
         return self.kernel.run(layer if self.is_readable else readable_in_plan(layer))
 
-    def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients, form: list[Any]) -> Gradients:
+    def backward(
+        self, grads: Run, layer: Layer, run: Run, needs: Gradients, form: list[Any], sums: Sequence[Any] = ()
+    ) -> Gradients:
         """Return the gradients of a layer that this plan has run, in the type that the kernel takes."""
-        kernel, frame = self.begin_backward(grads, layer, run, needs, form)
+        kernel, frame = self.begin_backward(grads, layer, run, needs, form, sums)
         if frame.is_written:
             frame.run()
         return kernel.end(frame)
 
     def begin_backward(
-        self, grads: Run, layer: Layer, run: Run, needs: Gradients, form: list[Any]
+        self, grads: Run, layer: Layer, run: Run, needs: Gradients, form: list[Any], sums: Sequence[Any] = ()
     ) -> tuple[Backward, Frame]:
         """Return the kernel for the backward pass of a layer that this plan has run, and a frame for it. Hooks of saved
         tensors may have moved the tensors, and the number of threads may have changed.
         """
         if form:
             kernel = form[0]
-            return kernel, kernel.begin(grads, layer, run, form)
+            return kernel, kernel.begin(grads, layer, run, form, sums)
         given, layer = layer, readable_in_plan(layer)
         now = strides(layer)
-        key = needs, now, threads_now()
+        key = needs, now, threads_now(), len(sums)
         kernel = self.backwards.get(key)
         if kernel is None:
             planned = self.signature
             s = self.signature_of(layer, planned.state_axes, planned.components, planned.rounded_dtype)
-            kernel = self.backwards[key] = Backward(s, needs, s.stack_size is not None, self.caches)
+            kernel = self.backwards[key] = Backward(s, needs, s.stack_size is not None, self.caches, len(sums) > 0)
         is_readable = all(map(is_, layer.tensors, given.tensors))
-        return kernel, kernel.begin(grads, layer, run, form if is_readable else None)
+        return kernel, kernel.begin(grads, layer, run, form if is_readable else None, sums)
 
 
 class SixteenBits(Plan):
@@ -169,7 +174,9 @@ class SixteenBits(Plan):
             saved = *saved, h  # which the backward pass reads, before it is rounded
         return Run(rounded(h, self.dtype), (*(a.to(self.dtype) for a in last),), saved)
 
-    def backward(self, grads: Run, layer: Layer, run: Run, needs: Gradients, form: list[Any]) -> Gradients:
+    def backward(
+        self, grads: Run, layer: Layer, run: Run, needs: Gradients, form: list[Any], sums: Sequence[Any] = ()
+    ) -> Gradients:
         """Return the gradients of a layer that this plan has run. x is widened again, to save memory meanwhile."""
         x, dh, h, saved = layer.x, grads.h, run.h, [*run.saved]
         if not self.is_bfloat16:
@@ -177,7 +184,7 @@ class SixteenBits(Plan):
             h = saved.pop() if x.dim() == 3 else None
         layer = layer._replace(x=x, states=widened(layer.states), inputs=widened(layer.inputs))
         grads = Run(dh, widened(grads.last), widened(grads.saved))
-        gradients = super().backward(grads, layer, Run(h, run.last, (*saved,)), needs, form)
+        gradients = super().backward(grads, layer, Run(h, run.last, (*saved,)), needs, form, sums)
         return Gradients.of(layer.cell, [rounded(a, self.dtype) for a in gradients.flat])
 
 
@@ -189,7 +196,9 @@ class ModulePlan:
     backend: str
     types: Any
     saves_sequences = reads_h = True
+    accumulates = False
     known: dict[Any, Any]
+    loop: Any
 
     def __init__(
         self, layer: Layer, save: bool, caches: dict[Any, Any] | None, state_axes: tuple[int, ...], components: int

@@ -234,6 +234,13 @@ def common_sizes(s: Signature, kind: str, vectors: int, count: int) -> tuple[dic
     return of_cell | fields, 2 * of_cell["table_bytes"] // size + ROW_BLOCK * (product_vectors + slots) * lanes
 
 
+def sums_few_pairs(s: Signature) -> bool:
+    """Return whether the backward pass writes gradients of weights straight to their places, without accumulators."""
+    wide = 4 * lanes_of(s.dtype)
+    columns = (panels_of(s.I, wide) + panels_of(s.H, wide)) * wide  # of x and h, each padded to strips of four vectors
+    return not (s.components or s.counts.products) and s.T * s.B * columns <= FEW_PAIRS * (s.I + s.H)
+
+
 def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> tuple[dict[str, int], dict[str, int]]:
     """Return fields of the backward kernel's arguments, and elements of its buffers without the transposed weights.
     `wants_weights`: whether gradients of weights, biases or params are wanted.
@@ -242,7 +249,7 @@ def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> tuple[d
     lanes, size, counts = lanes_of(dtype), dtype.itemsize, s.counts
     panels, wide = panels_of(H, lanes), 4 * lanes
     columns = (panels_of(I, wide) + panels_of(H, wide)) * wide  # of x and h, each padded to strips of four vectors
-    is_few = not (components or counts.products) and T * B * columns <= FEW_PAIRS * (I + H)
+    is_few = sums_few_pairs(s)
     first_h_row, ones_row, first_value_row, accumulator_rows = accumulator_layout(s)
     of_gates = counts.preacts if components else max(counts.x_preacts, counts.h_preacts, 1)
     widest, terms = max(of_gates, counts.group_size), counts.preacts + counts.products

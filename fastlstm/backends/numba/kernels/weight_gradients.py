@@ -68,23 +68,30 @@ def unpack_weight_of_heads(a, scratch, p, accumulators, first_column, units, D, 
         unit = end
 
 
+def write_vector(a, units, source, target):
+    """Write a panel of the gradient of a bias or param, or add it to what is there."""
+    if a.accumulates != 0:
+        call(a.add_rows, 1, units, source, 0, target, 0)
+    else:
+        call(a.copy_rows, 1, units, units, source, 0, target, 0)
+
+
 def write_vectors(a, p, ones):
     """Write panel p of the wanted gradients of biases and params: biases from `ones`, the accumulators of the ones."""
     size, unit = a.size, p * a.lanes
     valid = min(a.lanes, a.H - unit)
     for k in range(a.x_preacts if a.dbias_ih != 0 else 0):
-        target = a.dbias_ih + (block_ih(a, k) * a.H + unit) * size
-        call(a.copy_rows, 1, valid, valid, ones + gate_offset(a, p, k), 0, target, 0)
+        write_vector(a, valid, ones + gate_offset(a, p, k), a.dbias_ih + (block_ih(a, k) * a.H + unit) * size)
     for k in range(a.h_preacts if a.dbias_hh != 0 else 0):
-        target = a.dbias_hh + (block_hh(a, k) * a.H + unit) * size
-        call(a.copy_rows, 1, valid, valid, ones + gate_offset(a, p, first_h_preact(a) + k), 0, target, 0)
+        source = ones + gate_offset(a, p, first_h_preact(a) + k)
+        write_vector(a, valid, source, a.dbias_hh + (block_hh(a, k) * a.H + unit) * size)
     total, stride = param_sums_address(a, p, 0), a.panels * a.params * VECTOR
     if a.params != 0:
         call(a.add_rows, count_row_groups(a) - 1, a.params * a.lanes, total + stride, stride, total, 0)
     for k in range(a.params):
         dparam = get_int64(a.dparam_addresses + 8 * k)
         if dparam != 0:
-            call(a.copy_rows, 1, valid, valid, total + k * VECTOR, 0, dparam + unit * size, 0)
+            write_vector(a, valid, total + k * VECTOR, dparam + unit * size)
 
 
 def unpack_weight_gradients(a, scratch, p_first, p_last):
@@ -111,27 +118,38 @@ def unpack_weight_gradients(a, scratch, p_first, p_last):
 
 
 def write_columns(a, scratch, rows, dpre, dpre_row, packed, weight, column, width):
-    """Write rows of one gate and panel of a weight's gradient (gates H, `width`), from columns of [x, h]."""
-    size, count, wide = a.size, a.T * a.B, 4 * a.lanes
+    """Write rows of one gate and panel of a weight's gradient (gates H, `width`), from columns of [x, h], or add them
+    to what is there.
+    """
+    size, count, wide, row = a.size, a.T * a.B, 4 * a.lanes, width * a.size
     for k in range(column // wide * wide, column + width, wide):
         begin = max(k, column)
-        out, out_row, valid = weight + (begin - column) * size, width * size, min(k + wide, column + width) - begin
+        target, valid = weight + (begin - column) * size, min(k + wide, column + width) - begin
+        out, out_row = target, row
         if valid < wide:  # whole vectors would reach into the next row
             out, out_row = scratch, 4 * VECTOR
+        part = scratch + (begin - k) * size
+        init, init_row = a.constants, 0
+        if a.accumulates != 0:
+            init, init_row = out, out_row
+            if valid < wide:
+                call(a.copy_rows, rows, valid, valid, target, row, part, 4 * VECTOR)
         multiply(
-            a, a.gemm4, rows, init=a.constants, init_row=0, out=out, out_row=out_row,
+            a, a.gemm4, rows, init=init, init_row=init_row, out=out, out_row=out_row,
             w=packed + k // wide * count * 4 * VECTOR, w_row=4 * VECTOR, x=dpre, x_row=size, x_column=dpre_row,
             columns=count,
         )  # fmt: skip
         if valid < wide:
-            source, target = scratch + (begin - k) * size, weight + (begin - column) * size
-            call(a.copy_rows, rows, valid, valid, source, 4 * VECTOR, target, width * size)
+            call(a.copy_rows, rows, valid, valid, part, 4 * VECTOR, target, row)
 
 
 def write_weight_gradients(a, packed, scratch, p_first, p_last):
     """Write panels of the wanted gradients of weights, biases and params, summed over few pairs straight into the
     weights' layout, with the sums of `vector_backward.add_weight_gradients`: accumulators would be most of the work.
+    What they are added to must not change in a call that runs again.
     """
+    if a.accumulates != 0 and a.mismatches != 0 and get_int64(a.mismatches) != 0:
+        return
     L, size, I, H, D, count = a.lanes, a.size, a.I, a.H, a.head, a.T * a.B
     h_strips = packed + a.first_h_row * count * size
     for p in range(p_first, p_last):
