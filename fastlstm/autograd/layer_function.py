@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.func import vjp
 
-from fastlstm.autograd import operators, step_sums
+from fastlstm.autograd import operators
 from fastlstm.autograd.batching import backward_rule, forward_rule
 from fastlstm.autograd.modes import has_saved_tensor_hooks, is_plain, no_autocast, wants_autograd
 from fastlstm.backends import parts, reference
@@ -212,9 +212,9 @@ class PlannedFunction(Function):
                 plan.known[key] = recognizer(tensors), form, own
         if token is None:
             return None, None, None, None, *gradients
-        if sums is not None and not more:
-            gradients = token.leave(gradients, is_eager)
-        return None, None, None, step_sums.of_token, *gradients
+        if more or sums is None:  # its kernel has added them to those of other steps, or nobody wants any
+            return None, None, None, None, gradients[0], *[None] * len(token.needs), *gradients[1 + len(token.needs) :]
+        return None, None, None, *token.leave(gradients, is_eager)
 
 
 def types_of(tensors: tuple[Optional, ...]) -> tuple[torch.dtype | None, ...]:

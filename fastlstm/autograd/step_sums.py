@@ -1,14 +1,17 @@
 """The gradients of weights, summed over the single steps of a loop while its backward pass runs.
 
 Each step of a loop over a cell has a gradient of every weight, which autograd would write anew and add to the last. So
-the weights go through one node, `Sums`, and steps take its result in their place: a *token*, a tensor of no elements.
+the weights go through one node, `Sums`, and steps take its result in their place: a *token*, a tensor without numbers of its own.
 The backward pass of the first step that runs leaves its gradients of weights with the node, and the others add theirs
 to these in place. Autograd runs a node when all that follows from it has run, so the last node to run is `Sums`, which
-returns what was left.
+returns what was left. Gradients that will be differentiated are never left: they are the gradient of the token, which
+autograd adds, so that no graph is held by what a failed pass leaves.
 
-`Sums` saves no tensor, and so it serves any number of graphs and backward passes. What is left is kept by the number of
-the pass: passes of other threads, inside this one or after a failure do not mix. Only the graphs of the steps hold a
-token, so that the weights lose its node with them: `torch.nn.Module.to` may replace a Parameter that no graph holds.
+`Sums` saves no tensor, and so it serves any number of backward passes. What is left is kept by the number of the pass:
+passes of other threads, inside this one or after a failure do not mix. Only the graphs of the steps hold a token, so
+that the weights lose its node with them: `torch.nn.Module.to` may replace a Parameter that no graph holds. Once a pass
+has begun, the next steps get a token of their own. `torch.distributed` acts on a module's gradients when those of its
+inputs are there, so the node runs as early as it can: before the nodes of what came before the loop's first step.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +24,6 @@ from torch.autograd import Function
 
 from fastlstm.torch_private import current_pass, plain_apply, when_compiling, will_run
 
-of_token: Any = None  # the gradient of a token, which nobody reads
-
 
 class Token:
     """What steps take in place of weights.
@@ -30,7 +31,7 @@ class Token:
     Attributes:
         weights: the tensors that it stands for.
         needs: which of them require gradients.
-        tensor: the result of the node.
+        tensor: the result of the node, with an element for each of the weights', and memory for one.
         left: the gradients of the weights in each backward pass that is under way. Kernels may add to those in a list.
     """
 
@@ -40,24 +41,34 @@ class Token:
         self.weights, self.left = weights, dict[int, Sequence[Any]]()
         self.needs = tuple([a is not None and a.requires_grad for a in weights])
         self.tensor: Tensor = _sums(self.left, *weights)
+        self.tensor.grad_fn._set_sequence_nr(2**64 - 1)  # type: ignore[union-attr]  # it runs before all that are ready
 
     def sums(self, ctx: Any) -> Sequence[Any] | None:
         """Return what other steps have left in this backward pass, none if this is the first, or None if the pass wants
         no gradients of the weights. `ctx`: of the step.
         """
         left = self.left.get(current_pass())
-        return left if left is not None else () if will_run(ctx.next_functions[0][0]) else None
+        if left is not None:
+            return left
+        # in a distributed pass torch knows of no node that will run, not even of this one
+        return () if will_run(ctx.next_functions[0][0]) or not will_run(ctx) else None
 
-    def leave(self, gradients: tuple[Any, ...], is_written: bool) -> tuple[Any, ...]:
-        """Leave the gradients of a step's weights to the node. Return the others, with None in their place.
-        `is_written`: whether a kernel has written them, so that those of other steps can be added in place.
+    def leave(self, gradients: tuple[Any, ...], is_eager: bool) -> tuple[Any, ...]:
+        """Return the gradients of a step with None for those of the weights, after that of the token. It is None where
+        those of the weights are left to the node, and else they are joined in it. `is_eager`: whether nothing that
+        follows reads the gradients' graph.
         """
         number, last = current_pass(), 1 + len(self.needs)
-        own, left = gradients[1:last], self.left.get(number)
-        if left is not None:
-            own = tuple([a if b is None else b if a is None else a + b for a, b in zip(left, own)])
-        self.left[number] = [*own] if is_written and left is None else own
-        return gradients[0], *[None] * len(self.needs), *gradients[last:]
+        own, others = gradients[1:last], (*[None] * len(self.needs), *gradients[last:])
+        if not is_eager:
+            pairs = [(a, g) for a, g, need in zip(self.weights, own, self.needs) if need]
+            joined = torch.cat([(torch.zeros_like(a) if g is None else g).reshape(a.numel()) for a, g in pairs])
+            return joined, gradients[0], *others
+        if (left := self.left.get(number)) is None:
+            self.left[number] = [*own]  # to which kernels of other steps may add
+        else:
+            self.left[number] = tuple([a if b is None else b if a is None else a + b for a, b in zip(left, own)])
+        return None, gradients[0], *others
 
 
 class Loop:
@@ -66,25 +77,27 @@ class Loop:
     Attributes:
         steps: how many have run since the last backward pass.
         repeats: whether there were several before that pass.
-        token: returns the latest, or None once no graph holds it.
+        token: returns the latest, or None once no graph holds it. None if there was none since the last backward pass.
     """
 
     __slots__ = "repeats", "steps", "token"
 
     def __init__(self) -> None:
         self.steps, self.repeats = 0, False
-        self.token: Callable[[], Token | None] = lambda: None
+        self.token: Callable[[], Token | None] | None = None
 
     def end(self) -> None:
         """Begin to count anew, since a backward pass has begun."""
-        self.repeats, self.steps = self.steps > 1, 0
+        self.repeats, self.steps, self.token = self.steps > 1, 0, None
 
     def enter(self, weights: tuple[Any, ...]) -> Token | None:
         """Return the token for the next step, or None if it should take the weights themselves."""
         self.steps += 1
         if self.steps == 1 and not self.repeats:
             return None
-        token = self.token()
+        token = None if self.token is None else self.token()
+        if token is None and self.token is not None:  # graphs go without a pass, such as those of a policy that acts
+            return None
         is_new = token is None
         for a, b in zip(weights, weights if token is None else token.weights):
             if a is not None and a.grad_fn is not None:  # recorded operations have written to a Parameter
@@ -102,19 +115,25 @@ class Sums(Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         ctx.left, *weights = args
-        ctx.count = len(weights)
         ctx.set_materialize_grads(False)
-        return torch.empty(0, device="cpu")
+        ctx.shapes = [a.shape if need else None for a, need in zip(weights, ctx.needs_input_grad[1:])]
+        of = next(a for a, shape in zip(weights, ctx.shapes) if shape is not None)
+        return of.new_empty(1).expand(sum(0 if shape is None else shape.numel() for shape in ctx.shapes))
 
     @staticmethod
-    def backward(ctx: Any, *_: Any) -> tuple[Any, ...]:
-        return None, *ctx.left.pop(current_pass(), (None,) * ctx.count)
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        results, begin = [*ctx.left.pop(current_pass(), [None] * len(ctx.shapes))], 0
+        if grads[0] is not None:
+            for k, shape in enumerate(ctx.shapes):
+                if shape is not None:
+                    joined = grads[0][begin : begin + shape.numel()].view(shape)
+                    begin += shape.numel()
+                    results[k] = joined if results[k] is None else results[k] + joined
+        return None, *results
 
 
 def _leave_frame() -> None:
-    """Keep compiled autograd from tracing what steps have left. It adds the gradients of tokens, and fails at None."""
-    global of_token
-    of_token = torch.empty(0, device="cpu")
+    """Keep compiled autograd from tracing what steps have left."""
     Sums.backward = staticmethod(torch.compiler.disable(Sums.backward))  # type: ignore[method-assign]
 
 
