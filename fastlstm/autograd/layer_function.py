@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
 from torch.func import vjp
 
 from fastlstm.autograd import operators
@@ -185,7 +186,7 @@ class PlannedFunction(Function):
         sums: Sequence[Any] | None = ()
         if (loop := plan.loop) is not None and loop.steps > 0:
             loop.end()
-        if token is not None and (sums := token.sums(ctx)) is not None:
+        if token is not None and (sums := token.sums(ctx) if isinstance(ctx, FunctionCtx) else ()) is not None:
             needs = needs[0], *token.needs, *needs[1 + len(token.needs) :]
         layer, h, saved_values = Layer.of(cell, saved[:count], *axes), saved[count], saved[count + 1 :]
         incoming, run = Run.of(len(cell.states), grads), new_run((h, (), saved_values))
@@ -214,7 +215,8 @@ class PlannedFunction(Function):
             return None, None, None, None, *gradients
         if more or sums is None:  # its kernel has added them to those of other steps, or nobody wants any
             return None, None, None, None, gradients[0], *[None] * len(token.needs), *gradients[1 + len(token.needs) :]
-        return None, None, None, *token.leave(gradients, is_eager)
+        # compiled autograd, whose `ctx` is of another class, adds whatever it is given
+        return None, None, None, *token.leave(gradients, is_eager and isinstance(ctx, FunctionCtx))
 
 
 def types_of(tensors: tuple[Optional, ...]) -> tuple[torch.dtype | None, ...]:
