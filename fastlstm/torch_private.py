@@ -224,11 +224,13 @@ Kind = _name("_C._functorch.TransformType")
 all_levels = _name("_C._functorch.get_interpreter_stack")
 KNOWS_LEVELS = None not in (Kind, all_levels)
 
-# The number of the backward pass that this thread runs, and whether it will run a node. Where one of them is missing,
-# steps do not share the gradients of their weights, see `fastlstm.autograd.step_sums`.
+# The number of the backward pass that this thread runs, whether it will run a node, and what sets a node's rank among
+# those that are ready. Where one is missing, steps do not share the gradients of their weights, see
+# `fastlstm.autograd.step_sums`.
 current_pass: Any = _name("_C._current_graph_task_id")
 will_run: Any = _name("_C._will_engine_execute_node")
-if will_run is None:
+set_rank: Any = _name("autograd.function.BackwardCFunction._set_sequence_nr")
+if None in (will_run, set_rank):
     current_pass = None
 
 _precision = _name("_C._get_fp32_precision_getter")

@@ -1,11 +1,11 @@
 """The gradients of weights, summed over the single steps of a loop while its backward pass runs.
 
 Each step of a loop over a cell has a gradient of every weight, which autograd would write anew and add to the last. So
-the weights go through one node, `Sums`, and steps take its result in their place: a *token*, a tensor without numbers of its own.
-The backward pass of the first step that runs leaves its gradients of weights with the node, and the others add theirs
-to these in place. Autograd runs a node when all that follows from it has run, so the last node to run is `Sums`, which
-returns what was left. Gradients that will be differentiated are never left: they are the gradient of the token, which
-autograd adds, so that no graph is held by what a failed pass leaves.
+the weights go through one node, `Sums`, and steps take its result in their place: a *token*, a tensor without numbers
+of its own. The backward pass of the first step that runs leaves its gradients of weights with the node, and the others
+add theirs to these in place. Autograd runs a node when all that follows from it has run, so the last node to run is
+`Sums`, which returns what was left. Gradients that will be differentiated are never left: they are the gradient of the
+token, which autograd adds, so that no graph is held by what a failed pass leaves.
 
 `Sums` saves no tensor, and so it serves any number of backward passes. What is left is kept by the number of the pass:
 passes of other threads, inside this one or after a failure do not mix. Only the graphs of the steps hold a token, so
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastlstm.torch_private import current_pass, plain_apply, when_compiling, will_run
+from fastlstm.torch_private import current_pass, plain_apply, set_rank, when_compiling, will_run
 
 
 class Token:
@@ -41,7 +41,7 @@ class Token:
         self.weights, self.left = weights, dict[int, Sequence[Any]]()
         self.needs = tuple([a is not None and a.requires_grad for a in weights])
         self.tensor: Tensor = _sums(self.left, *weights)
-        self.tensor.grad_fn._set_sequence_nr(2**64 - 1)  # type: ignore[union-attr]  # it runs before all that are ready
+        set_rank(self.tensor.grad_fn, 2**64 - 1)  # it runs before all that are ready
 
     def sums(self, ctx: Any) -> Sequence[Any] | None:
         """Return what other steps have left in this backward pass, none if this is the first, or None if the pass wants

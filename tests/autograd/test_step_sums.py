@@ -486,7 +486,7 @@ def test_a_second_pass_without_its_graph_raises():
         loss.backward()
 
 
-@pytest.mark.parametrize("ends", ["a pass", "no pass", "a failure"])
+@pytest.mark.parametrize("ends", ["a pass", "no pass", "a failure", "a failure with create_graph"])
 def test_graphs_leave_nothing_behind(ends):
     """The nodes of a loop go with its outputs, while the collector of cycles is off."""
     cell, _ = pair("LSTM")
@@ -496,11 +496,11 @@ def test_graphs_leave_nothing_behind(ends):
         nodes = [weakref.ref(a.grad_fn) for a in outputs]
         of_weights = next(node for node, _ in outputs[0].grad_fn.next_functions if node is not None)
         nodes.append(weakref.ref(of_weights))
-        if ends == "a failure":
+        if "failure" in ends:
             outputs[2].register_hook(lambda g: 1 / 0)
         if ends != "no pass":
             with contextlib.suppress(ZeroDivisionError):
-                outputs[-1].sum().backward()
+                outputs[-1].sum().backward(create_graph="create_graph" in ends)
         del outputs, state, of_weights
         assert [node() for node in nodes] == [None] * len(nodes)
     finally:
@@ -508,11 +508,13 @@ def test_graphs_leave_nothing_behind(ends):
 
 
 def test_compiled_autograd():
-    xs, results = torch.randn(6, ROWS, WIDTH, dtype=F64), []
+    """Passes that add to gradients that are there, and passes for some tensors only."""
+    xs, results = torch.randn(6, ROWS, WIDTH, dtype=F64, requires_grad=True), []
     for cell in pair("LSTM"):
         with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
-            for _ in range(2):
-                cell.zero_grad()
-                total(steps(cell, xs)[0]).backward()
-        results.append(gradients(cell))
+            for count in (6, 6, 4):
+                loss = total(steps(cell, xs[:count])[0])
+                some = [torch.autograd.grad(loss, a, retain_graph=True)[0] for a in (xs, cell.weight_hh)]
+                loss.backward(inputs=[*cell.parameters()])
+        results.append([*some, *gradients(cell)])
     assert largest_error(*results) < BOUND

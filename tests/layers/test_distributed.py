@@ -28,6 +28,24 @@ class Model(nn.Module):
         return self.head(self.recurrent(x)[0][:, -1])
 
 
+class Steps(nn.Module):
+    """A cell between other layers, whose steps share the gradients of its weights."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.recurrent, self.head = nn.Linear(7, 7), kind(7, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        state = None
+        for step in self.encoder(x).unbind(1):
+            state = self.recurrent(step, state)
+        return self.head(state[0])
+
+
+PAIRS = (Model, nn.LSTM, fastlstm.LSTM), (Model, nn.GRU, fastlstm.GRU), (Steps, nn.LSTMCell, fastlstm.LSTMCell)
+
+
 def adam(parameters):
     return torch.optim.Adam(parameters, 1e-2)
 
@@ -78,8 +96,40 @@ def check_near(losses):
 
 def check_ways(rank):
     for way in WAYS.values():
-        for mine, torch_s in ((fastlstm.LSTM, nn.LSTM), (fastlstm.GRU, nn.GRU)):
-            check_near([losses_of(*way(Model(kind)), rank) for kind in (torch_s, mine)])
+        for model, *kinds in PAIRS:
+            check_near([losses_of(*way(model(kind)), rank) for kind in kinds])
+
+
+def check_graphs_at_once():
+    """Two graphs of one sharded cell are there before either has its backward pass."""
+    gradients = []
+    for kind in (nn.LSTMCell, fastlstm.LSTMCell):
+        model, _ = fully_sharded(Steps(kind))
+        for _ in range(3):
+            losses = [model(torch.full((5, 6, 7), value)).square().sum() for value in (0.5, -1.0)]
+            for loss in losses:
+                loss.backward()
+        gradients.append([a.grad.to_local() for a in model.parameters()])
+    for theirs, ours in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)  # sums of 60 products of float32
+
+
+def check_distributed_passes(rank, folder):
+    """Backward passes of torch.distributed.autograd, which know of no node that will run."""
+    from torch.distributed import autograd, rpc
+
+    options = rpc.TensorPipeRpcBackendOptions(init_method=f"file://{folder}/rpc")
+    rpc.init_rpc(f"worker_{rank}", rank=rank, world_size=2, rpc_backend_options=options)
+    gradients = []
+    for kind in (nn.LSTMCell, fastlstm.LSTMCell):
+        model = Steps(kind)
+        for _ in range(2):
+            with autograd.context() as number:
+                autograd.backward(number, [model(torch.ones(5, 6, 7)).square().sum()])
+                of_tensors = autograd.get_gradients(number)
+        gradients.append([of_tensors[a] for a in model.parameters()])
+    for theirs, ours in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def check_checkpoint(rank, folder):
@@ -122,6 +172,8 @@ def run(rank, folder):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     check_ways(rank)
+    check_graphs_at_once()
+    check_distributed_passes(rank, folder)
     check_checkpoint(rank, f"{folder}/checkpoint")
     check_sharded_weights()
     print("done", flush=True)

@@ -76,8 +76,9 @@ def test_a_step_that_trains(set_threads, kind):
         losses = [loop(steps).sum() for _ in range(6)]
         return count(lambda: losses.pop().backward())
 
+    assert count_of_a_step(backward) <= 48
+    # last, since steps whose graphs go without a pass share no gradients in the next one
     assert count_of_a_step(lambda steps: count(lambda: loop(steps))) <= 46 + FORWARD_OF_TORCH
-    assert count_of_a_step(backward) <= 45
 
 
 @KINDS

@@ -67,8 +67,9 @@ name, found = sys.argv[1], importlib.util.find_spec
 owner, _, last = ("torch." + name).rpartition(".")
 if name == "_disable_dynamo":
     import torch._dynamo  # which is full of it
-if name == "Tensor._version":  # an attribute of a type that cannot be changed
-    torch.Tensor._version = Missing()
+inherited = name in ("Tensor._version", "autograd.function.BackwardCFunction._set_sequence_nr")
+if inherited:  # from a type that cannot be changed
+    setattr(eval(owner), last, Missing())
 elif name == "_C._FunctionBase.apply":  # likewise: so its type is missing
     owner, last = "torch._C", "_FunctionBase"
 elif name == "_dynamo":
@@ -80,7 +81,7 @@ elif name == "keys":
             raise RuntimeError("could not parse dispatch key")
         return impl(self, op_name, fn, dispatch_key, **options)
     torch.library.Library.impl = known
-if name and name not in ("_dynamo", "keys", "Tensor._version"):
+if name and name not in ("_dynamo", "keys") and not inherited:
     owner = eval(owner)
     kept = getattr(owner, last)
     delattr(owner, last)
@@ -91,8 +92,8 @@ if name == "_dynamo":
     importlib.util.find_spec = found
 elif name == "keys":
     torch.library.Library.impl = impl
-elif name == "Tensor._version":
-    del torch.Tensor._version  # which lets that of its base show again
+elif inherited:
+    delattr(eval(owner), last)  # which lets that of its base show again
 elif name:
     setattr(owner, last, kept)
 missing = [name for name, found in torch_private.NAMES.items() if not found]
