@@ -85,7 +85,7 @@ def check(layer: Layer) -> None:
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {weight.device} and {scale.device}")
         if weight.shape[1] > MOST_COLUMNS:
             raise ValueError(f"{name} must have at most {MOST_COLUMNS} columns, got {weight.shape[1]}")
-        if weight.numel() and not weight.is_meta and weight.min() == -128:  # which AVX2 cannot negate
+        if weight.numel() and weight.data_ptr() and weight.min() == -128:  # which AVX2 cannot negate
             raise ValueError(f"{name} must have numbers from -127 to 127, got -128")
     like = (x.new_empty(1, 1).expand(weight.shape) for weight in weights[:2])
     check_layer(layer._replace(weights=(*like, *weights[2:])))

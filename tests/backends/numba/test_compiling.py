@@ -155,8 +155,8 @@ def test_what_is_raised_as_a_handler_is_replaced(compiles, ctrl_c, monkeypatch, 
             raise error
         return before
 
-    monkeypatch.setattr(signal, "signal", set_and_raise)
-    with pytest.raises(error):
+    with monkeypatch.context() as patched, pytest.raises(error):  # not at the end of `ctrl_c`
+        patched.setattr(signal, "signal", set_and_raise)
         compiles()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
