@@ -100,9 +100,11 @@ def two_threads(set_threads):
 
 
 @pytest.fixture
-def poisoned(monkeypatch):
+def poisoned():
     """Uninitialised memory is NaN, the pool's and scratch included: what a kernel forgets to write shows."""
     from fastlstm.backends import pool  # after the interpreter has been chosen
+    from fastlstm.backends.numba.host import frames
+    from tests.helpers.threads import replaced
 
     class PoisonedScratch(collections.deque):
         def append(self, scratch):
@@ -115,9 +117,8 @@ def poisoned(monkeypatch):
     torch.use_deterministic_algorithms(True)
     scratch = PoisonedScratch()
     scratch.append(pool.Scratch())
-    monkeypatch.setattr("fastlstm.backends.numba.host.frames.scratch", scratch)
-    monkeypatch.setattr(pool, "empty_on_cpu", poisoned_memory)
-    for size in (1 << 21, 1 << 22, 1 << 23):
-        pool.pooled(torch.empty(0), size // 4).fill_(float("nan"))
-    yield
+    with replaced(pool, empty_on_cpu=poisoned_memory), replaced(frames, scratch=scratch):
+        for size in (1 << 21, 1 << 22, 1 << 23):
+            pool.pooled(torch.empty(0), size // 4).fill_(float("nan"))
+        yield
     torch.use_deterministic_algorithms(False)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from fastlstm.backends import csrc
+from fastlstm.backends import csrc, pool
 from fastlstm.backends.numba.host import plans, sizes, thread_split
 from fastlstm.layers import functional
 
@@ -43,6 +43,7 @@ def at_once(*functions, timeout=120):
 
 def forget():
     """What is kept by signature knows the limits that held when it was made; what modules keep is theirs to forget."""
+    pool.new_of.cache_clear()
     plans._forward.cache_clear()
     plans._backward.cache_clear()
     functional._plans.plans.clear()
