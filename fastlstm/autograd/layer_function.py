@@ -117,6 +117,8 @@ class LayerFunction(_Function):
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
         saved, incoming, needs = ctx.saved_tensors, grads[: 2 * len(ctx.cell.states)], ctx.needs_input_grad
+        if all(g is None for g in incoming):
+            return _for_all(ctx)
         rest = ctx.reverse, ctx.cell, [*needs[: ctx.count - 2]], ctx.backend
         with no_autocast(saved[0]):  # backward may run inside the caller's autocast
             return _for_all(ctx, *_gradients(*incoming, *saved, *rest))
@@ -170,11 +172,10 @@ class PlannedFunction(Function):
     def forward(ctx: Any, *args: Any) -> tuple[Optional, ...]:
         plan, layer, token, *_ = args
         h, last, saved_values = plan.forward(layer)
-        x, weights, states, lengths, reset, reverse, cell, inputs, _, _, _, layers, directions = layer
-        tensors = x, *weights, *states, *inputs, lengths, reset
+        tensors = layer.x, *layer.weights, *layer.states, *layer.inputs, layer.lengths, layer.reset
         saved = *tensors, h if plan.reads_h else None, *saved_values
         plan.types = plan.types or types_of(saved)
-        ctx.call = plan, cell, (reverse, layers, directions), len(tensors), token
+        ctx.call = plan, layer.cell, (layer.reverse, layer.layers, layer.directions), len(tensors), token
         ctx.materialize_grads = False
         ctx.save_for_backward(*saved)
         return h, *last, *(saved_values[: -layer.parts] if plan.saves_sequences else ())
@@ -182,6 +183,9 @@ class PlannedFunction(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> tuple[Any, ...]:
         (plan, cell, axes, count, token), saved = ctx.call, ctx.saved_tensors
+        are_undefined = [g is None for g in grads]
+        if False not in are_undefined:
+            return (None,) * len(ctx.needs_input_grad)
         needs: tuple[bool, ...] = ctx.needs_input_grad[4:]
         sums: Sequence[Any] | None = ()
         if (loop := plan.loop) is not None and loop.steps > 0:
@@ -192,7 +196,7 @@ class PlannedFunction(Function):
         incoming, run = Run.of(len(cell.states), grads), new_run((h, (), saved_values))
         is_eager = not (torch.is_grad_enabled() or dual_level() or dispatch_mode_count() or torch.jit.is_tracing())
         more = (sums,) if type(sums) is list else ()
-        key = needs, threads_now(), len(more), *[a is None for a in grads]
+        key = needs, threads_now(), len(more), *are_undefined
         tensors = [a for a in (*saved, *grads) if a is not None]
         recognizes, form, own = plan.known.get(key, _NEVER)
         # the storages of the layer's own tensors may have been resized to nothing since
@@ -240,14 +244,14 @@ _apply_plan = plain_apply(PlannedFunction)
 
 def run_plan(plan: Plan, layer: Layer) -> Run:
     """Run a layer by its plan, so that autograd sees it."""
-    x, weights, states, _, _, _, _, inputs, *_ = layer
+    x, weights, others = layer.x, layer.weights, (*layer.states, *layer.inputs)
     if plan.loop is not None and (token := plan.loop.enter(weights)) is not None:
-        h, *rest = _apply_plan(plan, layer, token, token.tensor, x, *[None] * len(weights), *states, *inputs)
+        h, *rest = _apply_plan(plan, layer, token, token.tensor, x, *[None] * len(weights), *others)
     else:
-        h, *rest = _apply_plan(plan, layer, None, None, x, *weights, *states, *inputs)
+        h, *rest = _apply_plan(plan, layer, None, None, x, *weights, *others)
     if layer.directions == 2:
         h = h.clone()  # to which callers may write: torch joins both directions by a copy
-    return new_run((h, (*rest[: len(states)],), ()))  # other results of the plan are for its backward pass
+    return new_run((h, (*rest[: len(layer.states)],), ()))  # other results of the plan are for its backward pass
 
 
 _record = lru_cache(1024)(Gradients.of)  # of each cell a few choices of operands

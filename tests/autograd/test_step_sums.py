@@ -305,6 +305,31 @@ class _OtherPass(torch.autograd.Function):
         return g + of_h + of_w.sum(), None, None
 
 
+class _Nothing(torch.autograd.Function):
+    """Its gradient is undefined."""
+
+    @staticmethod
+    def forward(ctx, a):
+        return a.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return None
+
+
+def nothing_comes_in(cell, xs):
+    _Nothing.apply(steps(cell, xs)[0][-1]).sum().backward()
+    return gradients(cell, xs)
+
+
+def written_within_a_pass(cell, xs):
+    """A hook writes to the weights, which no version counts, so that kernels multiply by kept copies and run again."""
+    outputs, _ = steps(cell, xs)
+    outputs[3].register_hook(lambda _: (cell.weight_hh.data.mul_(1.5), None)[1])
+    total(outputs).backward()
+    return gradients(cell, xs)
+
+
 def pass_inside_a_pass(cell, xs):
     h = h_of(steps(cell, xs[:3])[1])
     h = _OtherPass.apply(h, cell, xs[5].detach())
@@ -391,8 +416,8 @@ USES = [
     all_steps, some_steps, retained, losses_in_turns, loops_at_once, wanted_alone, second_derivatives,
     second_derivatives_in_place, batched_gradients, hooks_of_parameters, optimizer_in_backward, truncated, frozen,
     toggled, functional, written_parameters, inner_loop, tied, parametrized, saved_elsewhere, raising,
-    anomalies_detected, pass_inside_a_pass, of_transforms, of_many_shapes, of_many_rows, fed_back, of_threads,
-    copied,
+    anomalies_detected, nothing_comes_in, written_within_a_pass, pass_inside_a_pass, of_transforms, of_many_shapes,
+    of_many_rows, fed_back, of_threads, copied,
 ]  # fmt: skip
 USES = {use.__name__: use for use in USES}
 for flag in (False, True):
