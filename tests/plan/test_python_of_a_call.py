@@ -35,8 +35,8 @@ def count(function, warm_calls=5):
     return entered - 2  # without `function` and `setprofile`
 
 
-def cell_and_loop(kind):
-    """A cell, and a function that takes so many steps of it and returns the last h."""
+def loop_of(kind, warm_steps=0):
+    """A function that takes so many steps of a cell and returns the last h. Some loops have been trained before."""
     cell = getattr(fastlstm, kind)(128, 128, backend="numba")
     x, h = torch.randn(8, 128), torch.randn(8, 128)
 
@@ -46,7 +46,9 @@ def cell_and_loop(kind):
             state = cell(x, state)
         return state[0] if kind == "LSTMCell" else state
 
-    return cell, loop
+    for _ in range(3 if warm_steps else 0):
+        loop(warm_steps).sum().backward()
+    return loop
 
 
 def count_of_a_step(count_of_steps):
@@ -60,7 +62,7 @@ KINDS = pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "ElmanCell"])
 @KINDS
 def test_a_step_of_a_cell(set_threads, kind):
     set_threads(1)
-    _, loop = cell_and_loop(kind)
+    loop = loop_of(kind)
     with torch.no_grad():
         assert count_of_a_step(lambda steps: count(lambda: loop(steps))) <= 37 + FORWARD_OF_TORCH
 
@@ -68,9 +70,7 @@ def test_a_step_of_a_cell(set_threads, kind):
 @KINDS
 def test_a_step_that_trains(set_threads, kind):
     set_threads(1)
-    _, loop = cell_and_loop(kind)
-    for _ in range(2):
-        loop(6).sum().backward()
+    loop = loop_of(kind, 6)
 
     def backward(steps):
         losses = [loop(steps).sum() for _ in range(6)]
@@ -85,9 +85,7 @@ def test_a_step_that_trains(set_threads, kind):
 def test_a_lone_step_that_trains(set_threads, kind):
     """Each step has a backward pass of its own."""
     set_threads(1)
-    _, loop = cell_and_loop(kind)
-    for _ in range(3):
-        loop(1).sum().backward()
+    loop = loop_of(kind, 1)
     assert count(lambda: loop(1).sum().backward()) <= 46 + FORWARD_OF_TORCH + 50 + BACKWARD_OF_TORCH
 
 

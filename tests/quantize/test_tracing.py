@@ -49,8 +49,8 @@ def test_a_program_with_weights_of_another_shape_is_refused(name, a):
 @pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0"])
 def test_a_program_with_a_number_that_kernels_cannot_take(kind, name):
     """AVX2 cannot negate -128, which a damaged file may hold."""
-    x, made = torch.randn(6, 3, 4), quantized(kind(4, 5))
-    program = torch.export.export(made, (x,))
+    x = torch.randn(6, 3, 4)
+    program = torch.export.export(quantized(kind(4, 5)), (x,))
     program.state_dict[name] = program.state_dict[name].clone()
     program.state_dict[name][-1, -1] = -128
     with pytest.raises(ValueError, match=rf"{name[:9]} must have numbers from -127 to 127, got -128"):
