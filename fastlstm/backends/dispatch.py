@@ -2,9 +2,8 @@
 
 `auto` looks at the device first:
 
-* CPU: numba; on one thread aten for single steps of one row with large weights, see `aten.is_faster`. native where
-  numba cannot keep what it compiles, is not installed or, with a warning, cannot be used; aten, with a warning that
-  says why, where neither can be used.
+* CPU: numba; aten for some single steps, see `aten.is_faster`. native where numba cannot keep what it compiles, is not
+  installed or, with a warning, cannot be used; aten, with a warning that says why, where neither can be used.
 * CUDA: triton for what aten lacks, for lengths, and for layers that one launch of a kernel runs whole, see
   `triton.is_faster`; otherwise aten. aten also runs float64, and all layers before compute capability 8.0, on ROCm, and
   without a triton that works.

@@ -79,9 +79,9 @@ class batch_invariant:
 
     Without it, `auto` may choose the instructions by the numbers of rows and steps. On processors with a matrix unit
     (AMX) it multiplies float32 in pieces of bfloat16 for 64 rows, 8 steps and 32 units or more. That is faster and as
-    exact, but it rounds elsewhere. A cell's step of one row with large weights may take torch's operator, which rounds
-    elsewhere too. `torch.use_deterministic_algorithms(True)` has the same effect as this setting. Both hold for the
-    backend `numba`. Sums over rows, such as gradients of weights, depend on which rows there are in any case.
+    exact, but it rounds elsewhere. Some steps of cells may take torch's operator, which rounds elsewhere too.
+    `torch.use_deterministic_algorithms(True)` has the same effect as this setting. Both hold for the backend `numba`.
+    Sums over rows, such as gradients of weights, depend on which rows there are in any case.
 
     As a context manager, ``with batch_invariant():``, it puts back what was set before when the context ends.
 

@@ -8,6 +8,7 @@ from fastlstm import cells
 from fastlstm.backends.base import Layer
 from fastlstm.call import run
 from tests.helpers.layers import Case
+from tests.helpers.modules import same
 from tests.helpers.tolerances import close
 
 
@@ -75,6 +76,24 @@ def test_a_step_of_one_row_and_large_weights(kind, hidden_size, has_state, train
     for got, want in zip(*results, strict=True):
         # sums of 1000 products, and gradients of two steps: a rounding of float32 for each term
         torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_a_step_of_a_plain_rnn_that_trains(nonlinearity):
+    """`auto` takes torch's operator, so that results and gradients have its bits, unless others are asked for."""
+    x, h = torch.randn(2, 7, 20)
+    options = {"input_size": 20, "hidden_size": 20, "nonlinearity": nonlinearity}
+
+    def results(cell):
+        cell.load_state_dict(theirs.state_dict())
+        state = cell(x, cell(x, h))
+        return state, *torch.autograd.grad(state.sum(), list(cell.parameters()))
+
+    theirs = torch.nn.RNNCell(**options)
+    ours, kernel = fastlstm.ElmanCell(**options), fastlstm.ElmanCell(**options, backend="numba")
+    assert same(results(ours), results(theirs))
+    with fastlstm.batch_invariant():
+        assert same(results(ours), results(kernel))
 
 
 def test_a_row_keeps_its_bits_where_they_are_asked_for():
