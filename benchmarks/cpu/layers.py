@@ -27,8 +27,9 @@ GRUS = tuple(replace(shape, cell="GRU") for shape in GRID)
 BRIEF = {*SOME, *(shape for shape in GRUS if str(shape) in ("GRU-T28-B128-I28-H128", "GRU-T128-B64-I256-H256"))}
 BACKENDS = {"numba-bf16": SOME, "numba-bf16x3": SOME, "numba-bf16x6": SOME}  # that round float32 or take it in pieces
 OF_CELLS = Shape(28, 128, 28, 256)
-SIXTEEN_CELLS = (
-    library.gru, library.mgu, library.peephole_lstm, layer_norm_lstm, library.gru_reset_before, library.slstm
+SIXTEEN_CELLS = (  # and how many heads they have
+    (library.gru, 1), (library.mgu, 1), (library.peephole_lstm, 1), (layer_norm_lstm, 1), (library.gru_reset_before, 1),
+    (library.slstm, 1), (library.slstm, 4),
 )  # fmt: skip
 ASKED, COUNTS = (Shape(28, 1, 28, 128), Shape(28, 128, 28, 128)), (16, 64)  # threads, more than there are processors
 LENGTHS = (
@@ -67,9 +68,9 @@ def in_bfloat16(shape: Shape, mode: str) -> Runs:
     return {name: contest.run(module, mode) for name, module in names.items()}
 
 
-def cell_in_bfloat16(cell: Cell, shape: Shape, mode: str) -> Runs:
+def cell_in_bfloat16(cell: Cell, heads: int, shape: Shape, mode: str) -> Runs:
     """Return a layer of a cell in bfloat16 beside itself in float32."""
-    half = fastlstm.RNN(cell, shape.I, shape.H).bfloat16()
+    half = fastlstm.RNN(cell, shape.I, shape.H, heads=heads).bfloat16()
     x, layers = (
         torch.randn(shape.T, shape.B, shape.I).bfloat16(),
         {OURS: half, "ours in float32": deepcopy(half).float()},
@@ -137,8 +138,11 @@ CASES = [
         for shape in shapes
     ),
     *(
-        Case("sixteen", f"{cell.name}, {OF_CELLS}", partial(cell_in_bfloat16, cell, OF_CELLS), tolerance=None)
-        for cell in SIXTEEN_CELLS  # 16 bits differ by more than a tolerance tells; tests compare them with float64
+        Case(
+            "sixteen", f"{cell.name}{f' of {heads} heads' if heads > 1 else ''}, {OF_CELLS}",
+            partial(cell_in_bfloat16, cell, heads, OF_CELLS), tolerance=None,
+        )
+        for cell, heads in SIXTEEN_CELLS  # 16 bits differ by more than a tolerance tells; tests compare them with float64
     ),
     *(Case("threads", str(shape), partial(by_threads, shape)) for shape in GRID if shape.B >= 16),
     *(

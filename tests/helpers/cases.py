@@ -79,6 +79,7 @@ SIZES = st.sampled_from([1, 2, 7, 15, 16, 17, 31, 32, 33, 48, 65, 100]) | st.int
 # T, B, I, H: chunks of several steps, weights and inputs of many panels, and weights that do not stay in a cache
 LARGE = [(40, 70, 3, 9), (3, 130, 28, 64), (2, 3, 650, 100), (3, 1, 6, 650), (28, 16, 28, 128), (9, 160, 100, 100)]
 LARGE += [(70, 2, 650, 100), (5, 200, 3, 7)]
+LARGE += [(9, 5, 33, 64), (5, 40, 7, 128), (40, 3, 64, 64), (2, 70, 100, 192)]  # heads that the bf16 unit takes
 EMPTY = [(0, 3, 5, 7), (3, 0, 5, 7), (0, 0, 4, 33)]
 DRAWS = {"deadline": None, "suppress_health_check": list(HealthCheck)}  # the first call compiles
 

@@ -52,6 +52,17 @@ def test_which_tensors_take_its_products(setting):
 
 
 @needs_unit
+@pytest.mark.parametrize(("heads", "units", "takes"), [(2, 64, True), (3, 128, True), (2, 32, False), (2, 72, False)])
+def test_heads_of_whole_vector_groups_take_its_products(heads, units, takes):
+    x = torch.randn(3, 4, 5)
+    outputs = []
+    for backend in ("numba-bf16", "numba"):
+        torch.manual_seed(0)
+        outputs.append(fastlstm.RNN(library.slstm, 5, heads * units, heads=heads, backend=backend)(x)[0])
+    assert torch.equal(*outputs) != takes
+
+
+@needs_unit
 @pytest.mark.parametrize("grad", [False, True])
 def test_auto_multiplies_many_rows_in_pieces_unless_bits_matter(grad):
     if numba.COMPONENTS["bf16x6"] > numba.max_components():

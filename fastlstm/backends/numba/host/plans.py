@@ -58,10 +58,12 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, components: i
 
 def components_for(layer: Layer, components: int) -> int:
     """Return `components` if the bf16 unit runs the layer, else 0. A cell without gates and products multiplies
-    nothing. The columns of h that a head sees, or that a projection leaves, are not laid out in K blocks of their own.
+    nothing. The columns of h that a projection leaves are not laid out in K blocks of their own. Several heads have
+    whole vector groups, of 64 units, so that no product is of two heads.
     """
-    of_cell, sees_all = counts(layer.cell), heads_of(layer) == 1 and output_size(layer) == hidden_size(layer)
-    return components if sees_all and of_cell.preacts + of_cell.products > 0 else 0
+    of_cell, heads, H = counts(layer.cell), heads_of(layer), hidden_size(layer)
+    is_laid_out = output_size(layer) == H and (heads == 1 or H % (64 * heads) == 0)
+    return components if is_laid_out and of_cell.preacts + of_cell.products > 0 else 0
 
 
 class Plan:

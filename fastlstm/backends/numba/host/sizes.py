@@ -85,7 +85,8 @@ def reach_of(H: int, heads: int, lanes: int) -> int:
 
 class AccumulatorLayout(NamedTuple):
     """Where a panel's accumulators begin: those of weight_hh, of the biases, and of the values that products multiply;
-    and how many rows there are. With several heads, the first two count all columns of h, and `rows` those seen alone.
+    and how many rows there are. With several heads, the first two count all columns of h, and `rows` those seen alone,
+    or all as well if the bf16 unit sums.
     """
 
     first_h_row: int
@@ -129,7 +130,7 @@ def transposed_sizes(s: Signature, panels: int, lanes: int) -> dict[str, int]:
     I, H, counts, wide = s.I, s.H, s.counts, 4 * lanes
     of_x, of_h = panels * lanes * wide, reach_of(H, s.heads, lanes) * lanes * wide  # for a gate and a group
     if s.components:  # a component of the 32 by 64 weights of 32 units takes 1024 float32
-        of_x = of_h = k_blocks_of(H) * s.components * 1024
+        of_x, of_h = (k_blocks_of(units) * s.components * 1024 for units in (H, H // s.heads))
     groups = panels_of(H, wide)
     return {
         "packed_ih": panels_of(I, wide) * counts.x_preacts * of_x, "packed_hh": groups * counts.h_preacts * of_h,
@@ -190,7 +191,8 @@ def packed_size(s: Signature, lanes: int, packed_panels: int) -> int:
     pre-activation.
     """
     if s.components:
-        tiles = k_blocks_of(s.I) * s.counts.x_preacts + k_blocks_of(s.H) * (s.counts.h_preacts + s.counts.products)
+        of_h = k_blocks_of(s.H // s.heads) * (s.counts.h_preacts + s.counts.products)
+        tiles = k_blocks_of(s.I) * s.counts.x_preacts + of_h
         return packed_panels * tiles * s.components * 256
     of_h, of_value = (span_of(s.H, s.heads, lanes, columns) for columns in (s.h_width, s.H))
     columns = s.I * s.counts.x_preacts + of_h * s.counts.h_preacts + of_value * s.counts.products

@@ -51,7 +51,7 @@ def pack_back_products(a, first, last, scratch):
         first_block, packed = a.x_preacts + a.h_preacts + record_first(a, group), packed_back_address(a, group)
         row, count = a.head * element_bytes(a), record_count(a, group)
         if a.components != 0:
-            pack_column_operand(a, a.weight_products, row, a.H, count, first_block, packed, first, last, scratch)
+            pack_column_operand(a, a.weight_products, row, a.H, count, first_block, a.head, packed, first, last, scratch)
             continue
         pack_transposed_gates(
             a, a.weight_products, row, a.h_width, a.H, a.H, count, first_block, True, packed, first, last

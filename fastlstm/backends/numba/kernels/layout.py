@@ -99,6 +99,13 @@ def seen_alike(a, p, last):
     return end
 
 
+def first_unit(a, vectors, q, units):
+    """Return the first of the `units`, all or those of a head, that multiply vector group q of `vectors` of columns. The
+    bf16 unit runs heads of whole vector groups.
+    """
+    return 0 if units == a.H else first_vector(vectors, q) * a.lanes // units * units
+
+
 def reach_begin(a, q):
     """Return the first panel of dpreact that is multiplied for vector group q of dh. Columns of h are seen by the units
     of their heads alone, so these are the panels with units of the heads that the group has columns of.

@@ -9,15 +9,16 @@ from fastlstm.backends.numba.constants import (
     CHUNKS_IN_SUBTOTAL,
     ONE_OFFSET,
     k_blocks_of,
-    k_blocks_together,
 )
 from fastlstm.backends.numba.kernels.layout import (
     block,
     dpreact_address,
     dpreact_row_address,
     first_h_preact,
+    first_unit,
     first_vector,
     saved_address,
+    seen_begin,
 )
 from fastlstm.backends.numba.kernels.matrix_forward import TILE, copy_square, write_units
 from fastlstm.backends.numba.kernels.products import BackwardProducts
@@ -26,6 +27,7 @@ from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, read_r
 from fastlstm.backends.numba.kernels.states import dpreact_slot
 from fastlstm.backends.numba.kernels.threads import share
 from fastlstm.backends.numba.kernels.values import (
+    back_product_on_unit,
     first_value_column,
     record_count,
     record_first,
@@ -46,20 +48,22 @@ def count_k_blocks(a, steps):
     return (steps * even(a.B) + 31) // 32
 
 
-def pack_column_operand(a, weight, weight_row, N, gates, first_block, packed, first, last, scratch):
+def pack_column_operand(a, weight, weight_row, N, gates, first_block, units, packed, first, last, scratch):
     """Pack vector groups `first` to `last` of N columns of a weight's `gates`, see `pack_panel`, as a column operand of
-    32 units of a gate.
+    32 units of a gate. `units`: how many multiply a column: all, or those of its head. Then a row of the weight has the
+    columns of its head.
     """
-    L, H, blocks, vectors = a.lanes, a.H, k_blocks_of(a.H), (N + a.lanes - 1) // a.lanes
+    L, H, blocks, vectors = a.lanes, a.H, k_blocks_of(units), (N + a.lanes - 1) // a.lanes
     for k in range(gates * blocks):
         unit = k % blocks * 32
         row = weight + (block(a, first_block + k // blocks) * H + unit) * weight_row
         for q in range(first, last):  # inside: the rows of weights are read from end to end
+            begin = first_unit(a, vectors, q, units)
             for n in range(first_vector(vectors, q + 1) - first_vector(vectors, q)):
                 column = (first_vector(vectors, q) + n) * L
-                low, low_row = row + column * element_bytes(a), weight_row
-                if H - unit < 32 or N - column < L or a.is_bfloat16 != 0:
-                    copy_square(a, 32, min(32, H - unit), min(L, N - column), low, low_row, scratch)
+                low, low_row = row + begin * weight_row + (column - begin) * element_bytes(a), weight_row
+                if units - unit < 32 or N - column < L or a.is_bfloat16 != 0:
+                    copy_square(a, 32, min(32, units - unit), min(L, N - column), low, low_row, scratch)
                     low, low_row = scratch, VECTOR
                 target = packed + ((q * gates * blocks + k) * a.components * 4 + n) * TILE
                 call(a.interleave, L, low, 2 * low_row, low + low_row, 2 * low_row, target, 4 * TILE, a.overflow_flag)
@@ -67,8 +71,8 @@ def pack_column_operand(a, weight, weight_row, N, gates, first_block, packed, fi
 
 def pack_transposed(a, weight, weight_row, N, of_h, packed, first, last, scratch):
     """Pack vector groups `first` to `last` of weight_ih or weight_hh."""
-    gates, first_block = (a.h_preacts, a.x_preacts) if of_h else (a.x_preacts, 0)
-    pack_column_operand(a, weight, weight_row, N, gates, first_block, packed, first, last, scratch)
+    gates, first_block, units = (a.h_preacts, a.x_preacts, a.head) if of_h else (a.x_preacts, 0, a.H)
+    pack_column_operand(a, weight, weight_row, N, gates, first_block, units, packed, first, last, scratch)
 
 
 def dpreact_target(a, p, s, b, scratch):
@@ -124,13 +128,8 @@ def store_dpreact(a, p, s, b, rows, dpre, phase):
 
 def back_product(a, rows, b, s, of_h, packed, vectors, q, scratch):
     """Store the product of dpreact of step s with vector group q of the transposed weights in scratch."""
-    blocks, stride = k_blocks_of(a.H), a.k_block_stride
-    gates, first = (a.h_preacts, first_h_preact(a)) if of_h else (a.x_preacts, 0)
-    call(
-        a.matrix_product, rows, a.constants, 0, scratch, 4 * VECTOR, dpreact_row_address(a, s, b, first), stride,
-        a.terms * blocks * stride, packed + q * gates * blocks * a.components * 4 * TILE, 4 * TILE, gates * blocks,
-        first_vector(vectors, q + 1) - first_vector(vectors, q), k_blocks_together(a.components),
-    )  # fmt: skip
+    gates, first, units = (a.h_preacts, first_h_preact(a), a.head) if of_h else (a.x_preacts, 0, a.H)
+    back_product_on_unit(a, rows, b, s, first, gates, units, packed, vectors, q, scratch)
 
 
 def gather(a, j, s_first, s_last, block, target):
@@ -196,6 +195,13 @@ def pack_activations(a, chunk, thread, threads, scratch):
                 call(a.copy_rows, 16 - first, 0, 16, column, 0, column, 64)
 
 
+def add_product_of_seen(a, chunk, k_set, p, out, begins, row, gate, gates):
+    """Do as `add_product` for the rows of the columns of h, or of a value, that panel p sees. `row`: of the first."""
+    begin = row + seen_begin(a, p)
+    end = begin + (16 * a.panels if a.heads == 1 else a.head)
+    add_product(a, chunk, k_set, p, out, begins, begin, end, gate, gates)
+
+
 def add_product(a, chunk, k_set, p, out, begins, row, row_last, gate, gates):
     """Add a time chunk to rows `row` to `row_last` of the accumulators at `out`, for `gates` terms from `gate` on."""
     blocks, rows, stride = count_k_blocks(a, a.chunk), a.accumulator_rows, accumulator_row_bytes(a)
@@ -217,8 +223,7 @@ def add_weight_gradients(a, chunk, k_set, p_first, p_last):
     """
     used, rows = count_k_blocks(a, min(a.chunk, a.T - chunk * a.chunk)), a.accumulator_rows
     chunks, width = (a.T + a.chunk - 1) // a.chunk, rows * accumulator_row_bytes(a) // a.size
-    has_subtotals, h_row, value_row = chunks > CHUNKS_IN_SUBTOTAL, a.first_h_row, a.first_value_row
-    panels = a.panels
+    has_subtotals, h_row = chunks > CHUNKS_IN_SUBTOTAL, a.first_h_row
     for p in range(p_first, p_last):
         out = accumulator_address(a, a.split_k + k_set if has_subtotals else k_set, p)
         begins = chunk == chunks - 1 or chunk % CHUNKS_IN_SUBTOTAL == CHUNKS_IN_SUBTOTAL - 1
@@ -226,19 +231,16 @@ def add_weight_gradients(a, chunk, k_set, p_first, p_last):
             # this set has no K block, so that no product sets its sums to a first value
             call(a.copy_rows, 1, 0, width, out, 0, out, 0)
         else:
-            if a.joint != 0:
-                add_product(a, chunk, k_set, p, out, begins, 0, value_row, 0, a.preacts)
+            if a.joint != 0 and a.heads == 1:
+                add_product(a, chunk, k_set, p, out, begins, 0, a.first_value_row, 0, a.preacts)
             else:  # the tile with the ones, whose sums are the gradients of all biases, has all gates
                 add_product(a, chunk, k_set, p, out, begins, 0, h_row - 16, 0, a.x_preacts)
                 add_product(a, chunk, k_set, p, out, begins, h_row - 16, h_row, 0, a.preacts)
-                add_product(a, chunk, k_set, p, out, begins, h_row, value_row, first_h_preact(a), a.h_preacts)
+                if a.h_preacts != 0:
+                    add_product_of_seen(a, chunk, k_set, p, out, begins, h_row, first_h_preact(a), a.h_preacts)
             for group in range(a.product_groups):
-                row, gate, count = (
-                    first_value_column(a, group),
-                    a.preacts + record_first(a, group),
-                    record_count(a, group),
-                )
-                add_product(a, chunk, k_set, p, out, begins, row, row + 16 * panels, gate, count)
+                row, gate = first_value_column(a, group), a.preacts + record_first(a, group)
+                add_product_of_seen(a, chunk, k_set, p, out, begins, row, gate, record_count(a, group))
         if has_subtotals and chunk % CHUNKS_IN_SUBTOTAL == 0:
             total = accumulator_address(a, k_set, p)
             if chunk + CHUNKS_IN_SUBTOTAL >= chunks:

@@ -1,10 +1,10 @@
 """The forward pass's products on the bf16 unit: every step's x, padded to 32 columns, then h, also padded, are written
-to one of two row operands, see `llvm.matrix`, which take turns. If every pre-activation has both products, these are
-one; otherwise that of x has the first tiles of a panel, and that of h the last.
+to one of two row operands, see `llvm.matrix`, which take turns. If every pre-activation has both products, and the
+layer one head, these are one; otherwise that of x has the first tiles of a panel, and that of h the last.
 """
 
 from fastlstm.backends.numba.constants import ROW_BLOCK, k_blocks_of, k_blocks_together
-from fastlstm.backends.numba.kernels.layout import block, first_h_preact
+from fastlstm.backends.numba.kernels.layout import block, first_h_preact, seen_begin
 from fastlstm.backends.numba.kernels.products import ForwardProducts
 from fastlstm.backends.numba.kernels.row_masks import any_held, zero_held, zero_reset
 from fastlstm.backends.numba.kernels.shared import VECTOR, element_bytes, read_rows
@@ -18,6 +18,11 @@ TILE = 1024  # bytes of one component of a K block of 32 columns for a vector of
 def count_h_blocks(a):
     """Return the number of K blocks of h."""
     return k_blocks_of(a.H) if a.h_preacts != 0 else 0
+
+
+def count_seen_blocks(a):
+    """Return the number of K blocks of h that a panel multiplies: those of its head."""
+    return k_blocks_of(a.head) if a.h_preacts != 0 else 0
 
 
 def component_stride(a):
@@ -67,7 +72,7 @@ def pack_columns(a, p, weight, weight_row, columns, gates, first_block, target, 
 
 def packed_address(a, packed_index):
     """Return the address of a panel's K blocks of x, which those of h follow."""
-    tiles = k_blocks_of(a.I) * a.x_preacts + count_h_blocks(a) * a.h_preacts
+    tiles = k_blocks_of(a.I) * a.x_preacts + count_seen_blocks(a) * a.h_preacts
     return a.packed + packed_index * tiles * a.components * TILE
 
 
@@ -83,24 +88,25 @@ def pack_weights(a, p, packed_index, scratch):
         packed_h_address(a, packed_index),
     )
     pack_columns(a, p, a.weight_ih, a.ih_row_stride, a.I, a.x_preacts, 0, x_columns, copy)
-    pack_columns(a, p, a.weight_hh, a.hh_row_stride, a.H, a.h_preacts, a.x_preacts, h_columns, copy)
+    pack_columns(a, p, a.weight_hh, a.hh_row_stride, a.head, a.h_preacts, a.x_preacts, h_columns, copy)
 
 
 def preact(a, s, p, packed_index, b, rows, scratch, x, h_in, h_in_stride):
     """Compute the pre-activations of panel p: see `products.ForwardProducts`."""
     stride, next_component, row = a.k_block_stride, component_stride(a), a.preacts * VECTOR
-    x_blocks, h_blocks = k_blocks_of(a.I), count_h_blocks(a) if h_in != 0 else 0
+    x_blocks, h_blocks = k_blocks_of(a.I), count_seen_blocks(a) if h_in != 0 else 0
     biases, together = biases_address(a, p), k_blocks_together(a.components)
+    is_one_product = a.joint != 0 and a.heads == 1  # the K blocks of a head may not follow those of x
     call(
         a.matrix_product, rows, biases, 0, scratch, row, operand(a, s, 0, b), stride, next_component,
-        packed_address(a, packed_index), a.x_preacts * TILE, x_blocks + h_blocks if a.joint != 0 else x_blocks,
+        packed_address(a, packed_index), a.x_preacts * TILE, x_blocks + h_blocks if is_one_product else x_blocks,
         a.x_preacts, together,
     )  # fmt: skip
-    if a.joint == 0:
+    if not is_one_product:
         copy_preacts(a, a.x_preacts, a.preacts, rows, biases, 0, scratch, row)
         h_sums = scratch + first_h_preact(a) * VECTOR
         call(
-            a.matrix_product, rows, h_sums, row, h_sums, row, operand(a, s, x_blocks, b), stride, next_component,
+            a.matrix_product, rows, h_sums, row, h_sums, row, operand(a, s, x_blocks + seen_begin(a, p) // 32, b), stride, next_component,
             packed_h_address(a, packed_index), a.h_preacts * TILE, h_blocks, a.h_preacts, together,
         )  # fmt: skip
 

@@ -10,6 +10,7 @@ from fastlstm.backends.numba.kernels.layout import (
     count_vector_groups,
     dpreact_address,
     dpreact_row_address,
+    first_unit,
     first_vector,
     gemm_of,
     gemv_of,
@@ -90,7 +91,7 @@ def results_address(a, scratch, p):
 def packed_address(a, group, p):
     """Return the address of the packed weights (columns, N, L) of the N products of a group, for panel p."""
     if a.components != 0:
-        tiles = (record_first(a, group) * a.panels + record_count(a, group) * p) * k_blocks_of(a.H)
+        tiles = (record_first(a, group) * a.panels + record_count(a, group) * p) * k_blocks_of(a.head)
         return packed_panel_address(a, a.packed_panels) + tiles * a.components * TILE
     base = a.packed + a.packed_panels * (a.span * a.h_preacts + a.I * a.x_preacts) * VECTOR
     return base + (record_first(a, group) * a.panels + record_count(a, group) * p) * value_span(a) * VECTOR
@@ -140,10 +141,10 @@ def multiply_values(a, scratch, phase, p_first, p_last, rows, barrier, team_size
             columns, x = seen_of_value(a, p), operand_address(a, scratch, group) + seen_begin(a, p) * a.size
             out, crosses = results_address(a, scratch, p) + record_first(a, group) * VECTOR, spans_heads(a, p)
             if a.components != 0:
-                blocks, stride = k_blocks_of(a.H), ROW_BLOCK * 64
+                x, stride = row_operand_address(a, scratch, group, seen_begin(a, p) // 32), ROW_BLOCK * 64
                 call(
-                    a.matrix_product, rows, a.constants, 0, out, out_row, row_operand_address(a, scratch, group, 0),
-                    stride, blocks * stride, packed_address(a, group, p), count * TILE, blocks, count,
+                    a.matrix_product, rows, a.constants, 0, out, out_row, x, stride, k_blocks_of(a.H) * stride,
+                    packed_address(a, group, p), count * TILE, k_blocks_of(a.head), count,
                     k_blocks_together(a.components),
                 )  # fmt: skip
                 continue
@@ -199,8 +200,25 @@ def packed_back_address(a, group):
     """Return the packed transposed weights (vector groups, reach, N L, 4 L) of the N products of a group."""
     vector_groups = record_first(a, group) * count_vector_groups(a.panels)
     if a.components != 0:
-        return a.packed_products + vector_groups * k_blocks_of(a.H) * a.components * 4 * TILE
+        return a.packed_products + vector_groups * k_blocks_of(a.head) * a.components * 4 * TILE
     return a.packed_products + vector_groups * a.reach * a.lanes * 4 * VECTOR
+
+
+def back_product_on_unit(a, rows, b, s, gate, gates, units, packed, vectors, q, out):
+    """Store the product of `gates` terms of dpreact, from `gate` on, of step s and rows from b on, with vector group q of
+    the transposed weights. `units`: how many multiply a column: all, or those of its head.
+    """
+    blocks, stride, next_gate = k_blocks_of(units), a.k_block_stride, k_blocks_of(a.H) * a.k_block_stride
+    dpre = dpreact_row_address(a, s, b, gate) + first_unit(a, vectors, q, units) // 32 * stride
+    tile, init, init_row = a.components * 4 * TILE, a.constants, 0
+    runs = 1 if units == a.H else gates  # a head's units of two gates do not follow each other
+    for k in range(runs):
+        call(
+            a.matrix_product, rows, init, init_row, out, 4 * VECTOR, dpre + k * next_gate, stride, a.terms * next_gate,
+            packed + (q * gates + k) * blocks * tile, 4 * TILE, gates // runs * blocks,
+            first_vector(vectors, q + 1) - first_vector(vectors, q), k_blocks_together(a.components),
+        )  # fmt: skip
+        init, init_row = out, 4 * VECTOR
 
 
 def multiply_back(a, scratch, phase, s, b, rows, q_first, q_last, barrier, team_size, barriers_passed):
@@ -216,12 +234,7 @@ def multiply_back(a, scratch, phase, s, b, rows, q_first, q_last, barrier, team_
         for q in range(q_first, q_last if record_phase(a, group) == phase else q_first):
             out = back_results_address(a, scratch, group, q)
             if a.components != 0:
-                k_blocks, stride = count * k_blocks_of(a.H), a.k_block_stride
-                call(
-                    a.matrix_product, rows, a.constants, 0, out, row, dpreact_row_address(a, s, b, gate), stride,
-                    a.terms * k_blocks_of(a.H) * stride, packed + q * k_blocks * a.components * 4 * TILE, 4 * TILE,
-                    k_blocks, first_vector(panels, q + 1) - first_vector(panels, q), k_blocks_together(a.components),
-                )  # fmt: skip
+                back_product_on_unit(a, rows, b, s, gate, count, a.head, packed, panels, q, out)
                 continue
             if a.heads > 1:
                 back_product_of_heads(a, rows, b, s, gate, count, packed, panels, q, out)

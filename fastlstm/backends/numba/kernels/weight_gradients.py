@@ -97,6 +97,8 @@ def write_vectors(a, p, ones):
 def unpack_weight_gradients(a, scratch, p_first, p_last):
     """Write the wanted gradients of weights, biases and params of panels `p_first` to `p_last` from accumulators."""
     L, I, H, h_columns = a.lanes, a.I, a.H, columns_of_h(a)
+    # without the bf16 unit a panel's accumulators have no rows for the columns of h that it does not see
+    unseen = h_columns - min(a.span, h_columns) if a.components == 0 else 0
     D = h_columns if a.heads == 1 else a.head  # the number of columns of weight_hh
     element, row_stride = element_bytes(a), accumulator_row_bytes(a)
     for p in range(p_first, p_last):
@@ -113,8 +115,9 @@ def unpack_weight_gradients(a, scratch, p_first, p_last):
                 h_accumulators + gate_offset(a, p, gate),
                 a.dweight_hh + block_hh(a, gate) * H * D * element,
             )
-            unpack_weight_of_heads(a, scratch, p, source, seen_begin(a, p), H, D, target)
-        write_vectors(a, p, accumulators + (a.ones_row - h_columns + min(a.span, h_columns)) * row_stride)
+            first_column = seen_begin(a, p) if a.components == 0 else 0
+            unpack_weight_of_heads(a, scratch, p, source, first_column, H, D, target)
+        write_vectors(a, p, accumulators + (a.ones_row - unseen) * row_stride)
 
 
 def write_columns(a, scratch, rows, dpre, dpre_row, packed, weight, column, width):
