@@ -142,7 +142,7 @@ CASES = [
             "sixteen", f"{cell.name}{f' of {heads} heads' if heads > 1 else ''}, {OF_CELLS}",
             partial(cell_in_bfloat16, cell, heads, OF_CELLS), tolerance=None,
         )
-        for cell, heads in SIXTEEN_CELLS  # 16 bits differ by more than a tolerance tells; tests compare them with float64
+        for cell, heads in SIXTEEN_CELLS  # 16 bits differ by more than a tolerance tells; tests compare with float64
     ),
     *(Case("threads", str(shape), partial(by_threads, shape)) for shape in GRID if shape.B >= 16),
     *(

@@ -86,15 +86,14 @@ class Quantized(CellModule, nn.Module):
         nn.Module.__init__(self)
         vars(self).update(_shared(module))
         self.training, self.activations, self._names = False, activations, _names_of(module)
-        buffers: dict[str, Tensor | None] = {}
         for names in self._names:
             for each in names[:2]:
-                buffers[each], buffers[f"{each}_scale"] = quantize_weight(getattr(module, each), prefix + each)
+                values, scales = quantize_weight(getattr(module, each), prefix + each)
+                self.register_buffer(each, values)
+                self.register_buffer(f"{each}_scale", scales)
             for each in names[2:]:
                 bias = getattr(module, each)
-                buffers[each] = None if bias is None else bias.detach().to(torch.float32, copy=True)
-        for each, buffer in buffers.items():
-            self.register_buffer(each, buffer)
+                self.register_buffer(each, None if bias is None else bias.detach().to(torch.float32, copy=True))
         self.register_buffer("_like", torch.empty(0, dtype=weight.dtype, device=weight.device), False)
         if isinstance(self, nn.RNNBase):
             self._init_flat_weights()

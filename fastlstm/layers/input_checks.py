@@ -47,7 +47,7 @@ def check_forward(module: Any, x: Tensor, hx: Any, weight: Tensor, batch_sizes: 
 
 def _check_with_states(module: Any, x: Tensor, hx: Any, weight: Tensor, batch_sizes: Tensor | None) -> States:
     words = module._words
-    states = as_states(module, hx, words.argument, words.number)
+    states = as_states(module, hx, words.argument)
     dims, kind = (2, "unbatched 2-D") if batch_sizes is None and x.dim() == 2 else (3, "batched 3-D")
     for state in states:
         if state.dim() != dims:
@@ -94,7 +94,7 @@ def check_step(module: Any, x: Tensor, state: Any, weight: Tensor) -> States | N
         raise RuntimeError(_devices("parameter", x, weight))
     if state is None:
         return None
-    states = as_states(module, state, "state", module._words.number)
+    states = as_states(module, state, "state")
     batch, layers, hidden = x.shape[:-1], module.num_layers, module.hidden_size
     for k, a in enumerate(states):
         size = (layers, *batch, (module.proj_size or hidden) if k == 0 else hidden)
@@ -118,7 +118,7 @@ def check_cell(module: Any, x: Tensor, hx: Any, weight: Tensor) -> States | None
     if dims != 2 and dims != 1:
         raise ValueError(words.dims.format(dims))
     if hx is not None:
-        states = as_states(module, hx, words.argument, words.number)
+        states = as_states(module, hx, words.argument)
         for k, state in enumerate(states):
             if state.dim() not in (1, 2):
                 name = "hidden" if module._has_bare_state else f"hx[{k}]"
@@ -156,19 +156,15 @@ def check_given(x: Any, hx: Any) -> None:
         _tuple_of(hx, ("h", "c"), "hx", "lstm expects two hidden states")
 
 
-def as_states(module: Any, hx: Any, name: str, number: str | None) -> States:
-    """Return `hx` as a sequence of tensors. A tensor by itself is the state of a cell that has one.
-
-    Args:
-        name: of the argument.
-        number: the message for a wrong number of states, or None for one that says what they are.
+def as_states(module: Any, hx: Any, name: str) -> States:
+    """Return `hx`, the argument `name`, as a sequence of tensors. A tensor is the state of a cell that has one.
 
     Raises:
         TypeError: if it is no tensor, or no tuple or list of tensors.
         RuntimeError: for another number of states than the cell has.
     """
     if not module._has_bare_state:
-        return _tuple_of(hx, module._cell.states, name, number)
+        return _tuple_of(hx, module._cell.states, name, module._words.number)
     if not isinstance(hx, Tensor):
         raise TypeError(f"{name} must be a tensor, {module._cell.states[0]}_0, got {type(hx).__name__}")
     return (hx,)

@@ -18,12 +18,11 @@ REMOVERS: dict[type, str] = {
     WeightNorm: "remove_weight_norm",
     SpectralNorm: "remove_spectral_norm",
 }
-_CLASSES = tuple(REMOVERS)
 
 
 def weight_hooks(module: Any) -> list[tuple[int, Any]]:
     """Return the hooks of a module that compute weights, in the order in which they run, each with its key."""
-    return [(key, hook) for key, hook in module._forward_pre_hooks.items() if isinstance(hook, _CLASSES)]
+    return [(key, hook) for key, hook in module._forward_pre_hooks.items() if isinstance(hook, tuple(REMOVERS))]
 
 
 def compute_weights(module: Any) -> None:

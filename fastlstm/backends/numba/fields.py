@@ -65,7 +65,6 @@ terms                   S and the number of products: vectors of dpreact and of 
 products                products of values of the step
 product_groups          values of the step that are multiplied
 product_records         (product_groups, 4) int64: phase before which it is due or -1, first product, count, saved
-group_size              most products of a value
 later_values            values of a unit that later phases read
 shared_values           values that a row's units share, and sums of means
 """
@@ -243,7 +242,7 @@ task                    address of the kernel
 first                   address of the first layer's struct
 struct_bytes            bytes from one struct to the next
 count                   layers
-buffer_sets             sets of buffers; layer k uses set k % buffer_sets
+buffer_sets             sets of buffers, each of neighbouring layers that one thread runs
 """
 
 BOTH = """

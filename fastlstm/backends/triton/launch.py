@@ -226,7 +226,7 @@ class Forward(Pass):
         x: Any = base.flat_input(layer.x)  # then its product, unless the kernel multiplies it
         lengths, reset, weight_ih, weight_hh, bias_ih, bias_hh, *params = readable((lengths, reset, *weights))
         states = self.first(states, x)
-        inputs = readable(inputs) if inputs else ()
+        inputs = readable(inputs)
         bias, bias_hh = sums.biases(layer.cell, bias_ih, bias_hh)
         h = x.new_empty(T, B, H) if lengths is None else x.new_zeros(T, B, H)  # held steps write nothing there
         last = tuple([x.new_empty(*self.last) for _ in states])

@@ -143,7 +143,7 @@ def cell_fields(cell: Cell, kind: str) -> dict[str, int]:
     backward, names = kind == "Backward", forward_table(layout)
     taken = (derived.backward if backward else derived.forward).arguments
     read = {*taken, *(f"{state}_prev" for state in layout.states[1:])}  # held rows copy these
-    host_only = "reads_new", "means", "has_phases"
+    host_only = "reads_new", "means", "has_phases", "group_size"
     fields = {name: int(value) for name, value in of_cell._asdict().items() if name not in host_only}
     # two pointer tables lie before the rows of scratch: each in cache lines of its own
     table_bytes = -(-16 * len(backward_table(layout)) // 64) * 64

@@ -82,9 +82,9 @@ class Backward(Pass):
         self.first_input = self.first_state + self.inner + 1
         self.bindings: dict[Any, Binding] = {}
 
-    def run(self, grads: Run, layer: Layer, run: Run, form: list[Any] | None = None) -> Gradients:
+    def run(self, grads: Run, layer: Layer, run: Run) -> Gradients:
         """Return the wanted gradients of a layer: `begin`, the kernel, and `end`."""
-        frame = self.begin(grads, layer, run, form)
+        frame = self.begin(grads, layer, run)
         if frame.is_written:
             frame.run()
         return self.end(frame)

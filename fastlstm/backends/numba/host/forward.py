@@ -48,7 +48,7 @@ class Forward(Pass):
     ) -> None:  # fmt: skip
         """`part`, `directions`: of a module, which of its parts this is and in how many directions its layers run."""
         super().__init__(signature, caches, save)
-        self.save, s = save, signature
+        s = signature
         self.options = {"save": save, "part": part, "directions": directions}
         T, R, I, H, dtype, size, counts = s.T, s.rows, s.I, s.H, s.dtype, s.dtype.itemsize, s.counts
         fields, buffers = sizes.forward_sizes(s)

@@ -91,9 +91,10 @@ class Pass(Kernel):
             *_numbered("input", s.counts.inputs), "lengths", "reset",
         ]  # fmt: skip
         self.needs_cast = not (s.weight_dtype is s.rounded_dtype is s.dtype)
-        self.state_shape, self.state_row_bytes = (*s.state_axes, s.rows, s.H), s.H * size
+        self.state_row_bytes = s.H * size
         self.h_0_row_bytes = s.h_width * size
-        self.state_shapes = (*s.state_axes, s.rows, s.h_width), *[self.state_shape] * s.counts.inner_states
+        widths = s.h_width, *[s.H] * s.counts.inner_states
+        self.state_shapes = tuple([(*s.state_axes, s.rows, width) for width in widths])
         self.zero_row = zeros(self.state_row_bytes)
         self.zeros_address = ctypes.addressof(self.zero_row)
         split = thread_split.split_threads(s.threads, s, self.panels, self.kind == "Backward", saves)

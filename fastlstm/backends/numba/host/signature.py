@@ -57,10 +57,10 @@ def counts(cell: Cell) -> Counts:
     layout, read = cell.layout, set(cell.derived().states_read)
     first, *inner = layout.states
     numbers = len(layout.preacts), len(layout.x_preacts), len(layout.h_preacts)
-    joint, means = layout.x_preacts == layout.h_preacts, bool(cell.derived().means)
+    means = bool(cell.derived().means)
     has_phases = means or bool(cell.products)
     return Counts(
-        *numbers, len(layout.params), len(layout.inputs), len(inner), joint,
+        *numbers, len(layout.params), len(layout.inputs), len(inner), layout.joint,
         first in layout.carried, bool(read & set(layout.states)), means, has_phases,
         len(layout.products), len(layout.product_groups), max(map(len, layout.product_groups), default=0),
     )  # fmt: skip

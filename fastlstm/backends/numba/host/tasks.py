@@ -60,7 +60,7 @@ def region(a, thread, threads):
 # them the loops over phases and heads are compiled away.
 PLAIN: dict[str, int | str] = {
     "phases": 1, "heads": 1, "head": "H", "span": "H", "terms": "preacts", "products": 0, "product_groups": 0,
-    "group_size": 0, "splits_rows": 0,
+    "splits_rows": 0,
 }  # fmt: skip
 _PLAIN_BACKWARD = PLAIN | {"reach": "panels"}
 KERNELS: dict[str, tuple[Any, Any, dict[str, int | str]]] = {

@@ -112,7 +112,7 @@ def predicted_time(s: Signature, panels: int, backward: bool, saves: bool = Fals
 
     def time(team_count: int, members: int) -> float:
         rows, threads = rows_of(team_count), team_count * members
-        own_panels = -(-panels * -(-groups // members) // groups)
+        own_panels = -(-panels * -(-groups // members) // groups)  # in the groups of a member, at most
         barriers = (1 + counts.product_groups) * (-(-rows // ROWS_TOGETHER) if counts.has_phases else 1)
         units = min(H, own_panels * lanes)
         enough = min(most, max(least, 4 * units * read // WEIGHT_BYTES_PER_ROW)) // (1 if team_count > 1 else ONE_TEAM)

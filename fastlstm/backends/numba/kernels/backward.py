@@ -51,7 +51,9 @@ def pack_back_products(a, first, last, scratch):
         first_block, packed = a.x_preacts + a.h_preacts + record_first(a, group), packed_back_address(a, group)
         row, count = a.head * element_bytes(a), record_count(a, group)
         if a.components != 0:
-            pack_column_operand(a, a.weight_products, row, a.H, count, first_block, a.head, packed, first, last, scratch)
+            pack_column_operand(
+                a, a.weight_products, row, a.H, count, first_block, a.head, packed, first, last, scratch
+            )  # fmt: skip
             continue
         pack_transposed_gates(
             a, a.weight_products, row, a.h_width, a.H, a.H, count, first_block, True, packed, first, last
@@ -128,19 +130,15 @@ def backward_with(products: BackwardProducts) -> Any:
                 return
         packs = (a.packed_hh != 0 or a.packed_ih != 0 or a.products != 0) and a.mismatches == 0
         if packs:
+            first, last = share(groups, thread, thread_count), share(groups, thread + 1, thread_count)
             if a.packed_hh != 0:
-                pack_transposed(
-                    a, a.weight_hh, a.hh_row_stride, N=H, of_h=True, packed=a.packed_hh,
-                    first=share(groups, thread, thread_count), last=share(groups, thread + 1, thread_count),
-                    scratch=scratch,
-                )  # fmt: skip
+                pack_transposed(a, a.weight_hh, a.hh_row_stride, H, True, a.packed_hh, first, last, scratch)
             if a.packed_ih != 0:
                 pack_transposed(
                     a, a.weight_ih, a.ih_row_stride, N=I, of_h=False, packed=a.packed_ih,
                     first=share(x_groups, thread, thread_count), last=share(x_groups, thread + 1, thread_count),
                     scratch=scratch,
                 )  # fmt: skip
-            first, last = share(groups, thread, thread_count), share(groups, thread + 1, thread_count)
             pack_back_products(a, first, last, scratch)
             wait(barrier_address(a, 0), thread_count, 0, a.relax)
         next_barrier = 1 if packs else 0  # of those at which all threads wait
@@ -169,6 +167,7 @@ def backward_with(products: BackwardProducts) -> Any:
                 set_entry(table, dh_entry(a), a.dh + t * a.dh_step_stride, a.dh_row_stride)
             for g_first in range(b_first, b_last if wanted else b_first, a.rows_together):
                 g_last = min(g_first + a.rows_together, b_last)
+                # where members split the rows for cells, phase -1 has the products alone, of all units
                 for phase in range(-1 if a.splits_rows != 0 else 0, a.phases if s >= 0 else 1):
                     multiplies, computes = phase < 0 or (phase == 0 and a.splits_rows == 0), phase >= 0
                     r_first, r_last, begin, end = g_first, g_last, q_first, q_last

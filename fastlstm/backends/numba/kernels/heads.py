@@ -81,7 +81,8 @@ def add_dh_of_head(a, rows, b, s, first_gate, gates, unit, last, w, w_stride, q,
 def back_product_of_heads(a, rows, b, s, first_gate, gates, packed, vectors, q, scratch):
     """Do what `vector_backward.back_product` does, for weights of several heads."""
     L, H, D = a.lanes, a.H, a.head
-    first, v, last = first_vector(vectors, q), first_vector(vectors, q), first_vector(vectors, q + 1)
+    first, last = first_vector(vectors, q), first_vector(vectors, q + 1)
+    v = first
     w_stride = (4 if last - first == 4 else 3) * VECTOR  # `pack_transposed` gives all smaller groups rows of 3 vectors
     packed += q * a.reach * 4 * VECTOR * gates * L
     call(a.copy_rows, rows, 0, 4 * L, scratch, 0, scratch, 4 * VECTOR)

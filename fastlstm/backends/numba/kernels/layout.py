@@ -100,8 +100,8 @@ def seen_alike(a, p, last):
 
 
 def first_unit(a, vectors, q, units):
-    """Return the first of the `units`, all or those of a head, that multiply vector group q of `vectors` of columns. The
-    bf16 unit runs heads of whole vector groups.
+    """Return the first of the `units`, all or those of a head, that multiply vector group q of `vectors` of columns.
+    The bf16 unit runs heads of whole vector groups.
     """
     return 0 if units == a.H else first_vector(vectors, q) * a.lanes // units * units
 

@@ -104,9 +104,9 @@ def preact(a, s, p, packed_index, b, rows, scratch, x, h_in, h_in_stride):
     )  # fmt: skip
     if not is_one_product:
         copy_preacts(a, a.x_preacts, a.preacts, rows, biases, 0, scratch, row)
-        h_sums = scratch + first_h_preact(a) * VECTOR
+        h_sums, h = scratch + first_h_preact(a) * VECTOR, operand(a, s, x_blocks + seen_begin(a, p) // 32, b)
         call(
-            a.matrix_product, rows, h_sums, row, h_sums, row, operand(a, s, x_blocks + seen_begin(a, p) // 32, b), stride, next_component,
+            a.matrix_product, rows, h_sums, row, h_sums, row, h, stride, next_component,
             packed_h_address(a, packed_index), a.h_preacts * TILE, h_blocks, a.h_preacts, together,
         )  # fmt: skip
 

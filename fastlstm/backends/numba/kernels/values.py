@@ -205,8 +205,8 @@ def packed_back_address(a, group):
 
 
 def back_product_on_unit(a, rows, b, s, gate, gates, units, packed, vectors, q, out):
-    """Store the product of `gates` terms of dpreact, from `gate` on, of step s and rows from b on, with vector group q of
-    the transposed weights. `units`: how many multiply a column: all, or those of its head.
+    """Store the product of `gates` terms of dpreact, from `gate` on, of step s and rows from b on, with vector group q
+    of the transposed weights. `units`: how many multiply a column: all, or those of its head.
     """
     blocks, stride, next_gate = k_blocks_of(units), a.k_block_stride, k_blocks_of(a.H) * a.k_block_stride
     dpre = dpreact_row_address(a, s, b, gate) + first_unit(a, vectors, q, units) // 32 * stride

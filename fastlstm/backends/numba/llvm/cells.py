@@ -202,6 +202,7 @@ def builders(vtype: VectorType, cell: Functions) -> Builders:
     """Return the builders of a cell's primitives for an element type."""
     rows, saved = cell.layout.saved_rows, cell.layout.saved_vectors(vtype.count)
     forward_phases, backward_phases = cell.phases
+    # the arguments of `build` in `forward` and `backward`, those of phases where there are several
     takes, takes_backward = 15 if forward_phases > 1 else 6, 21 if backward_phases > 1 else 14
     builders: Builders = {
         "cell_forward": (takes, forward(vtype, cell, False)),
