@@ -207,6 +207,20 @@ def written_parameters(cell, xs):
     return [scale.grad for scale in scales]
 
 
+def written_before_a_pass(cell, xs):
+    """A network writes into the Parameters again before the first graph has had its pass, which it never has."""
+    cell.requires_grad_(False)
+    scales = [torch.tensor(value, dtype=F64, requires_grad=True) for value in (1.1, 0.9)]
+    graphs = []
+    for scale in scales:
+        for a in cell.parameters():
+            a.detach_().mul_(scale)
+        graphs.append(steps(cell, xs)[0])
+    total(graphs[-1]).backward()
+    assert scales[0].grad is None
+    return [scales[1].grad]
+
+
 def other_type_in_a_graph(cell, xs):
     """The Parameters get data of another type between two steps of one graph."""
     with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda a: a):
@@ -324,9 +338,10 @@ def nothing_comes_in(cell, xs):
 
 def written_within_a_pass(cell, xs):
     """A hook writes to the weights, which no version counts, so that kernels multiply by kept copies and run again."""
-    outputs, _ = steps(cell, xs)
-    outputs[3].register_hook(lambda _: (cell.weight_hh.data.mul_(1.5), None)[1])
-    total(outputs).backward()
+    with split(1, 2):  # one thread alone ends before it writes, where weights have changed
+        outputs, _ = steps(cell, xs)
+        outputs[3].register_hook(lambda _: (cell.weight_hh.data.mul_(1.5), None)[1])
+        total(outputs).backward()
     return gradients(cell, xs)
 
 
@@ -415,9 +430,9 @@ def converted(cell, xs, swaps):
 USES = [
     all_steps, some_steps, retained, losses_in_turns, loops_at_once, wanted_alone, second_derivatives,
     second_derivatives_in_place, batched_gradients, hooks_of_parameters, optimizer_in_backward, truncated, frozen,
-    toggled, functional, written_parameters, inner_loop, tied, parametrized, saved_elsewhere, raising,
-    anomalies_detected, nothing_comes_in, written_within_a_pass, pass_inside_a_pass, of_transforms, of_many_shapes,
-    of_many_rows, fed_back, of_threads, copied,
+    toggled, functional, written_parameters, written_before_a_pass, inner_loop, tied, parametrized, saved_elsewhere,
+    raising, anomalies_detected, nothing_comes_in, written_within_a_pass, pass_inside_a_pass, of_transforms,
+    of_many_shapes, of_many_rows, fed_back, of_threads, copied,
 ]  # fmt: skip
 USES = {use.__name__: use for use in USES}
 for flag in (False, True):
