@@ -76,6 +76,19 @@ def test_a_last_chunk_of_one_block(backend, poisoned):
     assert all(g.isfinite().all() for g in torch.autograd.grad(output.sum(), inputs[3:]))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("heads", [1, 2])
+def test_without_columns_of_x(backend, heads, poisoned):
+    """A product of no K blocks is its initial value, the biases. From a state of zeros nothing at all is multiplied."""
+    H = 64 * heads
+    tensors = torch.zeros(3, 5, 0), torch.zeros(4 * H, 0), torch.randn(4 * H, 64) / 8, torch.randn(4 * H)
+    (x, *weights), (exact_x, *exact_weights) = tensors, [a.double() for a in tensors]
+    got, _ = lstm(x, None, *weights, backend=backend)
+    want, _ = lstm(exact_x, None, *exact_weights, backend="reference")
+    # h within 1 in factors of eight bits, and weights of about an eighth: the error of a sum of 64 products
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-2)
+
+
 @needs_pieces
 def test_a_stack_of_layers():
     """The unit's buffers of one thread's layers are not another's."""

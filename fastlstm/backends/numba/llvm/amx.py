@@ -101,7 +101,8 @@ def product(components: int) -> Builder:
         done = b.mul(two, I64(32))
         # a tile of weights that is loaded once gains nothing from the L1 cache
         block_steps = b.select(b.icmp_signed(">", rows, I64(32)), block_steps, b.add(steps, I64(1)))
-        blocks = b.udiv(b.add(steps, b.sub(block_steps, I64(1))), block_steps)
+        some = b.select(b.icmp_signed(">", steps, I64(0)), steps, I64(1))  # without steps a block stores `init`
+        blocks = b.udiv(b.add(some, b.sub(block_steps, I64(1))), block_steps)
         # how many groups of columns there are of each width, for two tiles of rows and for one
         is_one, rest = b.zext(b.icmp_signed("==", tiles, I64(1)), I64), b.and_(tiles, I64(3))
         threes = b.sub(b.and_(tiles, I64(1)), is_one)
