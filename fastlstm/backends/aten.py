@@ -61,18 +61,18 @@ def packs(device: torch.device) -> bool:
 def is_faster(layer: Layer) -> bool:
     """Return whether torch's operator of a cell runs a single step, x (B, I), faster than numba's kernel.
 
-    It does so for a step of a plain RNN that wants gradients: its cell is one tanh or ReLU, beside which what Python
-    does around a kernel weighs most. It does so for one row on one thread, with weights above `LARGE`, which no cache
-    holds beside their gradients: these are outer products of the weights' size, which torch writes at the memory's
-    speed. Without gradients it does so where rows of weights end inside a vector.
+    It does so for a step of a plain RNN that wants gradients, with weights up to `LARGE`: its cell is one tanh or ReLU,
+    beside which what Python does around a kernel weighs most. It does so for one row on one thread, with weights above
+    `LARGE`, which no cache holds beside their gradients: these are outer products of the weights' size, which torch
+    writes at the memory's speed. Without gradients it does so where rows of weights end inside a vector.
     """
     x, key = layer.x, layer.cell.key
     if x.dim() != 2 or x.itemsize < 4 or key not in _STEPS or layer.stacked:
         return False
     trains = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in layer.tensors)
-    if trains and key in ("elman_tanh", "elman_relu"):
-        return True
-    if threads_now() > 1 or x.shape[0] != 1 or sum(a.nbytes for a in layer.weights if a is not None) <= LARGE:
+    if sum(a.nbytes for a in layer.weights if a is not None) <= LARGE:
+        return trains and key in ("elman_tanh", "elman_relu")
+    if threads_now() > 1 or x.shape[0] != 1:
         return False
     return trains or hidden_size(layer) * x.itemsize % VECTOR_BYTES > 0
 

@@ -233,10 +233,11 @@ def choose(
         elif device.type in ("cpu", "meta"):
             if (fused := _fused_on_cpu(device, dtype, cell, heads, warn and not is_projected)) is not None:
                 eager = None if traced or transformed else layer
+                components = eager is not None and may_use_components(eager.x) and hidden_size(eager) >= MANY_UNITS
+                fused = _with_precision(fused, dtype, components)
                 if fused == "numba" and eager is not None and not settings.invariant() and aten.is_faster(eager):
                     return "aten"
-                components = eager is not None and may_use_components(eager.x) and hidden_size(eager) >= MANY_UNITS
-                return _with_precision(fused, dtype, components)
+                return fused
             lacking = lacking or traced
         return "reference" if lacking else "aten"
     reason = _reason(name, device, dtype, cell, heads)
