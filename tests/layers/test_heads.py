@@ -13,16 +13,20 @@ from fastlstm.backends import dispatch
 from fastlstm.cells import gru_reset_before
 from tests.helpers.layers import needs_native
 from tests.helpers.modules import randn
+from tests.helpers.numba import needs_unit
 from tests.helpers.rnn import RNN, gadget, of_heads
 from tests.helpers.tolerances import F32, F64, close
 
-of_both = pytest.mark.parametrize("backend", ["numba", "reference"])
-
 
 @pytest.mark.sampled(3)
-@of_both
-@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
-@pytest.mark.parametrize(("H", "K"), [(128, 4), (60, 4), (48, 2), (100, 5), (12, 12)])
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        *((backend, dtype) for backend in ("numba", "reference") for dtype in (F32, F64)),
+        pytest.param("numba-bf16", F32, marks=needs_unit),
+    ],
+)
+@pytest.mark.parametrize(("H", "K"), [(128, 4), (128, 2), (192, 3), (60, 4), (48, 2), (100, 5), (12, 12)])
 @pytest.mark.parametrize(
     ("cell", "B", "I"),
     [

@@ -58,8 +58,8 @@ def backward(grads: Run, layer: Layer, run: Run, needs: Gradients, components: i
 
 def components_for(layer: Layer, components: int) -> int:
     """Return `components` if the bf16 unit runs the layer, else 0. A cell without gates and products multiplies
-    nothing. The columns of h that a projection leaves are not laid out in K blocks of their own. Several heads have
-    whole vector groups, of 64 units, so that no product is of two heads.
+    nothing. The columns of h that a projection leaves are not laid out in K blocks of their own. Of several heads
+    each must have whole vector groups, of 64 units, so that no product is of two heads.
     """
     of_cell, heads, H = counts(layer.cell), heads_of(layer), hidden_size(layer)
     is_laid_out = output_size(layer) == H and (heads == 1 or H % (64 * heads) == 0)

@@ -86,7 +86,7 @@ def reach_of(H: int, heads: int, lanes: int) -> int:
 class AccumulatorLayout(NamedTuple):
     """Where a panel's accumulators begin: those of weight_hh, of the biases, and of the values that products multiply;
     and how many rows there are. With several heads, the first two count all columns of h, and `rows` those seen alone,
-    or all as well if the bf16 unit sums.
+    or all if the bf16 unit sums.
     """
 
     first_h_row: int
@@ -255,17 +255,20 @@ def backward_sizes(s: Signature, wants_weights: bool, wants_dx: bool) -> tuple[d
     first_h_row, ones_row, first_value_row, accumulator_rows = accumulator_layout(s)
     of_gates = counts.preacts if components else max(counts.x_preacts, counts.h_preacts, 1)
     widest, terms = max(of_gates, counts.group_size), counts.preacts + counts.products
-    set_bytes = panels * accumulator_rows * widest * lanes * size
+    set_bytes = summed_bytes = panels * accumulator_rows * widest * lanes * size
     pairs = CHUNK_PAIRS
     if is_few:  # x || h in strips of four vectors: the biases need no ones
         first_h_row = panels_of(I, wide) * wide
         ones_row = first_h_row + H
-    if set_bytes > (MATRIX_SUM_BYTES if components else SUM_BYTES):
+    if components:  # less the rows of columns that a panel does not see
+        unseen = (H - H // s.heads) * ((counts.h_preacts > 0) + counts.product_groups)
+        summed_bytes = set_bytes // accumulator_rows * (accumulator_rows - unseen)
+    if summed_bytes > (MATRIX_SUM_BYTES if components else SUM_BYTES):
         pairs = 4 * CHUNK_PAIRS
     chunk = -(-T // max(1, round(T * B / pairs)))
     ring = min(RING, -(-T // chunk))
-    many_steps = B >= 4 and T * B >= 1024 and set_bytes <= SPLIT_K_BYTES // 2
-    split_k = 2 if many_steps or (B >= 128 and set_bytes <= SPLIT_K_BYTES) else 1
+    many_steps = B >= 4 and T * B >= 1024 and summed_bytes <= SPLIT_K_BYTES // 2
+    split_k = 2 if many_steps or (B >= 128 and summed_bytes <= SPLIT_K_BYTES) else 1
     dpreact_steps = ring * chunk if (wants_weights or wants_dx) and not components else 2
     fields, scratch = common_sizes(s, "Backward", 4, panels_of(H, wide))
     fields |= {"reach": reach_of(s.H, s.heads, lanes), "chunk": chunk, "ring": ring, "split_k": split_k}
