@@ -233,4 +233,5 @@ def test_traced_steps_and_cells(torch_s, cell):
     x, (h, c) = torch.randn(2, 3), torch.randn(2, 1, 2, 5)
     state = (h, c) if torch_s is nn.LSTM else h
     compiled = torch.compile(run, backend="eager", fullgraph=True)
-    assert all(map(torch.equal, flat(compiled(x, state)), flat(run(x, state))))
+    with fastlstm.batch_invariant():  # else an eager step of a cell may take torch's operator, with other bits
+        assert all(map(torch.equal, flat(compiled(x, state)), flat(run(x, state))))
