@@ -331,6 +331,14 @@ class _Nothing(torch.autograd.Function):
         return None
 
 
+@pytest.mark.parametrize("options", [{}, {"return_cells": True}], ids=["by a plan", "without a plan"])
+def test_layers_have_no_gradient_where_none_comes_in(options):
+    layer = fastlstm.LSTM(3, 4, backend="numba")
+    output, *_ = layer(torch.randn(5, 2, 3), **options)
+    _Nothing.apply(output).sum().backward()
+    assert all(a.grad is None for a in layer.parameters())
+
+
 def nothing_comes_in(cell, xs):
     _Nothing.apply(steps(cell, xs)[0][-1]).sum().backward()
     return gradients(cell, xs)

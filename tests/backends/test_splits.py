@@ -37,7 +37,8 @@ def on_kernels(*names):
 splits = st.sampled_from([each for each in SPLITS if each[1] > 1]) | st.sampled_from(SPLITS[1:])
 # T, B, I and H: one or several time chunks, rows of a team and vector groups of units. One in five has so many steps
 # and rows that backward passes sum the gradients of weights in two sets.
-sizes = st.tuples(*map(st.sampled_from, ([1, 9, 20, 20], [1, 5, 20, 70, 70], [1, 7, 40, 100], [3, 15, 64, 96, 159])))
+units = [3, 15, 48, 64, 96, 159]
+sizes = st.tuples(*map(st.sampled_from, ([1, 9, 20, 20], [1, 5, 20, 70, 70], [1, 7, 40, 100], units)))
 # many short time chunks in the backward pass, none of few pairs, or what the sizes give
 short = {"CHUNK_PAIRS": 8, "FEW_PAIRS": 0}
 chunks = st.sampled_from([short, short, {}])

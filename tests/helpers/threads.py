@@ -43,7 +43,7 @@ def at_once(*functions, timeout=120):
 
 def forget():
     """What is kept by signature knows the limits that held when it was made; what modules keep is theirs to forget."""
-    pool.new_of.cache_clear()
+    pool.new_of.cache_clear()  # makers of tensors, which hold the function that gives memory
     plans._forward.cache_clear()
     plans._backward.cache_clear()
     functional._plans.plans.clear()
