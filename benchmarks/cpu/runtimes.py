@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+import fastlstm
 from benchmarks.runtimes.cases import TOLERANCE, make
-from benchmarks.runtimes.with_onnx import onnx_model, onnx_weights, onnxruntime_session
+from benchmarks.runtimes.with_onnx import onnx_model, onnxruntime_session
 from benchmarks.runtimes.with_torch import modules, quantized
 from benchmarks.runtimes.worker import INT8_TOLERANCE, RUNTIMES, elsewhere
 from benchmarks.shared.case import OURS, Case, Runs, Skip
@@ -96,15 +98,9 @@ def c_classifier(model: RowLSTM, images: torch.Tensor, B: int, threads: int) -> 
 
 
 def onnx_classifier(model: RowLSTM, images: torch.Tensor, B: int, threads: int) -> Any:
-    """Return a call of the model as an ONNX graph, input x (B, T, I), output logits (B, C)."""
-    (T, I), H, C = images.shape[1:], model.lstm.hidden_size, model.linear.out_features
-    nodes = f"""rows = Transpose <perm=[1, 0, 2]> (x)
-        y, h_n = LSTM <hidden_size={H}> (rows, w0, r0, b0)
-        h = Squeeze (h_n, first)
-        logits = Gemm <transB=1> (h, weight, bias)"""
-    constants = onnx_weights(model.lstm) | {"first": torch.tensor([0])} | dict(model.linear.named_parameters())
-    graph = onnx_model(f"row_lstm (float[{B},{T},{I}] x) => (float[{B},{C}] logits) {{ {nodes} }}", constants)
-    session, feeds = onnxruntime_session(graph, threads), [{"x": batch.numpy()} for batch in images.split(B)]
+    """Return a call of the model in ONNX Runtime."""
+    session = onnxruntime_session(onnx_model(fastlstm.restore(deepcopy(model)), x=images[:B]), threads)
+    feeds = [{"x": batch.numpy()} for batch in images.split(B)]
     return lambda: np.concatenate([session.run(None, feed)[0] for feed in feeds])
 
 

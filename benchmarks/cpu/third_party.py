@@ -4,10 +4,11 @@ All tensors take torch's default dtype. A model is left as its package builds it
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from operator import itemgetter
+from pkgutil import resolve_name
 from typing import Any
 from unittest import mock
 
@@ -26,13 +27,15 @@ class ThirdParty:
     float32: bool = False  # casts its input to float32 itself
 
 
-def demucs() -> tuple[nn.Module, Run]:
-    """Convolutions around a bidirectional LSTM of two layers, and smaller ones within, fed in overlapping chunks."""
-    from demucs.demucs import Demucs
+def of_class(path: str, inputs: Callable[[], Sequence[Any]], *sizes: Any, **options: Any) -> tuple[nn.Module, Run]:
+    """A class, "module:name", made with these sizes and options, of whose call for `inputs` the first output counts."""
+    given, model = inputs(), resolve_name(path)(*sizes, **options).to(torch.get_default_dtype())
 
-    mixture = torch.randn(2, 2, 44100 // 2)
-    model = Demucs(["drums", "bass", "other", "vocals"], channels=16, lstm_layers=2, depth=5, dconv_lstm=3)
-    return model, lambda model: (model(mixture),)
+    def run(model: nn.Module) -> tuple[Tensor, ...]:
+        output = model(*given)
+        return output[:1] if isinstance(output, tuple) else (output,)
+
+    return model, run
 
 
 def deepar() -> tuple[nn.Module, Run]:
@@ -84,15 +87,6 @@ def torchrl_lstm() -> tuple[nn.Module, Run]:
     return model, run
 
 
-def voice_encoder() -> tuple[nn.Module, Run]:
-    """Three layers, with the trained weights that the package contains."""
-    from resemblyzer import VoiceEncoder
-
-    frames = torch.rand(16, 160, 40)
-    model = VoiceEncoder("cpu", verbose=False).to(frames.dtype)
-    return model, lambda model: (model(frames),)
-
-
 def stanza_seq2seq() -> tuple[nn.Module, Run]:
     """A lemmatiser: packed characters into a bidirectional LSTM with dropout, LSTMCell with attention out of it."""
     from stanza.models.common.seq2seq_model import Seq2SeqModel
@@ -115,15 +109,6 @@ def doctr(name: str, rows: int) -> tuple[nn.Module, Run]:
     words, labels = torch.rand(rows, 3, 32, 128), ["word", "recognition"] * (rows // 2)
     model = getattr(doctr.models, name)(pretrained=False, pretrained_backbone=False)
     return model, lambda model: itemgetter("out_map", "loss")(model(words, labels, return_model_output=True))
-
-
-def neuralforecast(name: str) -> tuple[nn.Module, Run]:
-    """An encoder of two layers over windows of a series, and a decoder of its last states."""
-    import neuralforecast.models
-
-    model = getattr(neuralforecast.models, name)(h=12, input_size=48, encoder_hidden_size=64, encoder_dropout=0.1)
-    windows = {"insample_y": torch.randn(128, 48, 1), "futr_exog": None, "hist_exog": None, "stat_exog": None}
-    return model.to(torch.get_default_dtype()), lambda model: (model(windows),)
 
 
 def darts(name: str) -> tuple[nn.Module, Run]:
@@ -227,15 +212,6 @@ def crdnn(name: str) -> tuple[nn.Module, Run]:
     return model, run
 
 
-def dprnn() -> tuple[nn.Module, Run]:
-    """Two voices apart: bidirectional layers along short pieces of the waveform, and across the pieces."""
-    from asteroid.models import DPRNNTasNet
-
-    mixture = torch.randn(2, 4000)
-    model = DPRNNTasNet(2, n_filters=32, bn_chan=32, hid_size=64, n_repeats=2, chunk_size=60)
-    return model, lambda model: (model(mixture),)
-
-
 def kraken() -> tuple[nn.Module, Run]:
     """Lines of text of different lengths: packed bidirectional layers, and one down the columns that is summarized."""
     from kraken.lib.vgsl import TorchVGSLModel
@@ -246,44 +222,16 @@ def kraken() -> tuple[nn.Module, Run]:
     return model, lambda model: (model(lines, lengths)[0],)
 
 
-def open_unmix() -> tuple[nn.Module, Run]:
-    """Three bidirectional layers over spectrograms, time first."""
-    from openunmix.model import OpenUnmix
-
-    model = OpenUnmix(nb_bins=257, nb_channels=2, hidden_size=128, nb_layers=3)
-    spectrogram = torch.rand(4, 2, 257, 100)
-    return model, lambda model: (model(spectrogram),)
-
-
-def deep_filter_net() -> tuple[nn.Module, Run]:
-    """Grouped GRUs between convolutions: two seconds of noisy speech, as features and spectra of 200 frames."""
-    classes, _ = _deep_filter_net()
-    features = torch.randn(1, 1, 200, 481, 2), torch.randn(1, 1, 200, 32), torch.randn(1, 1, 200, 96, 2)
-    return classes.init_model(), lambda model: model(*features)[:1]
-
-
-def grouped_gru() -> tuple[nn.Module, Run]:
-    """Three layers of eight GRUs each, of which every one sees a part of the features."""
-    _, modules = _deep_filter_net()
-    x = torch.randn(1, 200, 512)
-    return modules.GroupedGRU(512, 512, 3, 8, batch_first=True, shuffle=True), lambda model: model(x)
-
-
 def transducer() -> tuple[nn.Module, Run]:
     """The prediction network of a speech transducer, of which a decoder calls one step at a time."""
-
-    class Prediction(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding, self.output = nn.Embedding(1025, 640), nn.Linear(640, 640)
-            self.lstm = nn.LSTM(640, 640, batch_first=True)
-
-        def forward(self, labels: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-            h, state = self.lstm(self.embedding(labels), state)
-            return self.output(h), *state
-
+    layers = {"embedding": nn.Embedding(1025, 640), "lstm": nn.LSTM(640, 640, batch_first=True)}
     label, state = torch.tensor([[5]]), (torch.randn(1, 1, 640), torch.randn(1, 1, 640))
-    return Prediction(), lambda model: model(label, state)
+
+    def run(model: nn.Module) -> tuple[Tensor, ...]:
+        h, states = model["lstm"](model["embedding"](label), state)
+        return model["output"](h), *states
+
+    return nn.ModuleDict({**layers, "output": nn.Linear(640, 640)}), run
 
 
 def encodec() -> tuple[nn.Module, Run]:
@@ -307,23 +255,6 @@ def gru4rec() -> tuple[nn.Module, Run]:
     return model, lambda model: (model(sessions, lengths),)
 
 
-def denoiser() -> tuple[nn.Module, Run]:
-    """Convolutions around two LSTM layers that see the past alone, so that speech can be cleaned as it comes."""
-    from denoiser.demucs import Demucs
-
-    speech = torch.randn(1, 1, 16000)
-    return Demucs(hidden=48), lambda model: (model(speech),)
-
-
-def espnet() -> tuple[nn.Module, Run]:
-    """An encoder of packed bidirectional layers of speech recognition."""
-    from espnet2.asr.encoder.rnn_encoder import RNNEncoder
-
-    features, lengths = torch.randn(4, 100, 80), torch.tensor([100, 90, 60, 30])
-    model = RNNEncoder(80, num_layers=3, hidden_size=128, output_size=128, subsample=None)
-    return model, lambda model: (model(features, lengths)[0],)
-
-
 def robomimic(B: int, T: int) -> tuple[nn.Module, Run]:
     """The network of a robot's policy, which learns from sequences and acts in steps of one row."""
     from robomimic.models.base_nets import RNN_Base
@@ -334,50 +265,67 @@ def robomimic(B: int, T: int) -> tuple[nn.Module, Run]:
     return model, lambda model: model(x, state, return_state=True)[:1]
 
 
-def attentive_fp() -> tuple[nn.Module, Run]:
-    """Molecules as graphs, with GRU cells between attention over neighbours."""
-    from torch_geometric.nn.models import AttentiveFP
-
-    atoms, bonds, molecules = torch.randn(1600, 39), torch.randn(3400, 10), torch.arange(1600) // 25
-    edges = torch.randint(1600, (2, 3400))
-    return AttentiveFP(39, 200, 1, 10, 3, 2), lambda model: (model(atoms, edges, bonds, molecules),)
-
-
-def _deep_filter_net() -> tuple[Any, Any]:
+@cache
+def deep_filter_net() -> tuple[Any, Any]:
     """Return the package's modules of models and of layers. It reads files by names that torchaudio has no longer."""
-    names = ("torchaudio", "torchaudio.backend", "torchaudio.compliance")
-    absent = {name: mock.MagicMock() for name in (*names, f"{names[1]}.common", f"{names[2]}.kaldi")}
-    if "df" not in sys.modules:
-        there = {name: sys.modules.pop(name) for name in absent if name in sys.modules}
-        sys.modules.update(absent)
+    names = ("", ".backend", ".backend.common", ".compliance", ".compliance.kaldi")
+    with mock.patch.dict(sys.modules, {f"torchaudio{name}": mock.MagicMock() for name in names}):
         import df.enhance  # noqa: F401
-
-        for name in absent:
-            del sys.modules[name]
-        sys.modules.update(there)
-    from df import model, modules
-    from df.config import config
+        from df import model, modules
+        from df.config import config
 
     config.use_defaults(allow_reload=True)
     return model, modules
 
 
+def deep_filter_net3() -> tuple[nn.Module, Run]:
+    """Grouped GRUs between convolutions: two seconds of noisy speech, as features and spectra of 200 frames."""
+    features = torch.randn(1, 1, 200, 481, 2), torch.randn(1, 1, 200, 32), torch.randn(1, 1, 200, 96, 2)
+    return deep_filter_net()[0].init_model(), lambda model: model(*features)[:1]
+
+
+def grouped_gru() -> tuple[nn.Module, Run]:
+    """Three layers of eight GRUs each, of which every one sees a part of the features."""
+    x = torch.randn(1, 200, 512)
+    return deep_filter_net()[1].GroupedGRU(512, 512, 3, 8, batch_first=True, shuffle=True), lambda model: model(x)
+
+
+def windows() -> list[dict[str, Any]]:
+    return [{"insample_y": torch.randn(128, 48, 1), "futr_exog": None, "hist_exog": None, "stat_exog": None}]
+
+
+def molecules() -> tuple[Tensor, ...]:
+    """Atoms, edges and bonds of graphs, and the molecule of each atom."""
+    return torch.randn(1600, 39), torch.randint(1600, (2, 3400)), torch.randn(3400, 10), torch.arange(1600) // 25
+
+
 SERIES = "B 64, T 48 + 24, H 32, 2 layers"
 MODELS = {
-    "Demucs": ThirdParty("demucs", "2 x 0.5 s of stereo", demucs),
+    # Convolutions around a bidirectional LSTM of two layers, and smaller ones within, fed in overlapping chunks
+    "Demucs": ThirdParty(
+        "demucs", "2 x 0.5 s of stereo",
+        partial(of_class, "demucs.demucs:Demucs", lambda: [torch.randn(2, 2, 44100 // 2)],
+                ["drums", "bass", "other", "vocals"], channels=16, lstm_layers=2, depth=5, dconv_lstm=3),
+    ),
     "DeepAR": ThirdParty("gluonts", "B 32, T 71, H 40, 2 layers", deepar),
     "TemporalFusionTransformer": ThirdParty(
         "pytorch_forecasting", SERIES, partial(of_dataset, "TemporalFusionTransformer", lstm_layers=2)
     ),
     "RecurrentPPO's policy": ThirdParty("sb3_contrib", "B 8, T 64, H 256", recurrent_ppo, float32=True),
     "LSTMModule": ThirdParty("torchrl", "B 8, T 64, H 128", torchrl_lstm, keep_type=True),
-    "VoiceEncoder": ThirdParty("resemblyzer", "B 16, T 160, H 256, 3 layers", voice_encoder),
+    # With the trained weights that the package contains
+    "VoiceEncoder": ThirdParty(
+        "resemblyzer", "B 16, T 160, H 256, 3 layers",
+        partial(of_class, "resemblyzer:VoiceEncoder", lambda: [torch.rand(16, 160, 40)], "cpu", verbose=False),
+    ),
     "Seq2SeqModel": ThirdParty("stanza", "B 50, T 16, H 200", stanza_seq2seq),
     "CRNN": ThirdParty("doctr", "B 4, T 32, H 128, 2 layers, both directions", partial(doctr, "crnn_vgg16_bn", 4)),
     "SAR": ThirdParty("doctr", "B 2, H 512, 2 layers, then 33 cells", partial(doctr, "sar_resnet31", 2)),
     **{
-        f"neuralforecast's {cell}": ThirdParty(
-            "neuralforecast", "B 128, T 48, H 64, 2 layers", partial(neuralforecast, cell)
+        f"neuralforecast's {cell}": ThirdParty(  # an encoder of two layers, and a decoder of its last states
+            "neuralforecast", "B 128, T 48, H 64, 2 layers",
+            partial(of_class, f"neuralforecast.models:{cell}", windows, h=12, input_size=48, encoder_hidden_size=64,
+                    encoder_dropout=0.1),
         )
         for cell in ("LSTM", "GRU")
     },
@@ -397,17 +345,41 @@ MODELS = {
         f"CRDNN, {cell}": ThirdParty("speechbrain", "B 8, T 60, H 64, 3 layers, then 6 cells", partial(crdnn, cell))
         for cell in ("LSTM", "GRU")
     },
-    "DPRNNTasNet": ThirdParty("asteroid", "B 2, 0.5 s, H 64", dprnn),
+    # Two voices apart: bidirectional layers along short pieces of the waveform, and across the pieces
+    "DPRNNTasNet": ThirdParty(
+        "asteroid", "B 2, 0.5 s, H 64",
+        partial(of_class, "asteroid.models:DPRNNTasNet", lambda: [torch.randn(2, 4000)],
+                2, n_filters=32, bn_chan=32, hid_size=64, n_repeats=2, chunk_size=60),
+    ),
     "kraken's layers": ThirdParty("kraken", "B 4, W 200, H 64, 3 layers", kraken),
-    "DeepFilterNet3": ThirdParty("libdf", "B 1, 2 s, H 256, 5 layers", deep_filter_net),
+    "DeepFilterNet3": ThirdParty("libdf", "B 1, 2 s, H 256, 5 layers", deep_filter_net3),
     "GroupedGRU": ThirdParty("libdf", "B 1, T 200, H 512, 3 layers of 8 groups", grouped_gru),
     "prediction network": ThirdParty("torch", "one step of one label, H 640", transducer),
     "EncodecModel": ThirdParty("transformers", "B 2, 0.5 s, H 512, 2 layers", encodec),
     "GRU4Rec": ThirdParty("recbole", "B 64, T 50, H 128", gru4rec),
-    "denoiser": ThirdParty("denoiser", "B 1, 1 s, H 768, 2 layers", denoiser),
-    "RNNEncoder": ThirdParty("espnet2", "B 4, T 100, H 128, 3 layers, both directions", espnet),
+    # Convolutions around two LSTM layers that see the past alone, so that speech can be cleaned as it comes
+    "denoiser": ThirdParty(
+        "denoiser", "B 1, 1 s, H 768, 2 layers",
+        partial(of_class, "denoiser.demucs:Demucs", lambda: [torch.randn(1, 1, 16000)], hidden=48),
+    ),
+    # An encoder of packed bidirectional layers of speech recognition
+    "RNNEncoder": ThirdParty(
+        "espnet2", "B 4, T 100, H 128, 3 layers, both directions",
+        partial(of_class, "espnet2.asr.encoder.rnn_encoder:RNNEncoder",
+                lambda: [torch.randn(4, 100, 80), torch.tensor([100, 90, 60, 30])],
+                80, num_layers=3, hidden_size=128, output_size=128, subsample=None),
+    ),
     "RNN_Base": ThirdParty("robomimic", "B 16, T 10, H 400, 2 layers", partial(robomimic, 16, 10)),
     "RNN_Base, a step": ThirdParty("robomimic", "B 1, H 400, 2 layers", partial(robomimic, 1, 1)),
-    "AttentiveFP": ThirdParty("torch_geometric", "1600 atoms, H 200, 4 cells", attentive_fp),
-    "OpenUnmix": ThirdParty("openunmix", "B 4, T 100, H 64, 3 layers", open_unmix),
-}
+    # Molecules as graphs, with GRU cells between attention over neighbours
+    "AttentiveFP": ThirdParty(
+        "torch_geometric", "1600 atoms, H 200, 4 cells",
+        partial(of_class, "torch_geometric.nn.models:AttentiveFP", molecules, 39, 200, 1, 10, 3, 2),
+    ),
+    # Three bidirectional layers over spectrograms, time first
+    "OpenUnmix": ThirdParty(
+        "openunmix", "B 4, T 100, H 64, 3 layers",
+        partial(of_class, "openunmix.model:OpenUnmix", lambda: [torch.rand(4, 2, 257, 100)],
+                nb_bins=257, nb_channels=2, hidden_size=128, nb_layers=3),
+    ),
+}  # fmt: skip

@@ -46,9 +46,13 @@ class LayerCase:
         return GATES[self.shape.cell]
 
     @property
+    def state_names(self) -> list[str]:
+        return [name for name in ("h", "c") if name in self.arrays]
+
+    @property
     def states(self) -> list[np.ndarray]:
         """The states (1, B, H) before a step; none in other modes."""
-        return [self.arrays[name] for name in ("h", "c") if name in self.arrays]
+        return [self.arrays[name] for name in self.state_names]
 
     @property
     def single(self) -> bool:
