@@ -43,7 +43,7 @@ def markdown(before: dict[tuple[str, str], Ratio], after: dict[tuple[str, str], 
 
 
 def main() -> None:
-    arguments = parser("change", __doc__, rounds=None, threads=False)
+    arguments = parser("change", __doc__)
     arguments.add_argument("before", type=Path)
     arguments.add_argument("after", type=Path)
     options = arguments.parse_args()

@@ -198,7 +198,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--compile"]:
         print_assembly(*sys.argv[2:])
     else:
-        options = parser("model", __doc__, rounds=None, threads=False)
+        options = parser("model", __doc__)
         options.add_argument("--llvm-mca", default="llvm-mca", metavar="PATH", help="the program (llvm-mca)")
         options.add_argument("--osaca", default="osaca", metavar="PATH", help="the program (osaca)")
         options.add_argument("--loops", nargs="+", choices=TITLES, metavar="LOOP", help="of the table (all)")

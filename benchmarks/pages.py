@@ -59,6 +59,8 @@ def by_machine(head: str, cases: Sequence[Case], *rivals: str, cut: str = "", pa
         part: what is a part of the first rival. Its per cent of the rival's time in inference is a column, where known.
     """
 
+    modes = [mode for mode in (*MODES, "step") if any(mode in case.modes for case in cases)]
+
     def share(figures: Figures, case: Case) -> str:
         rows = (figures.row(k, case, "inference") for k in figures.having([case]))
         row = next((row for row in rows if row and part in row["seconds"]), None)
@@ -68,22 +70,16 @@ def by_machine(head: str, cases: Sequence[Case], *rivals: str, cut: str = "", pa
         return "noisy" if row["is_noisy"] or percent > 100 else f"{percent:.0f}"
 
     def block(figures: Figures) -> list[str]:
-        modes = [mode for mode in (*MODES, "step") if any(mode in case.modes for case in cases)]
         columns = [(k, mode) for k in figures.having(cases) for mode in modes]
-        shares = {case.name: share(figures, case) for case in cases}
-        header = [head, *["recurrent, % of torch's inference"] * any(shares.values()), *["beside"] * (len(rivals) > 1)]
+        header = [head, "recurrent, % of torch's inference", "beside"]
         header += [f"{figures.name(k)}, {mode}" for k, mode in columns]
         rows = [
-            [
-                case.name.removeprefix(cut),
-                *[shares[case.name]] * any(shares.values()),
-                *[rival] * (len(rivals) > 1),
-            ]
+            [case.name.removeprefix(cut), share(figures, case), rival if len(rivals) > 1 else ""]
             + [times(figures.row(k, case, mode), rival) for k, mode in columns]
             for case in cases
             for rival in rivals or ("torch",)
         ]
-        return measured(header, rows, len(columns))
+        return measured(header, rows, len(columns), len(columns))
 
     return block
 
@@ -98,17 +94,19 @@ def by_rival(head: str, cases: Sequence[Case], *rivals: str, modes: Sequence[str
             label = f"{case.name}, {mode}" if len(modes) > 2 else case.name
             rows.append([label, microseconds(row), *(times(row, rival) for rival in rivals)])
         header = [head, "ours, us" if k is None else f"ours, us on {figures.name(k)}", *rivals]
-        columns = [n for n in range(len(header)) if any(row[n] for row in rows)]
-        return measured([header[n] for n in columns], [[row[n] for n in columns] for row in rows], len(columns) - 1)
+        return measured(header, rows, len(header) - 1)
 
     return block
 
 
-def measured(header: list[str], rows: list[list[str]], columns: int) -> list[str]:
-    """Return a table of the rows that have a figure in one of their last columns, and how many have none yet."""
+def measured(header: list[str], rows: list[list[str]], columns: int, wanted: int = 0) -> list[str]:
+    """Return a table of the rows that have a figure in one of their last columns, and how many have none yet. Columns
+    in which nothing stands are left out, but for the last `wanted` ones.
+    """
     there = [row for row in rows if any(row[len(row) - columns :])]
-    missing = len(rows) - len(there)
-    lines = table(header, there) if there else []
+    first, missing = len(header) - wanted, len(rows) - len(there)
+    used = [n for n in range(len(header)) if n >= first or any(row[n] for row in there)]
+    lines = table([header[n] for n in used], [[row[n] for n in used] for row in there]) if there else []
     note = f"{missing} of {len(rows)} rows have not been measured yet." if there else "Not measured yet."
     return [*lines, *([""] if lines else []), note] if missing else lines
 

@@ -63,9 +63,7 @@ def on_gpu(shape: Shape, mode: str) -> Runs:
     reason = dispatch.module("triton").supports(torch.device(layers.DEVICE), torch.bfloat16)
     if reason is not None:
         raise Skip(reason)  # before anything is computed
-    contest = layers.contest_of(shape, "bf16")
-    contest.check()
-    return {OURS: contest.run(OURS, mode), "torch": contest.run(contest.theirs, mode)}
+    return {**layers.contest_of(shape, "bf16").runs(mode)}
 
 
 CASES = [case for case in tables.CASES if case.is_brief]

@@ -15,7 +15,7 @@ from benchmarks.runtimes.worker import elsewhere
 from benchmarks.shared.calls import called
 from benchmarks.shared.case import OURS, Case, Runs, Skip
 from benchmarks.shared.clock import thread_counts
-from benchmarks.shared.contest import Contest
+from benchmarks.shared.contest import Contest, twins
 from benchmarks.shared.shapes import GRID, PROJECTED, SOME, Shape, random_shapes
 from fastlstm.backends import dispatch
 from fastlstm.cells import Cell, layer_norm_lstm, library
@@ -25,7 +25,7 @@ OTHERS = "ONNX Runtime", "OpenVINO"
 ZEROS = "starts from a state of zeros, which fastlstm does not multiply"
 GRUS = tuple(replace(shape, cell="GRU") for shape in GRID)
 BRIEF = {*SOME, *(shape for shape in GRUS if str(shape) in ("GRU-T28-B128-I28-H128", "GRU-T128-B64-I256-H256"))}
-BACKENDS = {"numba-bf16": SOME, "numba-bf16x3": SOME, "numba-bf16x6": SOME}  # that round float32 or take it in pieces
+BACKENDS = "numba-bf16", "numba-bf16x3", "numba-bf16x6"  # that round float32 or take it in pieces
 OF_CELLS = Shape(28, 128, 28, 256)
 SIXTEEN_CELLS = (  # and how many heads they have
     (library.gru, 1), (library.mgu, 1), (library.peephole_lstm, 1), (layer_norm_lstm, 1), (library.gru_reset_before, 1),
@@ -42,11 +42,9 @@ LENGTHS = (
 )
 
 
-def of_layer(shape: Shape, mode: str) -> Runs:
+def of_layer(shape: Shape, mode: str, backend: str | None = None) -> Runs:
     """Return the calls of a layer, compared with float64."""
-    contest = Contest(shape)
-    contest.check()
-    return {OURS: contest.run(OURS, mode), "torch": contest.run(contest.theirs, mode)}
+    return {**Contest(shape, backend=backend).runs(mode)}
 
 
 def of_others(shape: Shape, mode: str) -> Runs:
@@ -57,15 +55,13 @@ def of_others(shape: Shape, mode: str) -> Runs:
 
 def null(shape: Shape, mode: str) -> Runs:
     """Return torch's layer twice: what the clock then shows is its own error."""
-    contest = Contest(shape, null=True)
-    return {OURS: contest.run(OURS, mode), "torch": contest.run(contest.theirs, mode)}
+    return {name: of_layer(shape, mode)["torch"] for name in (OURS, "torch")}
 
 
 def in_bfloat16(shape: Shape, mode: str) -> Runs:
     contest = Contest(shape, "bfloat16")
-    contest.check()
-    names = {OURS: OURS, "torch": contest.theirs, "ours in float32": "float32"}
-    return {name: contest.run(module, mode) for name, module in names.items()}
+    contest.add("ours in float32", shape.module(fastlstm))
+    return {**contest.runs(mode)}
 
 
 def cell_in_bfloat16(cell: Cell, heads: int, shape: Shape, mode: str) -> Runs:
@@ -86,9 +82,7 @@ def by_backend(name: str, shape: Shape, mode: str) -> Runs:
         dispatch.choose(name, torch.device("cpu"), torch.float32, **call)
     except RuntimeError as error:
         raise Skip(str(error)) from error
-    contest = Contest(shape, beside=[name])
-    contest.check()
-    return {OURS: contest.run(name, mode), "torch": contest.run(contest.theirs, mode)}
+    return of_layer(shape, mode, name)
 
 
 def by_threads(shape: Shape, mode: str) -> Runs:
@@ -106,10 +100,8 @@ def packed(layer: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
 
 def with_lengths(shape: Shape, mode: str) -> Runs:
     """Return calls whose rows have lengths evenly from 1 to T, unsorted, by `lengths` and by packed sequences."""
-    sizes = {"num_layers": shape.layers, "bidirectional": shape.bidirectional}
-    theirs, ours = (getattr(of, shape.cell)(shape.I, shape.H, **sizes) for of in (nn, fastlstm))
-    ours.load_state_dict(theirs.state_dict())
-    x, lengths = torch.randn(shape.T, shape.B, shape.I), torch.linspace(1, shape.T, shape.B).round().long()
+    (theirs, ours), x = twins(shape), torch.randn(shape.T, shape.B, shape.I)
+    lengths = torch.linspace(1, shape.T, shape.B).round().long()
     return {
         OURS: called(mode, lambda: ours(x, lengths=lengths)[0], ours.parameters()),
         "torch": called(mode, lambda: packed(theirs, x, lengths), theirs.parameters()),
@@ -118,36 +110,28 @@ def with_lengths(shape: Shape, mode: str) -> Runs:
 
 
 def case(group: str, shape: Shape, name: str = "", **more: Any) -> Case:
-    note, is_brief = ZEROS if shape.T == 1 else "", shape in BRIEF and group != "threads"
-    return Case(
-        group, name or str(shape), partial(of_layer, shape), tolerance=None, is_brief=is_brief, note=note, **more
-    )
+    more |= {"note": ZEROS if shape.T == 1 else "", "is_brief": shape in BRIEF and group != "threads"}
+    return Case(group, name or str(shape), partial(of_layer, shape), tolerance=None, **more)
 
 
 CASES = [
     *(case("layers", shape, others=partial(of_others, shape)) for shape in GRID),
     *(case("layers", shape) for shape in PROJECTED),
     *(Case("layers", f"lengths, {shape}", partial(with_lengths, shape)) for shape in LENGTHS),
-    *(case("layers", shape, name=f"random {shape}") for shape in random_shapes(RANDOM, seed=0)),
+    *(case("layers", shape, f"random {shape}") for shape in random_shapes(RANDOM, seed=0)),
     Case("layers", f"torch beside itself, {GRID[0]}", partial(null, GRID[0])),
     *(case("gru", shape, others=partial(of_others, shape)) for shape in GRUS),
     *(Case("sixteen", str(shape), partial(in_bfloat16, shape), tolerance=None) for shape in GRID),
     *(
         Case("sixteen", f"float32 by {name}, {shape}", partial(by_backend, name, shape), tolerance=None)
-        for name, shapes in BACKENDS.items()
-        for shape in shapes
+        for name in BACKENDS
+        for shape in SOME
     ),
     *(
-        Case(
-            "sixteen", f"{cell.name}{f' of {heads} heads' if heads > 1 else ''}, {OF_CELLS}",
-            partial(cell_in_bfloat16, cell, heads, OF_CELLS), tolerance=None,
-        )
+        Case("sixteen", f"{cell.name}{f' of {heads} heads' if heads > 1 else ''}, {OF_CELLS}",
+             partial(cell_in_bfloat16, cell, heads, OF_CELLS), tolerance=None)
         for cell, heads in SIXTEEN_CELLS  # 16 bits differ by more than a tolerance tells; tests compare with float64
     ),
     *(Case("threads", str(shape), partial(by_threads, shape)) for shape in GRID if shape.B >= 16),
-    *(
-        case("threads", shape, f"{count} threads asked for, {shape}", threads=count)
-        for shape in ASKED
-        for count in COUNTS
-    ),
+    *(case("threads", shape, f"{n} threads asked for, {shape}", threads=n) for shape in ASKED for n in COUNTS),
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 import fastlstm
 from benchmarks.shared.calls import called, inference, training
 from benchmarks.shared.case import OURS, Case, Runs
+from benchmarks.shared.contest import twins
 from benchmarks.shared.shapes import Shape
 from fastlstm.mnist.model import RowLSTM
 
@@ -78,14 +79,6 @@ DERIVATIVES: dict[str, Callable[[nn.Module, Tensor], Callable[[], Any]]] = {
     "jvp by x": by_input,
     "jvp by weights": by_weights,
 }
-
-
-def twins(shape: Shape) -> tuple[nn.Module, nn.Module]:
-    """Return torch's layer and ours with the same weights."""
-    sizes = {"num_layers": shape.layers, "bidirectional": shape.bidirectional}
-    theirs, ours = (getattr(of, shape.cell)(shape.I, shape.H, **sizes) for of in (nn, fastlstm))
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
 
 
 def derived(what: str, shape: Shape, mode: str) -> Runs:

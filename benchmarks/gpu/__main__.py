@@ -29,6 +29,7 @@ from benchmarks.shared import machine
 from benchmarks.shared.results import write_json
 from benchmarks.shared.shapes import MODES
 from benchmarks.shared.tables import parser
+from fastlstm.commands import positive
 
 ROOT = Path(__file__).parents[2]
 PROCESSES = multiprocessing.get_context("forkserver")  # which imports once, and forks before CUDA starts
@@ -121,7 +122,8 @@ def goals(report: dict[str, Any]) -> Iterator[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = parser("gpu", __doc__, threads=False)
+    arguments = parser("gpu", __doc__)
+    arguments.add_argument("--rounds", type=positive, default=31, help="interleaved (31)")
     arguments.add_argument("--minutes", type=float, default=7.5, help="after which what is left is dropped (7.5)")
     arguments.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the file")
     options = arguments.parse_args(argv)

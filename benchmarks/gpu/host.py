@@ -99,7 +99,7 @@ def rows(calls: int) -> Iterator[list[str]]:
 
 
 if __name__ == "__main__":
-    arguments = parser("gpu.host", __doc__, rounds=None, threads=False)
+    arguments = parser("gpu.host", __doc__)
     arguments.add_argument("--calls", type=int, default=2000, help="of each kind (2000)")
     torch.set_num_threads(1)
     header = ["least and median, us", "inference", "forward with gradients", "training step"]

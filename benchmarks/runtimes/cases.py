@@ -54,11 +54,6 @@ class LayerCase:
         """The states (1, B, H) before a step; none in other modes."""
         return [self.arrays[name] for name in self.state_names]
 
-    @property
-    def single(self) -> bool:
-        """Whether there is one layer in one direction."""
-        return self.shape.layers * self.shape.directions == 1
-
     def weights(self, layer: int = 0, direction: int = 0, order: tuple[int, ...] | None = None) -> list[np.ndarray]:
         """Return weight_ih, weight_hh, bias_ih and bias_hh, with their gates in another order than torch's."""
         suffix = f"l{layer}" + "_reverse" * direction
@@ -89,16 +84,15 @@ def make(mode: str, shape: Shape) -> LayerCase:
     import torch
 
     torch.manual_seed(0)
-    module = getattr(torch.nn, shape.cell)(shape.I, shape.H, shape.layers, bidirectional=shape.bidirectional)
+    module = shape.module(torch.nn)
     x, target = torch.randn(shape.T, shape.B, shape.I), torch.randn(shape.T, shape.B, shape.directions * shape.H)
     arrays: dict[str, Any] = {"x": x, **module.state_dict()}
     if mode == "step":
         arrays |= {name: 0.3 * torch.randn(1, shape.B, shape.H) for name in ("h", "c")[: GATES[shape.cell] - 2]}
-    states = [arrays[name] for name in ("h", "c") if name in arrays]
-    output, _ = module(x, tuple(states) if len(states) == 2 else states[0] if states else None)
-    arrays["output"] = output
+    states = tuple(arrays[name] for name in ("h", "c") if name in arrays)
+    arrays["output"], _ = module(x, states if len(states) > 1 else states[0] if states else None)
     if mode == "training":
-        loss = torch.nn.functional.mse_loss(output, target)
+        loss = torch.nn.functional.mse_loss(arrays["output"], target)
         loss.backward()
         arrays |= {"target": target, "loss": loss, "dweight_hh": module.weight_hh_l0.grad}
     return LayerCase(mode, shape, {name: a.detach().numpy() for name, a in arrays.items()})
@@ -108,9 +102,6 @@ def torch_module(case: LayerCase, package: Any = None) -> Any:
     """Return the layer of torch.nn, or of another package with such a layer, with the weights of a case."""
     import torch
 
-    s = case.shape
-    cls = getattr(package or torch.nn, s.cell)
-    module = cls(s.I, s.H, s.layers, bidirectional=s.bidirectional)
-    weights = {name: torch.from_numpy(case.arrays[name]) for name, _ in module.named_parameters()}
-    module.load_state_dict(weights)
+    module = case.shape.module(package or torch.nn)
+    module.load_state_dict({name: torch.from_numpy(case.arrays[name]) for name, _ in module.named_parameters()})
     return module

@@ -7,6 +7,7 @@ import torch
 
 import fastlstm
 from benchmarks.runtimes.cases import Contender, LayerCase, torch_module
+from benchmarks.shared.calls import inference, training
 
 
 def _state(case: LayerCase) -> Any:
@@ -18,27 +19,20 @@ def _contender(case: LayerCase, forward: Callable[[Any, Any], Any]) -> Contender
     """`forward` is called with x and the state, and returns the output and the new state."""
     x, state, is_step = torch.from_numpy(case.arrays["x"]), _state(case), case.mode == "step"
 
-    def call() -> Any:
+    def step() -> Any:
         nonlocal state
-        with torch.no_grad():
-            output, new = forward(x, state)
-        if is_step:
-            state = new
+        output, new = forward(x, state)
+        state = new if is_step else state
         return output
 
+    call = inference(step)
     return Contender(call, lambda: [call().numpy().reshape(case.arrays["output"].shape)])
 
 
 def _trained(case: LayerCase, module: Any) -> Contender:
     x, target = (torch.from_numpy(case.arrays[name]) for name in ("x", "target"))
-
-    def train() -> Any:
-        module.zero_grad()
-        loss = torch.nn.functional.mse_loss(module(x)[0], target)
-        loss.backward()
-        return loss
-
-    return Contender(train, lambda: [train().detach().numpy(), module.weight_hh_l0.grad.numpy()])
+    train = training(lambda: torch.nn.functional.mse_loss(module(x)[0], target), module.parameters())
+    return Contender(train, lambda: [train()[0].numpy(), module.weight_hh_l0.grad.numpy()])
 
 
 def modules(case: LayerCase) -> dict[str, Contender]:

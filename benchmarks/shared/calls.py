@@ -7,6 +7,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+OURS = "fastlstm"
+
 
 def inference(call: Callable[[], Any]) -> Callable[[], Any]:
     """Return `call` without gradients."""

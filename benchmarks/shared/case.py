@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from benchmarks.shared import machine
-from benchmarks.shared.calls import check
+from benchmarks.shared.calls import OURS, check
 from benchmarks.shared.clock import Run, Side, compare, context_of
 from benchmarks.shared.shapes import MODES
 
-OURS = "fastlstm"
 Runs = dict[str, Run | Mapping[int, Run]]  # by name, and by thread counts where each needs a call of its own
 Row = dict[str, Any]
 

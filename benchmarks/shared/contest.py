@@ -1,7 +1,7 @@
 """One layer: torch's module and fastlstm's with the same weights and inputs, and the check that they agree."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 import fastlstm
-from benchmarks.shared.calls import called
+from benchmarks.shared.calls import OURS, called
 from benchmarks.shared.shapes import MODES, Shape
 
 
@@ -31,47 +31,39 @@ PRECISIONS = {
 ROUNDED = {"numba-bf16": 8e-2, "numba-bf16x3": 3.2e-4}  # the limits of backends that round float32
 
 
+def twins(shape: Shape) -> tuple[nn.Module, nn.Module]:
+    """Return torch's layer and ours with the same weights."""
+    theirs, ours = shape.module(nn), shape.module(fastlstm)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
 class Contest:
-    """A layer's modules by name: "nn.LSTM" or "nn.GRU", "fastlstm", and what else there is.
+    """A layer's modules by name: "nn.LSTM" or "nn.GRU", "fastlstm", and what a caller adds.
 
     Args:
         shape: the layer.
         precision: a name of `PRECISIONS`. "tf32" and "ieee" need torch's settings, which this leaves alone.
         device: where the modules and the inputs lie.
         backend: that of "fastlstm"; the default one without it.
-        beside: names of backends that run beside it. Beside "bfloat16" fastlstm's own float32 runs too.
-        null: puts torch's module in fastlstm's place. What the clock then shows is its own error.
     """
 
     def __init__(
-        self,
-        shape: Shape,
-        precision: str = "float32",
-        device: str = "cpu",
-        backend: str | None = None,
-        beside: Sequence[str] = (),
-        seed: int = 0,
-        null: bool = False,
+        self, shape: Shape, precision: str = "float32", device: str = "cpu", backend: str | None = None
     ) -> None:
-        torch.manual_seed(seed)
-        self.shape, self.precision, self.theirs = shape, precision, f"nn.{shape.cell}"
-        dtype = PRECISIONS[precision].dtype
-        sizes, options = (shape.I, shape.H, shape.layers), {"bidirectional": shape.bidirectional}
-        options |= {"proj_size": shape.P} if shape.P else {}
-        theirs, ours = getattr(nn, shape.cell), getattr(fastlstm, shape.cell)
-        first = theirs(*sizes, **options)
-        named = {"fastlstm": theirs(*sizes, **options) if null else ours(*sizes, backend=backend, **options)}
-        named |= {name: ours(*sizes, backend=name, **options) for name in beside}
-        self.modules = {self.theirs: first.to(device, dtype)}
-        if precision == "bfloat16":
-            self.modules["float32"] = ours(*sizes, **options).to(device)
-        self.modules |= {name: module.to(device, dtype) for name, module in named.items()}
-        for module in self.modules.values():
-            module.load_state_dict(first.state_dict())
+        torch.manual_seed(0)
+        self.shape, self.theirs, dtype = shape, f"nn.{shape.cell}", PRECISIONS[precision].dtype
+        self.limit = ROUNDED.get(backend or "", PRECISIONS[precision].limit)
+        self.modules: dict[str, nn.Module] = {self.theirs: shape.module(nn).to(device, dtype)}
+        self.add(OURS, shape.module(fastlstm, backend=backend).to(device, dtype))
         # what 16 bits hold exactly, where there are such
         self.x = torch.randn(shape.T, shape.B, shape.I).to(device, dtype)
         self.doutput = torch.randn(shape.T, shape.B, shape.directions * (shape.P or shape.H)).to(device, dtype)
         self.errors: dict[str, float] = {}  # the largest of each module, relative to the largest value
+
+    def add(self, name: str, module: nn.Module) -> None:
+        module.load_state_dict(self.modules[self.theirs].state_dict())
+        self.modules[name] = module
 
     def inputs(self, module: nn.Module) -> list[Tensor]:
         """Return x and doutput as a module takes them."""
@@ -83,6 +75,12 @@ class Contest:
         module = self.modules[name].train(mode == "training")
         x, doutput = self.inputs(module)
         return called(mode, lambda: module(x)[0], module.parameters(), doutput)
+
+    def runs(self, mode: str) -> dict[str, Callable[[], object]]:
+        """Return what runs in a mode, results compared. Torch's has the name "torch"."""
+        self.check()
+        names = {OURS: OURS, "torch": self.theirs} | {name: name for name in self.modules if name != self.theirs}
+        return {name: self.run(module, mode) for name, module in names.items()}
 
     def results(self, module: nn.Module) -> dict[str, Tensor]:
         """Return outputs and states of both kinds of calls, and the gradients, time first."""
@@ -102,7 +100,7 @@ class Contest:
         """Compare all with float64, and raise where a module is wrong.
 
         The largest error of each tensor, relative to its largest value, may be three times that of torch's module, or
-        the precision's limit.
+        the limit of the precision or the backend.
         """
         want = self.results(copy.deepcopy(self.modules[self.theirs]).double())
 
@@ -113,9 +111,8 @@ class Contest:
 
         theirs = errors(self.modules[self.theirs])
         for name, module in self.modules.items():
-            limit = ROUNDED.get(name, PRECISIONS[self.precision].limit)
             for what, error in errors(module).items():
-                allowed = max(3 * theirs[what], limit)
+                allowed = max(3 * theirs[what], self.limit)
                 if not error <= allowed:  # NaN is an error too
                     raise AssertionError(f"{self.shape}: {what} of {name} errs by {error:.1e}, allowed {allowed:.1e}")
                 self.errors[name] = max(error, self.errors.get(name, 0.0))

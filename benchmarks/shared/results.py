@@ -2,40 +2,33 @@
 
 import datetime
 import json
-import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from benchmarks.shared import machine
 from benchmarks.shared.case import Row
+from fastlstm.files import replacing
 
 FOLDER = Path(__file__).parents[1] / "results"
 Report = dict[str, Any]  # "machine", "commit", "date" of the newest row, and "rows"
 
 
-def replaced(path: Path, write: Callable[[Path], object]) -> Path:
-    """Written under a temporary name, then renamed: a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def write(text: str, path: Path) -> Path:
+    with replacing(path) as file:
+        file.write(text.encode())
     return path
 
 
 def write_json(report: Report, path: Path) -> Path:
-    text = json.dumps(report, indent=1) + "\n"
-    return replaced(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return write(json.dumps(report, indent=1) + "\n", path)
 
 
 def write_rows(report: Report, path: Path) -> Path:
     """Write a report with one line a row, the rows in their order by key."""
     head = json.dumps({name: value for name, value in report.items() if name != "rows"}, indent=1)
     rows = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in report["rows"])
-    text = f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'
-    return replaced(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return write(f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n', path)
 
 
 def key(row: Row) -> tuple[str, str, str]:
@@ -54,7 +47,7 @@ class Results:
     def __init__(self, folder: Path, keys: Collection[tuple[str, str, str]]) -> None:
         description, self.commit = machine.describe(), machine.commit()
         self.path = folder / f"{machine.slug(description['cpu'])}-{self.commit}.json"
-        of_machine = {path: report for path, report in reports(folder).items() if is_of(report, description["cpu"])}
+        of_machine = {path: r for path, r in reports(folder).items() if r["machine"]["cpu"] == description["cpu"]}
         self.older = [path for path in of_machine if path != self.path]
         self.rows = {key(row): row for report in of_machine.values() for row in report["rows"] if key(row) in keys}
         self.report: Report = {"machine": description, "commit": self.commit}
@@ -66,19 +59,16 @@ class Results:
 
     def add(self, row: Row) -> None:
         """Write the file anew, and remove the machine's older ones, whose rows are in it. A row without a result does
-        not take the place of one that has a result.
+        not take the place of this commit's result. It does of an earlier commit's, which would be of other code: pages
+        then say that there is none, and the next run measures it again.
         """
-        today, last = datetime.date.today().isoformat(), self.rows.get(key(row))
-        if last is None or last["is_noisy"] or not row["is_noisy"]:
+        today = datetime.date.today().isoformat()
+        if not (row["is_noisy"] and self.has(key(row))):
             self.rows[key(row)] = row | {"commit": self.commit, "date": today}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_rows(self.report | {"date": today, "rows": list(self.rows.values())}, self.path)
         while self.older:
             self.older.pop().unlink()
-
-
-def is_of(report: Report, cpu: str) -> bool:
-    return bool(report["machine"]["cpu"] == cpu)
 
 
 def reports(folder: Path = FOLDER) -> dict[Path, Report]:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 GATES = {"LSTM": 4, "GRU": 3}
 MODES = ("inference", "training")
@@ -30,6 +31,12 @@ class Shape:
     @property
     def directions(self) -> int:
         return 2 if self.bidirectional else 1
+
+    def module(self, package: Any, **options: Any) -> Any:
+        """Return the layer of torch.nn, or of another package with such a layer."""
+        options |= {"proj_size": self.P} if self.P else {}
+        cls = getattr(package, self.cell)
+        return cls(self.I, self.H, self.layers, bidirectional=self.bidirectional, **options)
 
     def flops(self, mode: str) -> int:
         """A multiply-add counts as two. `mode` is "inference" or "training"; x needs no gradient, inner layers do."""

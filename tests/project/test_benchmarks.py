@@ -126,7 +126,7 @@ def test_another_commit_takes_the_rows_of_the_last_with_it(tmp_path, monkeypatch
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_row_without_a_result_leaves_the_last_one(tmp_path, monkeypatch):
+def test_a_row_without_a_result_leaves_that_of_its_commit_and_no_earlier_one(tmp_path, monkeypatch):
     item, row = ("layers", "first", "inference"), {"group": "layers", "name": "first", "mode": "inference"}
     monkeypatch.setattr(machine, "commit", lambda: "1111")
     results = Results(tmp_path, {item})
@@ -135,6 +135,11 @@ def test_a_row_without_a_result_leaves_the_last_one(tmp_path, monkeypatch):
     results.add(row | {"is_noisy": True, "round": 3})
     assert results.rows[item]["round"] == 2
     assert results.has(item)
+    monkeypatch.setattr(machine, "commit", lambda: "2222")
+    later = Results(tmp_path, {item})
+    later.add(row | {"is_noisy": True, "round": 4})
+    assert later.rows[item]["round"] == 4
+    assert not later.has(item)
 
 
 def test_a_group_that_does_not_exist_is_told(capsys):
