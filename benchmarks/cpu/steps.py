@@ -1,6 +1,6 @@
 """Single steps as models call them: a cell between other layers, in a loop that is trained with Adam or only run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -16,22 +16,20 @@ from benchmarks.shared.shapes import MODES
 STEPS = 20
 BETWEEN = ((1, 256), (8, 128), (8, 300), (32, 256), (128, 512), (1600, 200))  # B, H of cells between other layers
 ALONE = ((1, 128, 128), (1, 128, 512), (16, 64, 64), (32, 128, 256), (128, 128, 256), (8, 512, 512), (128, 512, 512))
-CELLS = {"LSTM": nn.LSTMCell, "GRU": nn.GRUCell, "Elman": nn.RNNCell}
-LAYERS = {"LSTM": nn.LSTM, "GRU": nn.GRU}
+CELLS = {nn.LSTMCell: "LSTMCell", nn.GRUCell: "GRUCell", nn.RNNCell: "ElmanCell"}
 
 
 class Between(nn.Module):
     """Linear, relu, a cell or a step of a layer, Linear, tanh, again and again."""
 
-    def __init__(self, kind: str, H: int, is_layer: bool) -> None:
+    def __init__(self, kind: type[nn.Module], H: int) -> None:
         super().__init__()
-        recurrent = LAYERS if is_layer else CELLS
-        self.before, self.cell, self.after = nn.Linear(H, H), recurrent[kind](H, H), nn.Linear(H, H)
-        self.is_layer = is_layer
+        self.before, self.cell, self.after = nn.Linear(H, H), kind(H, H), nn.Linear(H, H)
+        self.is_layer = issubclass(kind, nn.RNNBase)
 
-    def forward(self, x: Tensor, count: int) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         state: Any = None
-        for _ in range(count):
+        for _ in range(steps_of(len(x))):
             seen = torch.relu(self.before(x))
             if self.is_layer:
                 (h,), state = self.cell(seen.unsqueeze(0), state)
@@ -77,20 +75,32 @@ class Agent(nn.Module):
         return torch.stack(policies), torch.stack(values)
 
 
-def before_and_after(build: Callable[[], nn.Module], call: Callable[[nn.Module], Any], mode: str) -> Runs:
+def before_and_after(build: Callable[[], nn.Module], inputs: Callable[[], Sequence[Tensor]], mode: str) -> Runs:
     """Return a model as it is, and after `fastlstm.replace`."""
-    theirs, ours = build(), build()
-    ours.load_state_dict(theirs.state_dict())
-    return {OURS: of_model(mode, fastlstm.replace(ours), call), "torch": of_model(mode, theirs, call)}
-
-
-def between(kind: str, is_layer: bool, B: int, H: int, mode: str) -> Runs:
-    x, count = torch.randn(B, H), steps_of(B)
-    return before_and_after(lambda: Between(kind, H, is_layer), lambda net: net(x, count), mode)
+    given, theirs = inputs(), build()
+    models = {OURS: fastlstm.replace(deepcopy(theirs)), "torch": theirs}
+    return {name: of_model(mode, model, lambda model: model(*given)) for name, model in models.items()}
 
 
 def steps_of(B: int) -> int:
     return 4 if B > 1000 else STEPS
+
+
+def between(kind: type[nn.Module], name: str, B: int, H: int) -> list[Case]:
+    build = partial(before_and_after, partial(Between, kind, H), lambda: [torch.randn(B, H)])
+    return cases(f"{name} between layers, B {B}, H {H}", build, steps=steps_of(B))
+
+
+def decoder(H: int) -> list[Case]:
+    def inputs() -> tuple[Tensor, Tensor]:
+        return torch.randn(32, 40, H), torch.randint(100, (32, STEPS))
+
+    return cases(f"decoder with attention, B 32, H {H}", partial(before_and_after, partial(Decoder, H), inputs))
+
+
+def agent(B: int, H: int) -> list[Case]:
+    build = partial(before_and_after, partial(Agent, H), lambda: [torch.randn(STEPS, B, 64)])
+    return cases(f"agent, B {B}, H {H}", build)
 
 
 def alone(kind: type[nn.Module], B: int, I: int, H: int, steps: int, mode: str) -> Runs:
@@ -110,43 +120,19 @@ def alone(kind: type[nn.Module], B: int, I: int, H: int, steps: int, mode: str) 
     return {name: called(mode, partial(loop, cell), cell.parameters()) for name, cell in cells.items()}
 
 
-def decoder(B: int, H: int, mode: str) -> Runs:
-    memory, letters = torch.randn(B, 40, H), torch.randint(100, (B, STEPS))
-    return before_and_after(lambda: Decoder(H), lambda model: model(memory, letters), mode)
-
-
-def agent(B: int, H: int, mode: str) -> Runs:
-    observations = torch.randn(STEPS, B, 64)
-    return before_and_after(lambda: Agent(H), lambda model: model(observations), mode)
-
-
 def cases(name: str, build: Callable[[str], Runs], modes: tuple[str, ...] = MODES, **more: Any) -> list[Case]:
     """Return a case for one thread, and one for two."""
-    words = {1: "one thread", 2: "two threads"}
-    return [Case("steps", f"{name}, {words[n]}", build, modes, threads=n, **more) for n in words]
+    words = ((1, "one thread"), (2, "two threads"))
+    return [Case("steps", f"{name}, {word}", build, modes, threads=n, **more) for n, word in words]
 
 
-BETWEEN_CASES = [
-    case
-    for kind in CELLS
-    for B, H in BETWEEN
-    for case in cases(
-        f"{kind}Cell between layers, B {B}, H {H}", partial(between, kind, False, B, H), steps=steps_of(B)
-    )
-]
-MODEL_CASES = [
-    *(case for H in (256, 512) for case in cases(f"decoder with attention, B 32, H {H}", partial(decoder, 32, H))),
-    *(case for B, H in ((1, 256), (8, 128)) for case in cases(f"agent, B {B}, H {H}", partial(agent, B, H))),
-]
+BETWEEN_CASES = [case for kind in CELLS for B, H in BETWEEN for case in between(kind, CELLS[kind], B, H)]
+MODEL_CASES = [*decoder(256), *decoder(512), *agent(1, 256), *agent(8, 128)]
 CASES = [
     *BETWEEN_CASES,
     *MODEL_CASES,
-    *(
-        case
-        for kind, B, H in (("LSTM", 1, 256), ("GRU", 8, 128))
-        for case in cases(f"steps of {kind} between layers, B {B}, H {H}", partial(between, kind, True, B, H),
-                          steps=STEPS)
-    ),
+    *between(nn.LSTM, "steps of LSTM", 1, 256),
+    *between(nn.GRU, "steps of GRU", 8, 128),
     *cases("a step of LSTM, B 1, I 1000, H 1000", partial(alone, nn.LSTM, 1, 1000, 1000, 1), ("inference",)),
     *cases("LSTMCell alone, 4 MB written before each call, B 1, I 128, H 128",
            partial(alone, nn.LSTMCell, 1, 128, 128, 1), is_cold=True),
