@@ -1,19 +1,19 @@
 """What transforms, masks and compilers cost: beside torch's layer, or beside the same call without them."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
+from torch.utils._pytree import tree_map
 
 import fastlstm
 from benchmarks.shared.calls import called, inference, training
 from benchmarks.shared.case import OURS, Case, Runs
 from benchmarks.shared.contest import twins
-from benchmarks.shared.shapes import Shape
+from benchmarks.shared.shapes import MODES, Shape
 from fastlstm.mnist.model import RowLSTM
 
 SIZES = Shape(28, 128, 28, 128), Shape(128, 64, 256, 256)  # resets, lengths, compilation
@@ -36,7 +36,7 @@ def penalty(module: nn.Module, x: Tensor) -> Callable[[], Any]:
 
 def hessian_vector(module: nn.Module, x: Tensor) -> Callable[[], Any]:
     weights = list(module.parameters())
-    directions = [torch.linspace(-1, 1, p.numel()).reshape(p.shape) for p in weights]
+    directions = [direction_of(p) for p in weights]
 
     def run() -> Any:
         gradients = torch.autograd.grad(module(x)[0].pow(2).sum(), weights, create_graph=True)
@@ -47,30 +47,28 @@ def hessian_vector(module: nn.Module, x: Tensor) -> Callable[[], Any]:
 
 def by_input(module: nn.Module, x: Tensor) -> Callable[[], Any]:
     """A derivative of the output along a direction of the input, in forward mode."""
-    direction = torch.linspace(-1, 1, x.numel()).reshape(x.shape)
-
-    def run() -> Any:
-        with no_onednn():
-            return jvp(lambda x: module(x)[0], (x,), (direction,))
-
-    return run
+    return forward_mode(lambda x: module(x)[0], x)
 
 
 def by_weights(module: nn.Module, x: Tensor) -> Callable[[], Any]:
     """A derivative of the output along a direction of the weights, in forward mode."""
     weights = {name: p.detach() for name, p in module.named_parameters()}
-    directions = {name: torch.linspace(-1, 1, p.numel()).reshape(p.shape) for name, p in weights.items()}
+    return forward_mode(lambda p: functional_call(module, p, (x,))[0], weights)
+
+
+def forward_mode(function: Callable[[Any], Tensor], at: Any) -> Callable[[], Any]:
+    """Return the derivative of a function, without oneDNN, whose LSTM has no forward mode. It is none of fastlstm's."""
+    direction = tree_map(direction_of, at)
 
     def run() -> Any:
-        with no_onednn():
-            return jvp(lambda p: functional_call(module, p, (x,))[0], (weights,), (directions,))
+        with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[no-untyped-call]
+            return jvp(function, (at,), (direction,))
 
     return run
 
 
-def no_onednn() -> AbstractContextManager[object]:
-    """Return a context without oneDNN, whose LSTM has no forward mode. It is none of fastlstm's."""
-    return torch.backends.mkldnn.flags(enabled=False)  # type: ignore[no-untyped-call]
+def direction_of(a: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, a.numel()).reshape(a.shape)
 
 
 DERIVATIVES: dict[str, Callable[[nn.Module, Tensor], Callable[[], Any]]] = {
@@ -88,16 +86,19 @@ def derived(what: str, shape: Shape, mode: str) -> Runs:
 
 def masked(name: str, shape: Shape, mode: str) -> Runs:
     """Return a layer with resets or lengths beside the layer without, which computes something else."""
-    T, B, lstm, x = shape.T, shape.B, fastlstm.LSTM(shape.I, shape.H), torch.randn(shape.T, shape.B, shape.I)
+    T, B, lstm, x = shape.T, shape.B, shape.module(fastlstm), torch.randn(shape.T, shape.B, shape.I)
     masks = {name: torch.rand(T, B) < 0.05 if name == "reset" else torch.randint(T // 2, T + 1, (B,))}
-    calls = {OURS: lambda: lstm(x, **masks)[0], WITHOUT: lambda: lstm(x)[0]}
-    return {name: called(mode, call, lstm.parameters()) for name, call in calls.items()}
+    return beside(mode, lambda: lstm(x, **masks)[0], lambda: lstm(x)[0], lstm)
+
+
+def beside(mode: str, ours: Callable[[], Tensor], without: Callable[[], Tensor], module: nn.Module) -> Runs:
+    return {name: called(mode, call, module.parameters()) for name, call in ((OURS, ours), (WITHOUT, without))}
 
 
 def compiled(shape: Shape, mode: str) -> Runs:
-    lstm, x = fastlstm.LSTM(shape.I, shape.H), torch.randn(shape.T, shape.B, shape.I)
-    ways = {OURS: torch.compile(lstm), WITHOUT: lstm}
-    return {name: called(mode, lambda m=module: m(x)[0], lstm.parameters()) for name, module in ways.items()}
+    lstm, x = shape.module(fastlstm), torch.randn(shape.T, shape.B, shape.I)
+    module = torch.compile(lstm)
+    return beside(mode, lambda: module(x)[0], lambda: lstm(x)[0], lstm)
 
 
 def compiled_classifier(mode: str) -> Runs:
@@ -106,8 +107,8 @@ def compiled_classifier(mode: str) -> Runs:
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         return nn.functional.cross_entropy(model(images), labels)
 
-    ways = {OURS: torch.compile(loss), WITHOUT: loss}
-    return {name: training(lambda f=f: f(images, labels), model.parameters()) for name, f in ways.items()}
+    compiled_loss = torch.compile(loss)
+    return beside(mode, lambda: compiled_loss(images, labels), lambda: loss(images, labels), model)
 
 
 def many(M: int, shape: Shape, mode: str) -> Runs:
@@ -144,27 +145,26 @@ def operators(shape: Shape, is_scripted: bool, mode: str) -> Runs:
     return runs if is_scripted else runs | {"ours by replace": called(mode, lambda: ours(x)[0], ours.parameters())}
 
 
+def case(name: str, build: Callable[[str], Runs], *modes: str, **more: Any) -> Case:
+    return Case("transforms", name, build, modes or MODES, **more)
+
+
+STEP = Shape(1, 1, 64, 64)
 CASES = [
     *(
-        Case("transforms", f"{name}, {shape}", partial(masked, name, shape), unlike=(OURS,))
+        case(f"{name}, {shape}", partial(masked, name, shape), unlike=(OURS,))
         for shape in SIZES
         for name in ("reset", "lengths")
     ),
-    *(Case("transforms", f"torch.compile, {shape}", partial(compiled, shape), ("training",)) for shape in SIZES),
-    Case("transforms", "torch.compile, a classifier with its loss", compiled_classifier, ("training",)),
+    *(case(f"torch.compile, {shape}", partial(compiled, shape), "training") for shape in SIZES),
+    case("torch.compile, a classifier with its loss", compiled_classifier, "training"),
     *(
-        Case("transforms", f"{what}, {shape}", partial(derived, what, shape), ("training",), tolerance=1e-3)
+        case(f"{what}, {shape}", partial(derived, what, shape), "training", tolerance=1e-3)
         for shape in DERIVED
         for what in DERIVATIVES
     ),
-    *(Case("transforms", f"{M} models, {shape}", partial(many, M, shape), tolerance=1e-3) for M, shape in MODELS),
-    *(
-        Case("transforms", f"patch_operators, {shape}", partial(operators, shape, False), ("training",))
-        for shape in OPERATORS
-    ),
-    *(
-        Case("transforms", f"patch_operators, {'a scripted module, ' * is_scripted}{Shape(1, 1, 64, 64)}",
-             partial(operators, Shape(1, 1, 64, 64), is_scripted), ("inference",))
-        for is_scripted in (False, True)
-    ),
-]  # fmt: skip
+    *(case(f"{M} models, {shape}", partial(many, M, shape), tolerance=1e-3) for M, shape in MODELS),
+    *(case(f"patch_operators, {shape}", partial(operators, shape, False), "training") for shape in OPERATORS),
+    case(f"patch_operators, {STEP}", partial(operators, STEP, False), "inference"),
+    case(f"patch_operators, a scripted module, {STEP}", partial(operators, STEP, True), "inference"),
+]
