@@ -117,11 +117,11 @@ def in_group(family: object, group: str) -> list[Case]:
 
 LAYERS, GRUS, STREAMS = (in_group(*of) for of in ((layers, "layers"), (layers, "gru"), (runtimes, "streams")))
 FIXED, RANDOM = [case for case in LAYERS if case.name in map(str, GRID)], named(LAYERS, "random")
-SEQUENCES, GRU_SEQUENCES = ([case for case in of if "T1-" not in case.name] for of in (FIXED, GRUS))
+SEQUENCES, BESIDE_OTHERS = pictures.SEQUENCES, pictures.LAYERS
+GRU_SEQUENCES = [case for case in GRUS if "T1-" not in case.name]
 SIXTEEN = [case for case in in_group(layers, "sixteen") if case.name in map(str, GRID)]
 THREADS = in_group(layers, "threads")
 ALL = ("inference", "step", "training")
-BESIDE_OTHERS = in_group(runtimes, "runtimes")
 LSTM_OTHERS, GRU_OTHERS = ([case for case in BESIDE_OTHERS if ("GRU" in case.name) == is_gru] for is_gru in (0, 1))
 LSTM_STEPS, GRU_STEPS = (
     [case for case in (*STREAMS, *BESIDE_OTHERS) if ("GRU" in case.name) == is_gru and "T1-" in case.name]

@@ -44,7 +44,7 @@ def test_a_page_is_as_the_results_say(page):
 @pytest.mark.parametrize("theme", pictures.THEMES)
 @pytest.mark.parametrize("name", pictures.PICTURES)
 def test_a_picture_is_as_the_results_say(name, theme):
-    drawn = str(pictures.PICTURES[name](theme, Figures(newest())))
+    drawn = pictures.PICTURES[name](theme, Figures(newest()))
     assert text_of(f"docs/images/{name}-{theme}.svg") == drawn, "run python -m benchmarks.pages"
 
 
