@@ -48,25 +48,15 @@ def pytest_terminal_summary(terminalreporter, config):
         for line in (HEAD, *(cells_of for _, cells_of in pairs)):
             texts = [t.ljust(w) if name in LEFT else t.rjust(w) for name, t, w in zip(HEAD, line, widths)]
             terminalreporter.line("  ".join(texts).rstrip())
-    terminalreporter.line(f"\n{mean_of(measured)}")
+    ratios = [info["ratio to nn.LSTM"]["median"] for info in measured if not info["noisy"]]
+    mean = f"{statistics.geometric_mean(ratios):.2f}" if ratios else "unknown"
+    left = f"; {len(measured) - len(ratios)} rows have no result" * (len(ratios) < len(measured))
+    terminalreporter.line(f"\ngeometric mean of {len(ratios)} rows: {mean}{left}")
 
 
 def row(info):
     ratio = info["ratio to nn.LSTM"]
     figures = [f"{ratio['median']:.2f}", f"{ratio['low']:.2f} to {ratio['high']:.2f}"]
     figures += [f"{1e3 * info['seconds']:.3f}", f"{1e3 * info['nn.LSTM seconds']:.3f}"]
-    return (
-        info["name"],
-        info["mode"],
-        *(["", NOISY, "", ""] if info["noisy"] else figures),
-        f"{info['threads']} and {info['nn.LSTM threads']}",
-        info["note"],
-    )
-
-
-def mean_of(measured):
-    ratios = [info["ratio to nn.LSTM"]["median"] for info in measured if not info["noisy"]]
-    if not ratios:
-        return "No row has a result."
-    left = f"; {len(measured) - len(ratios)} rows have no result" * (len(ratios) < len(measured))
-    return f"geometric mean of {len(ratios)} rows: {statistics.geometric_mean(ratios):.2f}{left}"
+    figures = ["", NOISY, "", ""] if info["noisy"] else figures
+    return info["name"], info["mode"], *figures, f"{info['threads']} and {info['nn.LSTM threads']}", info["note"]

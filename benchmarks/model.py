@@ -42,13 +42,17 @@ PROCESSORS = {
     "Haswell": Processor(X86, "haswell", "+avx2,+fma", 2, "vfmadd"),
 }
 VECTORS = (4, 3, 2, 1)
-PRODUCTS = {
-    **{f"tile of {n}": f"tile{n}x" for n in VECTORS},
-    **{f"gradients, {n}": f"accumulate{n}x" for n in VECTORS},
-    **{f"one row, {n}": f"gemv{n}" for n in VECTORS},
-    "heads": "masked",
+LOOPS = {  # by the title of a row, the module of functions and the function
+    **{f"tile of {n}": ("primitives", f"tile{n}x") for n in VECTORS},
+    **{f"gradients, {n}": ("primitives", f"accumulate{n}x") for n in VECTORS},
+    **{f"one row, {n}": ("primitives", f"gemv{n}") for n in VECTORS},
+    "heads": ("primitives", "masked"),
+    **{
+        f"{cell}, {function.replace('_', ' ')}": (cell, f"cell_{function}")
+        for cell in ("LSTM", "GRU")
+        for function in ("forward", "forward_saving", "backward")
+    },
 }
-CELLS = ("cell_forward", "cell_forward_saving", "cell_backward")
 
 
 def assembly(features: str, target: tuple[str, str], *modules: str) -> list[str]:
@@ -88,9 +92,8 @@ def print_assembly(triple: str, cpu: str, features: str, *modules: str) -> None:
         elif name.startswith("matrix"):
             builders = matrix.builders(int(name[-1]))
         else:
-            builders = cell_functions.builders(
-                float32, cell_functions.functions_of({"LSTM": cells.lstm, "GRU": cells.gru}[name])
-            )
+            functions = cell_functions.functions_of({"LSTM": cells.lstm, "GRU": cells.gru}[name])
+            builders = cell_functions.builders(float32, functions)
         module = ir.Module(name)
         module.triple = triple
         for function, (arguments, builder) in builders.items():
@@ -152,28 +155,22 @@ def cycles(llvm_mca: str, osaca: str, processor: Processor, loop: list[str]) -> 
 
 def column(llvm_mca: str, osaca: str, processor: Processor, wanted: list[str]) -> list[str]:
     """Return what the model says of the wanted loops on a processor."""
-    target, entries = (processor.triple, processor.cpu), []
-    code, *of_cells = assembly(processor.features, target, "primitives", "LSTM", "GRU")
-    for title, name in PRODUCTS.items():
-        if title in wanted:
-            function = highest_tile(code, name)
-            loop = busiest_loop(code, function, processor.multiply_add)
-            count = sum(processor.multiply_add in line for line in loop)
+    modules, entries = ("primitives", "LSTM", "GRU"), []
+    codes = dict(zip(modules, assembly(processor.features, (processor.triple, processor.cpu), *modules)))
+    for module, name in (LOOPS[title] for title in wanted):
+        if module == "primitives":
+            function, instruction = highest_tile(codes[module], name), processor.multiply_add
+        else:
+            function, instruction = name, "mul" if name == "cell_backward" else "div"
+        loop = busiest_loop(codes[module], function, instruction)
+        taken = cycles(llvm_mca, osaca, processor, loop)
+        if module == "primitives":
+            share = sum(instruction in line for line in loop) / processor.peak / taken
             rows = f" ({re.findall('x([0-9]+)$', function)[0]} rows)" if name.endswith("x") else ""
-            entries.append(f"{count / processor.peak / cycles(llvm_mca, osaca, processor, loop):.2f}{rows}")
-    for cell, code in zip(("LSTM", "GRU"), of_cells):
-        for function in CELLS:
-            if title_of(cell, function) in wanted:
-                loop = busiest_loop(code, function, "mul" if function == "cell_backward" else "div")
-                entries.append(f"{cycles(llvm_mca, osaca, processor, loop):.0f}")
+            entries.append(f"{share:.2f}{rows}")
+        else:
+            entries.append(f"{taken:.0f}")
     return entries
-
-
-def title_of(cell: str, function: str) -> str:
-    return f"{cell}, {function.removeprefix('cell_').replace('_', ' ')}"
-
-
-TITLES = [*PRODUCTS, *(title_of(cell, function) for cell in ("LSTM", "GRU") for function in CELLS)]
 
 
 def version(llvm_mca: str) -> int:
@@ -187,7 +184,7 @@ def main(options: argparse.Namespace) -> None:
     if path is None or version(path) < 18:
         reason = "was not found" if path is None else "is too old"
         sys.exit(f"{options.llvm_mca} {reason}: name one of LLVM 18 or newer")
-    wanted = [title for title in TITLES if title in (options.loops or TITLES)]
+    wanted = [title for title in LOOPS if title in (options.loops or LOOPS)]
     osaca = shutil.which(options.osaca)
     processors = {name: each for name, each in PROCESSORS.items() if osaca or each.cpu != "apple-m1"}
     columns = [column(path, osaca or "", processor, wanted) for processor in processors.values()]
@@ -201,5 +198,5 @@ if __name__ == "__main__":
         options = parser("model", __doc__)
         options.add_argument("--llvm-mca", default="llvm-mca", metavar="PATH", help="the program (llvm-mca)")
         options.add_argument("--osaca", default="osaca", metavar="PATH", help="the program (osaca)")
-        options.add_argument("--loops", nargs="+", choices=TITLES, metavar="LOOP", help="of the table (all)")
+        options.add_argument("--loops", nargs="+", choices=LOOPS, metavar="LOOP", help="of the table (all)")
         main(options.parse_args())

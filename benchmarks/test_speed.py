@@ -10,8 +10,7 @@ prints the table. `python -m benchmarks` measures all cases, and `python -m benc
 """
 
 import functools
-from collections import defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -28,6 +27,7 @@ from fastlstm.backends import dispatch
 VISITS = 2  # of a row, between which all others are visited; a row that has no result then is visited once more
 ROUNDS, SECONDS = 10, 1.5  # of a visit: rounds, unless they take longer
 THEIRS = "torch", "float32", "a loop in PyTorch"  # the rivals, of which a row shows its first
+Visit = tuple[tuple[Side, Side], bool]  # ours and theirs, and whether other processes worked
 
 
 class Replay:
@@ -70,55 +70,25 @@ CASES = [case for case in tables.CASES if case.is_brief]
 if torch.cuda.is_available():
     group = f"{torch.cuda.get_device_name()}, bf16"
     CASES += [OnGPU(group, f"GPU {shape}", functools.partial(on_gpu, shape), tolerance=None) for shape in layers.SHAPES]
+ROWS = [pytest.param(case, mode, [], id=f"{case.name}-{mode}") for case in CASES for mode in case.modes]
 
 
-@dataclass
-class Row:
-    """What the visits of a row have measured so far."""
-
-    quiet: list[dict[str, Side]] = field(default_factory=list)  # visits beside which no other process worked
-    busy: list[dict[str, Side]] = field(default_factory=list)
-
-    def side(self, name: str) -> Side:
-        """Return the times of all quiet visits, or of all if none was, with the thread count of the last."""
-        visits = self.quiet or self.busy
-        return Side([seconds for visit in visits for seconds in visit[name].times], visits[-1][name].threads)
-
-    @property
-    def is_noisy(self) -> bool:
-        return len(self.quiet) < VISITS or self.side("fastlstm").to(self.side("torch")).is_noisy
-
-
-ROWS: defaultdict[tuple[str, str, str], Row] = defaultdict(Row)
-
-
-def record(benchmark, case: Case, mode: str, row: Row) -> None:
-    """Keep what conftest.py prints and `benchmarks.change` reads, of which a row's last visit counts."""
-    ours, theirs = row.side("fastlstm"), row.side("torch")
-    ratio = ours.to(theirs)
-    REPLAY.report(benchmark, ours.times)
-    benchmark.extra_info |= {
-        "group": case.group,
-        "name": case.name,
-        "mode": mode,
-        "note": case.note,
-        "ratio to nn.LSTM": asdict(ratio),
-        "noisy": row.is_noisy,
-        "seconds": ours.seconds,
-        "nn.LSTM seconds": theirs.seconds,
-        "threads": ours.threads,
-        "nn.LSTM threads": theirs.threads,
-    }
+def result(visits: list[Visit]) -> tuple[Side, Side, bool]:
+    """Return ours and theirs of all visits beside which no other process worked, or of all if others always did, each
+    with the thread count of its last visit, and whether they give no result.
+    """
+    quiet = [sides for sides, is_busy in visits if not is_busy]
+    every = quiet or [sides for sides, _ in visits]
+    ours, theirs = (Side([seconds for side in of for seconds in side.times], of[-1].threads) for of in zip(*every))
+    return ours, theirs, len(quiet) < VISITS or ours.to(theirs).is_noisy
 
 
 @pytest.mark.benchmark(timer=REPLAY)
-@pytest.mark.parametrize(
-    ("case", "mode"), [pytest.param(case, mode, id=f"{case.name}-{mode}") for case in CASES for mode in case.modes]
-)
+@pytest.mark.parametrize(("case", "mode", "visits"), ROWS)
 @pytest.mark.parametrize("visit", range(1, VISITS + 2))  # the lowest decorator's parameter changes least often
-def test_speed(benchmark, case, mode, visit):
-    row = ROWS[case.key(mode)]
-    if visit > VISITS and not row.is_noisy:
+def test_speed(benchmark, case: Case, mode: str, visits: list[Visit], visit: int):
+    """Visit a row, and keep what conftest.py prints and `benchmarks.change` reads. A row's last visit counts."""
+    if visit > VISITS and visits and not result(visits)[2]:
         pytest.skip("the row has a result")
     try:
         runs = case.runs(mode)
@@ -127,6 +97,10 @@ def test_speed(benchmark, case, mode, visit):
     rival = next(name for name in THEIRS if name in runs)
     others = machine.Others()
     sides = case.sides({OURS: runs[OURS], rival: runs[rival]}, ROUNDS, SECONDS)
-    sides = {OURS: sides[OURS], "torch": sides[rival]}
-    (row.busy if others.processors() > machine.BUSY else row.quiet).append(sides)
-    record(benchmark, case, mode, row)
+    visits.append(((sides[OURS], sides[rival]), others.processors() > machine.BUSY))
+    ours, theirs, is_noisy = result(visits)
+    REPLAY.report(benchmark, ours.times)
+    benchmark.extra_info |= {"group": case.group, "name": case.name, "mode": mode, "note": case.note}
+    benchmark.extra_info |= {"ratio to nn.LSTM": asdict(ours.to(theirs)), "noisy": is_noisy}
+    benchmark.extra_info |= {"seconds": ours.seconds, "threads": ours.threads}
+    benchmark.extra_info |= {"nn.LSTM seconds": theirs.seconds, "nn.LSTM threads": theirs.threads}

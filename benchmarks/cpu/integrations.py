@@ -5,8 +5,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
 from importlib.util import find_spec
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from fastlstm.cells import sigmoid, tanh
 from fastlstm.integrations import benchmarl, ncps, rl_games, rsl_rl, spiking, torchrecurrent, xlstm
 
 Models = tuple[nn.Module, nn.Module, Callable[[Any], Any]]  # before, after, and a call of either
+OverTime = Callable[[Any, Tensor], tuple[Tensor, ...]]  # a neuron and its currents (T, B, H) to spikes and membranes
 BATCHES = 20  # of a call of Keras
 PARTS = "f_1", "f_2", "time_a", "time_b"
 TIREX = {"heads": 4, "units": 512, "patch": 32, "blocks": 12, "T": 64}  # of the published model
@@ -56,14 +57,9 @@ def cfc_with_backbone(
 
 def of_backbone() -> Models:
     """A CfC with its backbone, which no integration takes, as a cell of one's own with the same weights."""
-    from ncps.torch import CfC
-
     T, B, I, H = 50, 32, 28, 128
-    model, ours, x = (
-        CfC(I, H, batch_first=False, backbone_units=H),
-        fastlstm.RNN(cfc_with_backbone, I, H),
-        torch.randn(T, B, I),
-    )
+    model = resolve_name("ncps.torch:CfC")(I, H, batch_first=False, backbone_units=H)
+    ours, x = fastlstm.RNN(cfc_with_backbone, I, H), torch.randn(T, B, I)
     own = model.rnn_cell
     weight, bias = own.backbone[0].weight, own.backbone[0].bias
     named = {"weight_ih": weight[:, :I], "weight_hh": weight[:, I:], "bias_ih": bias, "bias_hh": torch.zeros_like(bias)}
@@ -74,7 +70,7 @@ def of_backbone() -> Models:
 
 
 def of_torchrecurrent(name: str) -> Models:
-    x, model = torch.randn(100, 32, 128), getattr(import_module("torchrecurrent"), name)(128, 128)
+    x, model = torch.randn(100, 32, 128), resolve_name(f"torchrecurrent:{name}")(128, 128)
     return accelerated(torchrecurrent, model, lambda model: model(x)[0])
 
 
@@ -91,7 +87,7 @@ def first(result: Any) -> Any:
 
 
 def of_benchmarl(name: str) -> Models:
-    cls = getattr(import_module(f"benchmarl.models.{name.removeprefix('MultiAgent').lower()}"), name)
+    cls = resolve_name(f"benchmarl.models.{name.removeprefix('MultiAgent').lower()}:{name}")
     rollout = torch.randn(8, 100, 4, 16), torch.rand(8, 100, 1) < 0.02
     options = {"dropout": 0.0, "bias": True, "device": "cpu", "compile": False, "n_layers": 1, "centralised": False}
     model = cls(input_size=16, hidden_size=128, n_agents=4, share_params=True, **options)
@@ -99,7 +95,7 @@ def of_benchmarl(name: str) -> Models:
 
 
 def of_rl_games(name: str) -> Models:
-    model = getattr(import_module("rl_games.common.layers.recurrent"), name)(input_size=32, hidden_size=128)
+    model = resolve_name(f"rl_games.common.layers.recurrent:{name}")(input_size=32, hidden_size=128)
     x, dones, h = torch.randn(64, 64, 32), (torch.rand(64, 64, 1) < 0.02).float(), torch.zeros(1, 64, 128)
     states = (h, h) if name.startswith("LSTM") else h
     return accelerated(rl_games, model, lambda model: first(model(x, states, dones)))
@@ -116,52 +112,42 @@ def of_rsl_rl(kind: str) -> Models:
 
 
 class Tutorial(nn.Module):
-    """The network of snnTorch's tutorial 5 as it is published: 784 inputs, 1000 and 10 neurons, each step in turn."""
+    """The network of snnTorch's tutorial 5: 784 inputs, 1000 and 10 neurons, each step in turn as it is published. With
+    `over_time` it runs layer after layer, and multiplies an input that is the same at each step once.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, over_time: OverTime | None = None) -> None:
         import snntorch
 
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(784, 1000), nn.Linear(1000, 10)
+        self.fc1, self.fc2, self.over_time = nn.Linear(784, 1000), nn.Linear(1000, 10), over_time
         self.lif1, self.lif2 = snntorch.Leaky(beta=0.9), snntorch.Leaky(beta=0.9)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.over_time is not None:
+            from_x = self.fc1(x[0]).expand(x.shape[0], -1, -1) if x.stride(0) == 0 else self.fc1(x)
+            spikes, _ = self.over_time(self.lif1, from_x)
+            return self.over_time(self.lif2, self.fc2(spikes))
         v1, v2, steps = x.new_zeros(x.shape[1], 1000), x.new_zeros(x.shape[1], 10), []
         for x_t in x:
             spike, v1 = self.lif1(self.fc1(x_t), v1)
             spike, v2 = self.lif2(self.fc2(spike), v2)
             steps.append((spike, v2))
-        spikes, membranes = zip(*steps)
-        return torch.stack(spikes), torch.stack(membranes)
+        return tuple(map(torch.stack, zip(*steps)))
 
 
-class ByLayers(Tutorial):
-    """The same, layer after layer by `over_time`. An input that is the same at each step is multiplied once."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        from_x = self.fc1(x[0]).expand(x.shape[0], -1, -1) if x.stride(0) == 0 else self.fc1(x)
-        spikes, _ = self.over_time(self.lif1, from_x)
-        return self.over_time(self.lif2, self.fc2(spikes))
-
-    over_time = staticmethod(spiking.over_time)
+def by_library(neuron: Any, currents: Tensor) -> tuple[Tensor, ...]:
+    """What `spiking.over_time` does, by the library's own neuron."""
+    v, steps = torch.zeros_like(currents[0]), []
+    for current in currents:
+        spike, v = neuron(current, v)
+        steps.append((spike, v))
+    return tuple(map(torch.stack, zip(*steps)))
 
 
-class LibraryByLayers(ByLayers):
-    """Layer after layer, but each neuron by the library."""
-
-    @staticmethod
-    def over_time(neuron: Any, currents: Tensor) -> tuple[Tensor, Tensor]:
-        v, steps = torch.zeros_like(currents[0]), []
-        for current in currents:
-            spike, v = neuron(current, v)
-            steps.append((spike, v))
-        spikes, membranes = zip(*steps)
-        return torch.stack(spikes), torch.stack(membranes)
-
-
-def of_snntorch(before: type[Tutorial], changes: bool) -> Models:
+def of_snntorch(before: OverTime | None, changes: bool) -> Models:
     x = torch.rand(25, 128, 784) if changes else torch.rand(128, 784).expand(25, -1, -1)
-    theirs, ours = before(), ByLayers()
+    theirs, ours = Tutorial(before), Tutorial(spiking.over_time)
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours, lambda model: model(x)
 
@@ -171,8 +157,8 @@ class Node(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        neuron = import_module("spikingjelly.activation_based.neuron")
-        self.neuron, self.unused = neuron.LIFNode(step_mode="m"), nn.Parameter(torch.zeros(1))
+        neuron = resolve_name("spikingjelly.activation_based.neuron:LIFNode")(step_mode="m")
+        self.neuron, self.unused = neuron, nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
         self.neuron.reset()
@@ -180,8 +166,10 @@ class Node(nn.Module):
 
 
 def of_norse() -> Models:
-    norse, x = import_module("norse.torch"), torch.rand(100, 32, 256).requires_grad_()
-    return norse.LIF(), spiking.accelerate(norse.LIF()), lambda model: model(x)[0]
+    from norse.torch import LIF
+
+    x = torch.rand(100, 32, 256).requires_grad_()
+    return LIF(), spiking.accelerate(LIF()), lambda model: model(x)[0]
 
 
 def of_spikingjelly() -> Models:
@@ -318,9 +306,9 @@ LAYERS: list[tuple[str, str, Callable[[], Models]]] = [  # the library, what run
     ("rl_games", "GRUWithDones, T 64, B 64, I 32, H 128", partial(of_rl_games, "GRUWithDones")),
     ("rsl_rl", "RNN, lstm, T 24, 256 environments, I 48, H 256", partial(of_rsl_rl, "lstm")),
     ("rsl_rl", "RNN, gru, T 24, 256 environments, I 48, H 256", partial(of_rsl_rl, "gru")),
-    ("snntorch", f"{TUTORIAL}, one input for all steps", partial(of_snntorch, Tutorial, False)),
-    ("snntorch", f"{TUTORIAL}, layer after layer before, too", partial(of_snntorch, LibraryByLayers, False)),
-    ("snntorch", f"{TUTORIAL}, an input for each step", partial(of_snntorch, Tutorial, True)),
+    ("snntorch", f"{TUTORIAL}, one input for all steps", partial(of_snntorch, None, False)),
+    ("snntorch", f"{TUTORIAL}, layer after layer before, too", partial(of_snntorch, by_library, False)),
+    ("snntorch", f"{TUTORIAL}, an input for each step", partial(of_snntorch, None, True)),
     ("norse", "LIF, T 100, B 32, 256 units", of_norse),
     ("spikingjelly", "LIFNode, T 16, B 64, 1000 units", of_spikingjelly),
 ]
