@@ -11,6 +11,7 @@ import json
 import statistics
 from pathlib import Path
 
+from benchmarks.shared.clock import times_as_fast
 from benchmarks.shared.tables import parser, ratio_text, table
 
 Ratio = dict[str, float]
@@ -25,7 +26,7 @@ def ratios(path: Path) -> dict[tuple[str, str], Ratio]:
 
 
 def markdown(before: dict[tuple[str, str], Ratio], after: dict[tuple[str, str], Ratio]) -> str:
-    changes = {key: after[key]["median"] / before[key]["median"] for key in after if key in before}
+    changes = {key: times_as_fast(after[key]) / times_as_fast(before[key]) for key in after if key in before}
     if not changes:
         return "The two measurements have no shape in common."
     mean, rows = statistics.geometric_mean(changes.values()), []

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from benchmarks.cpu.tables import CASES, GROUPS
 from benchmarks.shared import machine
 from benchmarks.shared.case import OURS, Case, Row, Skip
+from benchmarks.shared.clock import times_as_fast
 from benchmarks.shared.results import FOLDER, Results
 from benchmarks.shared.tables import NOISY
 from fastlstm.commands import Parser, positive, positive_float
@@ -53,7 +54,7 @@ def text_of(row: Row) -> str:
     """Return a row as a line: how many times as fast as each rival, and the microseconds of a call."""
     parts = []
     for rival, ratio in row["ratios"].items():
-        parts.append(f"{rival} {ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})")
+        parts.append(f"{rival} {times_as_fast(ratio):.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})")
     noise = f"  [{NOISY}]" if row["is_noisy"] else ""
     ours = f"{row['seconds'][OURS] * 1e6:.1f} us"
     return f"{row['group']:12} {row['mode']:9} {row['name']}: {ours}; {', '.join(parts)}{noise}"

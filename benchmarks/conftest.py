@@ -14,11 +14,11 @@ LEFT = {"what", "mode", ""}  # columns of words, whose rows begin together
 MACHINE = pytest.StashKey[list[str]]()
 LEGEND = """\
 T time steps, B batch rows, I inputs, H hidden units, L layers, bi both directions. A ratio of 2 means that fastlstm
-takes half the time of torch. It is the ratio of the two times beside it, which are medians over the rounds, and lies in
-its interval, which is that of the same ratio over rounds drawn anew. Half of the rounds come after all other rows have
-been visited. The interval is of this run alone: on a machine that others share, another run may leave it. Each side
-runs on one thread and on all, and its faster way counts; "threads" has fastlstm's and torch's. A row has no result
-where its rounds scatter, or where other processes worked beside it."""
+takes half the time of torch. It is the ratio of the two times beside it, which are lower quartiles over the rounds, and
+lies in its interval, which is that of the same ratio over rounds drawn anew. Half of the rounds come after all other
+rows have been visited. The interval is of this run alone: on a machine that others share, another run may leave it.
+Each side runs on one thread and on all, and its faster way counts; "threads" has fastlstm's and torch's. A row has no
+result where its rounds scatter, or where other processes worked beside it."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-benchmark reads its options
@@ -48,7 +48,7 @@ def pytest_terminal_summary(terminalreporter, config):
         for line in (HEAD, *(cells_of for _, cells_of in pairs)):
             texts = [t.ljust(w) if name in LEFT else t.rjust(w) for name, t, w in zip(HEAD, line, widths)]
             terminalreporter.line("  ".join(texts).rstrip())
-    ratios = [info["ratio to nn.LSTM"]["median"] for info in measured if not info["noisy"]]
+    ratios = [info["ratio to nn.LSTM"]["quartile"] for info in measured if not info["noisy"]]
     mean = f"{statistics.geometric_mean(ratios):.2f}" if ratios else "unknown"
     left = f"; {len(measured) - len(ratios)} rows have no result" * (len(ratios) < len(measured))
     terminalreporter.line(f"\ngeometric mean of {len(ratios)} rows: {mean}{left}")
@@ -56,7 +56,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 def row(info):
     ratio = info["ratio to nn.LSTM"]
-    figures = [f"{ratio['median']:.2f}", f"{ratio['low']:.2f} to {ratio['high']:.2f}"]
+    figures = [f"{ratio['quartile']:.2f}", f"{ratio['low']:.2f} to {ratio['high']:.2f}"]
     figures += [f"{1e3 * info['seconds']:.3f}", f"{1e3 * info['nn.LSTM seconds']:.3f}"]
     figures = ["", NOISY, "", ""] if info["noisy"] else figures
     return info["name"], info["mode"], *figures, f"{info['threads']} and {info['nn.LSTM threads']}", info["note"]

@@ -13,6 +13,7 @@ from statistics import median
 from benchmarks import pictures
 from benchmarks.cpu import cells, integrations, layers, models, runtimes, steps, transforms
 from benchmarks.shared.case import OURS, Case, Row
+from benchmarks.shared.clock import times_as_fast
 from benchmarks.shared.figures import OTHERS, Figures, named
 from benchmarks.shared.results import Report, newest
 from benchmarks.shared.shapes import GRID, MODES
@@ -41,7 +42,7 @@ def times(row: Row | None, rival: str) -> str:
         return ""
     if row["is_noisy"]:
         return "noisy"
-    return marked(ratio["median"], "~" * (ratio["high"] > LOOSE * ratio["low"]))
+    return marked(times_as_fast(ratio), "~" * (ratio["high"] > LOOSE * ratio["low"]))
 
 
 def microseconds(row: Row | None) -> str:

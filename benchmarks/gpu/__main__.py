@@ -26,6 +26,7 @@ import torch
 from benchmarks.gpu import layers
 from benchmarks.gpu.layers import BEST_OF_CUDNN, GRUS, LARGER, ROW, SHAPES, SMALLEST, Item
 from benchmarks.shared import machine
+from benchmarks.shared.clock import times_as_fast
 from benchmarks.shared.results import write_json
 from benchmarks.shared.shapes import MODES
 from benchmarks.shared.tables import parser
@@ -106,7 +107,7 @@ def goals(report: dict[str, Any]) -> Iterator[str]:
     results, commands = report["results"], report["commands"]
     for rival, least, modes, of in GOALS:
         rows = [row for row in results if row["way"] == "eager" and rival in row["ratios"]]
-        ratios = {(row["name"], row["precision"], row["mode"]): row["ratios"][rival]["median"] for row in rows}
+        ratios = {(row["name"], row["precision"], row["mode"]): times_as_fast(row["ratios"][rival]) for row in rows}
         keys = [(str(shape), precision, mode) for shape, precision in of for mode in modes]
         facts = {f"{' '.join(key)} {ratios.get(key, 0):.2f}": ratios[key] >= least if key in ratios else None
                  for key in keys}  # fmt: skip

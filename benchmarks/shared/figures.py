@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from benchmarks.runtimes.worker import RUNTIMES
 from benchmarks.shared.case import Case, Row
+from benchmarks.shared.clock import times_as_fast
 from benchmarks.shared.results import Report, key
 
 OTHERS = tuple(name for name in RUNTIMES if "int8" not in name)
@@ -47,7 +48,7 @@ class Figures:
     def ratios(self, k: int, cases: Iterable[Case], mode: str, rival: str = "torch") -> list[float]:
         """Return how many times as fast as a rival ours is, of the cases that have a result."""
         rows = [row for case in cases if (row := self.row(k, case, mode)) and not row["is_noisy"]]
-        return [row["ratios"][rival]["median"] for row in rows if rival in row["ratios"]]
+        return [times_as_fast(row["ratios"][rival]) for row in rows if rival in row["ratios"]]
 
     def gain(self, case: Case) -> float:
         """Return how many times as fast as torch's a case is in inference, but negative, for sorting."""
@@ -58,6 +59,6 @@ class Figures:
         row = self.row(k, case, mode)
         if row is None or row["is_noisy"]:
             return
-        others = {name: row["ratios"][name]["median"] for name in OTHERS if name in row["ratios"]}
+        others = {name: times_as_fast(row["ratios"][name]) for name in OTHERS if name in row["ratios"]}
         if others:
             yield min(others.items(), key=lambda item: item[1])

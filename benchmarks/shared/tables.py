@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from benchmarks.shared.clock import times_as_fast
 from fastlstm.commands import Parser
 
 NOISY = "noisy, no result"
@@ -17,4 +18,4 @@ def table(header: list[str], rows: Iterable[list[str]]) -> list[str]:
 
 
 def ratio_text(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})"
+    return f"{times_as_fast(ratio):.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})"

@@ -31,7 +31,7 @@ def test_a_layer_is_timed_by_events_and_from_graphs(cell, card):
     for row in rows:
         assert row["same_bits"]
         assert list(row["ratios"]) == [f"nn.{cell}"]
-        assert row["ratios"][f"nn.{cell}"]["median"] == pytest.approx(
+        assert row["ratios"][f"nn.{cell}"]["quartile"] == pytest.approx(
             row["seconds"][f"nn.{cell}"] / row["seconds"]["fastlstm"]
         )
 
