@@ -12,9 +12,8 @@ from tqdm import tqdm
 from benchmarks.cpu.tables import CASES, GROUPS
 from benchmarks.shared import machine
 from benchmarks.shared.case import OURS, Case, Row, Skip
-from benchmarks.shared.clock import times_as_fast
 from benchmarks.shared.results import FOLDER, Results
-from benchmarks.shared.tables import NOISY
+from benchmarks.shared.tables import NOISY, ratio_text
 from fastlstm.commands import Parser, positive, positive_float
 
 ROUNDS, SECONDS = 31, 5.0
@@ -52,9 +51,7 @@ def seconds_of(items: list[Item], results: Results, limit: float) -> float:
 
 def text_of(row: Row) -> str:
     """Return a row as a line: how many times as fast as each rival, and the microseconds of a call."""
-    parts = []
-    for rival, ratio in row["ratios"].items():
-        parts.append(f"{rival} {times_as_fast(ratio):.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})")
+    parts = [f"{rival} {ratio_text(ratio)}" for rival, ratio in row["ratios"].items()]
     noise = f"  [{NOISY}]" if row["is_noisy"] else ""
     ours = f"{row['seconds'][OURS] * 1e6:.1f} us"
     return f"{row['group']:12} {row['mode']:9} {row['name']}: {ours}; {', '.join(parts)}{noise}"

@@ -50,7 +50,7 @@ def of_layer(shape: Shape, mode: str, backend: str | None = None) -> Runs:
 def of_others(shape: Shape, mode: str) -> Runs:
     if mode == "training":
         return {}
-    return {**elsewhere(make(mode, shape), OTHERS, thread_counts(torch.get_num_threads()))}
+    return {**elsewhere(make(mode, shape), OTHERS, thread_counts())}
 
 
 def null(shape: Shape, mode: str) -> Runs:

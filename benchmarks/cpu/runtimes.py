@@ -50,7 +50,7 @@ def here(shape: Shape, threads: int | None, has_bits: bool, mode: str) -> Runs:
         has_bits: whether ours with int8 weights runs too.
     """
     case, runs = make(mode, shape), Runs()
-    for n in counts_of(threads):
+    for n in thread_counts(threads):
         with num_threads(n):
             for prepare, tolerance in ((modules, TOLERANCE), *([(quantized, INT8_TOLERANCE)] * has_bits)):
                 for name, contender in prepare(case).items():
@@ -60,11 +60,7 @@ def here(shape: Shape, threads: int | None, has_bits: bool, mode: str) -> Runs:
 
 
 def there(shape: Shape, names: Sequence[str], threads: int | None, mode: str) -> Runs:
-    return {**elsewhere(make(mode, shape), names, counts_of(threads))}
-
-
-def counts_of(threads: int | None) -> list[int]:
-    return [threads] if threads else thread_counts(torch.get_num_threads())
+    return {**elsewhere(make(mode, shape), names, thread_counts(threads))}
 
 
 def int8_shape(B: int, I: int, H: int) -> Shape:
@@ -110,8 +106,7 @@ def classifier(B: int, mode: str) -> Runs:
         raise Skip("the compiled library is not installed")
     model, images = RowLSTM().eval(), torch.randint(256, (IMAGES, 28, 28)) / 255  # T 28, I 28, H 128
     ways = {OURS: c_classifier, "ONNX Runtime": onnx_classifier}
-    counts = thread_counts(torch.get_num_threads())
-    return {name: {n: prepare(model, images, B, n) for n in counts} for name, prepare in ways.items()}
+    return {name: {n: prepare(model, images, B, n) for n in thread_counts()} for name, prepare in ways.items()}
 
 
 def layer(group: str, shape: Shape, mode: str, names: Sequence[str], threads: int | None = None) -> Case:

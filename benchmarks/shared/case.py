@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.shared import machine
 from benchmarks.shared.calls import OURS, check
-from benchmarks.shared.clock import Run, Side, compare, context_of
+from benchmarks.shared.clock import Run, Side, compare, context_of, thread_counts
 from benchmarks.shared.shapes import MODES
 
 Runs = dict[str, Run | Mapping[int, Run]]  # by name, and by thread counts where each needs a call of its own
@@ -94,7 +94,7 @@ class Case:
 
     def sides(self, runs: Runs, rounds: int, limit: float = math.inf) -> dict[str, Side]:
         """Return the times of all that run, of which none begins a round after `limit` seconds."""
-        return compare(runs, rounds, [self.threads] if self.threads else (), limit, self.is_cold)
+        return compare(runs, rounds, thread_counts(self.threads), limit, self.is_cold)
 
     def measure(self, mode: str, rounds: int, limit: float) -> Row:
         """Return the row of a mode, as the files of results have it."""

@@ -98,8 +98,9 @@ def sampled(run: Run, threads: int, is_cold: bool) -> Callable[[], float]:
     return sample
 
 
-def thread_counts(threads: int) -> list[int]:
-    return sorted({1, threads})
+def thread_counts(threads: int | None = None) -> list[int]:
+    """Return the thread count that is asked for, or else one and torch's number of threads."""
+    return [threads] if threads else sorted({1, torch.get_num_threads()})
 
 
 def times_as_fast(ratio: Mapping[str, float]) -> float:
@@ -166,7 +167,7 @@ def compare(
         counts: the thread counts; one and torch's number of threads unless they are given.
         is_cold: whether a call finds caches that other data has filled.
     """
-    counts = counts or thread_counts(torch.get_num_threads())
+    counts = counts or thread_counts()
     by_count = {name: run if isinstance(run, Mapping) else dict.fromkeys(counts, run) for name, run in runs.items()}
     samples = {(name, n): sampled(run, n, is_cold) for name, of in by_count.items() for n, run in of.items()}
     sides = [(name, Side(times, n)) for (name, n), times in in_turns(samples, rounds, limit).items()]
