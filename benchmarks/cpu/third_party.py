@@ -6,7 +6,7 @@ All tensors take torch's default dtype. A model is left as its package builds it
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from operator import itemgetter
 from pkgutil import resolve_name
 from typing import Any
@@ -265,29 +265,35 @@ def robomimic(B: int, T: int) -> tuple[nn.Module, Run]:
     return model, lambda model: model(x, state, return_state=True)[:1]
 
 
-@cache
-def deep_filter_net() -> tuple[Any, Any]:
+def _deep_filter_net() -> tuple[Any, Any]:
     """Return the package's modules of models and of layers. It reads files by names that torchaudio has no longer."""
-    names = ("", ".backend", ".backend.common", ".compliance", ".compliance.kaldi")
-    with mock.patch.dict(sys.modules, {f"torchaudio{name}": mock.MagicMock() for name in names}):
+    names = ("torchaudio", "torchaudio.backend", "torchaudio.compliance")
+    absent = {name: mock.MagicMock() for name in (*names, f"{names[1]}.common", f"{names[2]}.kaldi")}
+    if "df" not in sys.modules:
+        there = {name: sys.modules.pop(name) for name in absent if name in sys.modules}
+        sys.modules.update(absent)
         import df.enhance  # noqa: F401
-        from df import model, modules
-        from df.config import config
+
+        for name in absent:
+            del sys.modules[name]
+        sys.modules.update(there)
+    from df import model, modules
+    from df.config import config
 
     config.use_defaults(allow_reload=True)
     return model, modules
 
 
-def deep_filter_net3() -> tuple[nn.Module, Run]:
+def deep_filter_net() -> tuple[nn.Module, Run]:
     """Grouped GRUs between convolutions: two seconds of noisy speech, as features and spectra of 200 frames."""
     features = torch.randn(1, 1, 200, 481, 2), torch.randn(1, 1, 200, 32), torch.randn(1, 1, 200, 96, 2)
-    return deep_filter_net()[0].init_model(), lambda model: model(*features)[:1]
+    return _deep_filter_net()[0].init_model(), lambda model: model(*features)[:1]
 
 
 def grouped_gru() -> tuple[nn.Module, Run]:
     """Three layers of eight GRUs each, of which every one sees a part of the features."""
     x = torch.randn(1, 200, 512)
-    return deep_filter_net()[1].GroupedGRU(512, 512, 3, 8, batch_first=True, shuffle=True), lambda model: model(x)
+    return _deep_filter_net()[1].GroupedGRU(512, 512, 3, 8, batch_first=True, shuffle=True), lambda model: model(x)
 
 
 def windows() -> list[dict[str, Any]]:
@@ -352,7 +358,7 @@ MODELS = {
                 2, n_filters=32, bn_chan=32, hid_size=64, n_repeats=2, chunk_size=60),
     ),
     "kraken's layers": ThirdParty("kraken", "B 4, W 200, H 64, 3 layers", kraken),
-    "DeepFilterNet3": ThirdParty("libdf", "B 1, 2 s, H 256, 5 layers", deep_filter_net3),
+    "DeepFilterNet3": ThirdParty("libdf", "B 1, 2 s, H 256, 5 layers", deep_filter_net),
     "GroupedGRU": ThirdParty("libdf", "B 1, T 200, H 512, 3 layers of 8 groups", grouped_gru),
     "prediction network": ThirdParty("torch", "one step of one label, H 640", transducer),
     "EncodecModel": ThirdParty("transformers", "B 2, 0.5 s, H 512, 2 layers", encodec),
