@@ -21,7 +21,7 @@ def recurrent_part(model: nn.Module, call: Run) -> Callable[[], object]:
     """Return what calls the recurrent layers of a model alone, on what a call of the model gives them."""
     calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
     hooks = [
-        layer.register_forward_hook(lambda *given: calls.append(given[:3]), with_kwargs=True)
+        layer.register_forward_hook(lambda *arguments: calls.append(arguments[:3]), with_kwargs=True)
         for layer in model.modules()
         if isinstance(layer, (nn.RNNBase, nn.RNNCellBase))
     ]

@@ -32,8 +32,8 @@ class Loop(nn.Module):
         outputs, from_x = [], x
         if self.of_x:
             from_x = F.linear(x, self.weight_ih, self.bias_ih + self.bias_hh if self.joint else self.bias_ih)
-        for part, *given in zip(from_x.unbind(0), *(a.unbind(0) for a in inputs.values())):
-            states = self.step(states, part, dict(zip(inputs, given)))
+        for part, *of_step in zip(from_x.unbind(0), *(a.unbind(0) for a in inputs.values())):
+            states = self.step(states, part, dict(zip(inputs, of_step)))
             outputs.append(states[0])
         return torch.stack(outputs)
 

@@ -77,9 +77,9 @@ class Agent(nn.Module):
 
 def before_and_after(build: Callable[[], nn.Module], inputs: Callable[[], Sequence[Tensor]], mode: str) -> Runs:
     """Return a model as it is, and after `fastlstm.replace`."""
-    given, theirs = inputs(), build()
+    arguments, theirs = inputs(), build()
     models = {OURS: fastlstm.replace(deepcopy(theirs)), "torch": theirs}
-    return {name: of_model(mode, model, lambda model: model(*given)) for name, model in models.items()}
+    return {name: of_model(mode, model, lambda model: model(*arguments)) for name, model in models.items()}
 
 
 def steps_of(B: int) -> int:

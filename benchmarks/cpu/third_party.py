@@ -28,11 +28,17 @@ class ThirdParty:
 
 
 def of_class(path: str, inputs: Callable[[], Sequence[Any]], *sizes: Any, **options: Any) -> tuple[nn.Module, Run]:
-    """A class, "module:name", made with these sizes and options, of whose call for `inputs` the first output counts."""
-    given, model = inputs(), resolve_name(path)(*sizes, **options).to(torch.get_default_dtype())
+    """Return a model of a class, and its call, of which the first output counts.
+
+    Args:
+        path: of the class, "module:name".
+        inputs: returns the arguments of the call.
+        sizes: with which the model is constructed, as with the options.
+    """
+    arguments, model = inputs(), resolve_name(path)(*sizes, **options).to(torch.get_default_dtype())
 
     def run(model: nn.Module) -> tuple[Tensor, ...]:
-        output = model(*given)
+        output = model(*arguments)
         return output[:1] if isinstance(output, tuple) else (output,)
 
     return model, run

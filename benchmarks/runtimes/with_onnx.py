@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from benchmarks.runtimes.cases import Contender, LayerCase, Unsupported, torch_module
 
 
-class Alone(nn.Module):
-    """A layer of which the output counts alone, or where it takes states after x, the new ones."""
+class OneResult(nn.Module):
+    """A layer that returns its output alone. Called with states after x, it returns the new states alone, of which the
+    first is the output of a step.
+    """
 
     def __init__(self, layer: nn.RNNBase) -> None:
         super().__init__()
@@ -83,7 +85,7 @@ def _model(case: LayerCase) -> bytes:
     if case.mode == "training":
         raise Unsupported
     inputs = {"x": case.arrays["x"], **dict(zip(case.state_names, case.states))}
-    return onnx_model(Alone(torch_module(case)), **{name: torch.from_numpy(a) for name, a in inputs.items()})
+    return onnx_model(OneResult(torch_module(case)), **{name: torch.from_numpy(a) for name, a in inputs.items()})
 
 
 def _contender(case: LayerCase, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]]) -> Contender:

@@ -1,9 +1,9 @@
 """Times taken side by side: rounds in which every contender runs once, and the ratio of lower quartiles of both sides.
 
 What disturbs a sample only adds to it. So the quarter of the rounds that was disturbed least says more of a side than
-half of them: where a machine loses its cores in half of the rounds, its quartile is still that of a quiet one. On a
-virtual machine with two cores, ratios of quartiles scattered by 5.4 % from each seventeen rounds to the next, ratios of
-medians by 6.8 %, and of the least times, each of one lucky round, by 5.9 %.
+half of them: where a machine loses its cores in half of the rounds, its quartile is still that of a quiet one. On two
+cores of a Zen 4 in a virtual machine, ratios of quartiles scattered by 5.4 % from each seventeen rounds to the next,
+ratios of medians by 6.8 %, and of the least times, each of one lucky round, by 5.9 %.
 """
 
 import math

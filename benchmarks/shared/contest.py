@@ -62,6 +62,7 @@ class Contest:
         self.errors: dict[str, float] = {}  # the largest of each module, relative to the largest value
 
     def add(self, name: str, module: nn.Module) -> None:
+        """Give a module the weights of torch's, and have it take part by this name."""
         module.load_state_dict(self.modules[self.theirs].state_dict())
         self.modules[name] = module
 
