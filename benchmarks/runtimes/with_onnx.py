@@ -90,11 +90,12 @@ def _model(case: LayerCase) -> bytes:
 
 def _contender(case: LayerCase, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]]) -> Contender:
     """`run` is called with the inputs by name, and returns the output, or the states after a step."""
-    feed = {"x": case.arrays["x"], **dict(zip(case.state_names, case.states))}
+    names = case.state_names
+    feed = {"x": case.arrays["x"], **dict(zip(names, case.states))}
 
     def call() -> list[np.ndarray]:
         outputs = run(feed)
-        feed.update(zip(case.state_names, outputs))
+        feed.update(zip(names, outputs))
         return outputs
 
     return Contender(call, call)
