@@ -1,10 +1,8 @@
 """Command lines whose errors are one line that names the argument, what it must be and what it was."""
 
 import argparse
-import errno
 import io
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,40 +16,30 @@ N = TypeVar("N", int, float)
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line with `--version`, whose help ends with `epilog` as it is. `source` begins each error."""
-
-    source = ""
+    """A command line with `--version`, whose help ends with `epilog` as it is."""
 
     def __init__(self, prog: str, description: str, epilog: str, usage: str | None = None):
         super().__init__(prog, usage, description, epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
         self.add_argument("--version", action="version", version=f"fastlstm {__version__}")
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {self.source}{message}\n")  # one line, without the usage
+        self.exit(2, f"{self.prog}: error: {message}\n")  # one line, without the usage
 
     def run(self, argv: Sequence[str] | None, work: Callable[["Parser", argparse.Namespace], int]) -> int:
-        """Do `work`, called with this parser and what `argv` says. Return its exit code, or 130 after Ctrl-C. Output
-        that cannot be written is an error. Characters that standard output cannot encode, as odd bytes in names, are
-        escaped.
+        """Do `work`, called with this parser and what `argv` says. Return its exit code, or 130 after Ctrl-C. A
+        file that cannot be written is an error. Characters that standard output cannot encode, as odd bytes in names,
+        are escaped.
         """
         args = self.parse_args(argv)
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            code = work(self, args)
-            sys.stdout.flush()
+            return work(self, args)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
         except FileError as error:
             self.error(str(error))
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):  # a full disk, or a pipe that nobody reads
-                raise
-            with suppress(OSError):  # what is left in the buffer would fail once more when Python ends
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            self.error(f"{error.filename or 'standard output'}: cannot be written ({error.strerror})")
-        return code
 
     @contextmanager
     def naming(self, argument: str, kind: type[Exception]) -> Iterator[None]:

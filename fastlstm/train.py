@@ -5,7 +5,7 @@ import functools
 import sys
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from fastlstm.mnist.training import build, run
 
 OURS, THEIRS = "fastlstm.LSTM", "torch.nn.LSTM"
 OPTIONS = tuple(field.name for field in fields(Recipe))  # each is an argument, too
-FIXED = (*OPTIONS, "recipe", "epochs", "backend", "compare", "out")  # once a run has begun
+KEPT = (*OPTIONS, "recipe", "epochs", "backend", "compare")  # for the whole of a run
 EXAMPLES = """\
 Ctrl-C ends the training early. What there is is reported and written;
 --resume goes on from the last checkpoint.
@@ -87,33 +87,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(parser: Parser, args: argparse.Namespace) -> int:
     out = args.resume or args.out or Path(saved.DIRECTORY)
     path, argument = out / saved.CHECKPOINT, "--resume" if args.resume else "--out"
-    content = None
+    content: dict[str, Any] = {"states": {}}
     if args.resume:
+        for name in (*KEPT, "out"):
+            if getattr(args, name) is not None:
+                parser.error(
+                    f"argument --{name.replace('_', '-')}: must be left out with --resume, the run keeps its own"
+                )
         with parser.naming(argument, DataError), saved.refusing(path, "a checkpoint of fastlstm.train"):
             content = saved.read(path)
-            _take_over(parser, args, path, content)
+            vars(args).update(content["options"])
+            args.data = args.data or content["data"]
     device = _device(parser, args)
     with parser.naming("--data", DataError):
-        data = load(args.data, device)
+        data = load(Path(args.data) if args.data else None, device)
     recipe = _recipe(parser, args, data)
     with parser.naming("--backend", RuntimeError):
         backend = _backend(args.backend, data.train, recipe)
     parser.make_directory(argument, out)
     images = zlib.crc32(b"".join(part.cpu().numpy().tobytes() for part in data.train))
-    about = {"recipe": asdict(recipe), "backend": backend, "images": images, "compare": bool(args.compare)}
-    if content is not None:
-        with parser.naming(argument, DataError), saved.refusing(path, "a checkpoint of this recipe and these images"):
-            saved.fill(about, content["about"], "about")
-    else:
-        where = str(args.data.resolve()) if args.data else ""
-        content = {"about": about, "data": where, "states": {OURS: {}, THEIRS: {}}}
+    if content.setdefault("images", images) != images:
+        parser.error(f"argument --resume: {path}: a run on other images than those of {args.data or 'MNIST'}")
+    content["options"] = {**{name: getattr(args, name) for name in KEPT}, "backend": backend}
+    content["data"] = str(Path(args.data).resolve()) if args.data else ""
+    if not args.resume:
         saved.write(path, content)  # in the place of an earlier run's
     lstm_classes: dict[str, Callable[..., nn.RNNBase]] = {OURS: functools.partial(LSTM, backend=args.backend)}
     if args.compare:
         lstm_classes[THEIRS] = nn.LSTM
-    checkpoint = Checkpoint(path, content, args.checkpoint_every)
-    with parser.naming(argument, DataError):
-        runs = run(lstm_classes, data, recipe, checkpoint=checkpoint)
+    runs = run(lstm_classes, data, recipe, checkpoint=Checkpoint(path, content, args.checkpoint_every))
     metrics = report.metrics(recipe, runs, backend)
     report.write(out, metrics, runs, data.test)
     print(report.summary(metrics))
@@ -123,32 +125,6 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
         print(f"continue with --resume {out}")
         return 130
     return 0
-
-
-def _take_over(parser: Parser, args: argparse.Namespace, path: Path, content: Any) -> None:
-    """Put into `args` what a run was begun with, by the `content` of its checkpoint at `path`. What is no content of a
-    checkpoint raises an error of some type.
-    """
-    for name in FIXED:
-        if getattr(args, name) is not None:
-            parser.error(f"argument --{name.replace('_', '-')}: must be left out with --resume, the run keeps its own")
-    about = content["about"]
-    stored = {name: about["recipe"][name] for name in OPTIONS}
-    stored |= {name: about[name] for name in ("backend", "compare")}
-    args.data = args.data or (Path(content["data"]) if content["data"] else None)
-    words = []  # the command line that says the same, so that its checks name an entry that no run has
-    for name, value in stored.items():
-        option = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            words += [option] * value
-        elif isinstance(value, tuple):
-            words += [option, *(f"{option}={member}" for member in value)]  # with =, no member is read as an option
-        elif str(value) != str(getattr(Recipe, name, None)):
-            words.append(f"{option}={value}")
-    parser.source = f"argument --resume: {path}: "
-    given = parser.parse_args(words)
-    parser.source = ""
-    vars(args).update({name: getattr(given, name) for name in stored})
 
 
 def _recipe(parser: Parser, args: argparse.Namespace, data: Dataset) -> Recipe:

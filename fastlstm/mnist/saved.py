@@ -6,11 +6,9 @@ from contextlib import contextmanager
 from io import BytesIO
 from operator import index
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastlstm.files import replacing
 from fastlstm.mnist.data import DataError
@@ -52,30 +50,6 @@ def refusing(path: Path, expected: str) -> Iterator[None]:
         raise DataError(f"{path}: expected {expected}, found {found}") from error
 
 
-@torch.no_grad()
-def fill(target: Any, value: Any, entry: str) -> None:
-    """Copy the tensors of `value` into those of `target`. Both are trees of dicts and lists, and equal in all else:
-    keys, lengths, shapes, dtypes and plain values. A DataError names the first part of `entry` that differs.
-    """
-    expected, found = _form(target), _form(value)
-    if found != expected:
-        raise DataError(shorten(f"one whose {entry} must be {expected}, not {found}", 300))
-    if isinstance(target, Tensor):
-        target.copy_(value)
-    elif isinstance(target, dict | list):
-        for key in target if isinstance(target, dict) else range(len(target)):
-            fill(target[key], value[key], f"{entry}.{key}")
-
-
-def _form(value: Any) -> str:
-    """Say what `value` is, but for the numbers of a tensor and the parts of a dict or list."""
-    if isinstance(value, Tensor):
-        return f"a tensor of {value.dtype} {tuple(value.shape)}"
-    if isinstance(value, dict):
-        return f"a dict of {', '.join(sorted(map(str, value)))}"
-    return f"a list of {len(value)}" if isinstance(value, list) else repr(value)
-
-
 def save(path: Path, model: RowLSTM, image_size: Sequence[int]) -> None:
     """Write a model to `path`, for `load`, or for `RowLSTM(**config).load_state_dict(state_dict)` of what is there."""
     weights = {name: value.cpu() for name, value in model.state_dict().items()}
@@ -91,7 +65,7 @@ def load(path: Path) -> tuple[RowLSTM, tuple[int, int]]:
         content = read(path)
         rows, columns = map(index, content["image_size"])
         model = RowLSTM(**content["config"])
-        fill(model.state_dict(), content["state_dict"], "state_dict")
+        model.load_state_dict(content["state_dict"])
         if min(rows, columns) < 1 or rows * columns % model.lstm.input_size:
             raise DataError(f"one for images of {rows} x {columns} pixels, which it cannot read")
     return model.eval(), (rows, columns)

@@ -42,7 +42,7 @@ def run(
     checkpoint: Checkpoint | None = None,
 ) -> dict[str, Run]:
     """Train and evaluate a `RowLSTM` of each class by name, all from the same weights on the same batches, until one
-    ends early. A `checkpoint` of another recipe, or a damaged one, raises a DataError.
+    ends early. They go on from the states that the `checkpoint` of this recipe keeps, and are kept in it.
     """
     # Over many steps gradients vanish into denormal numbers, with which a CPU is forty times slower. Torch's threads
     # inherit the setting when they start, which is when the first batch is run.

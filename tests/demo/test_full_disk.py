@@ -3,10 +3,7 @@
 import errno
 import io
 import os
-import subprocess
-import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +13,6 @@ import fastlstm.export
 import fastlstm.predict
 import fastlstm.train
 from fastlstm.backends.numba.host import kernel_files
-from tests.helpers import ROOT
 from tests.helpers.demo import SMALL, figures
 
 FULL = os.strerror(errno.ENOSPC)
@@ -75,20 +71,6 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tiny, whole, tmp_path, 
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
     assert fastlstm.train.main(["--resume", str(tmp_path), "--threads", "1"]) == 0
     assert figures(tmp_path) == whole
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full, as on Linux")
-@pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.slow)])
-def test_standard_output_on_a_full_disk_loses_no_file(tiny, tmp_path, unbuffered):
-    command = [sys.executable, "-m", "fastlstm.train", "--data", str(tiny), *SHORT, "--out", str(tmp_path)]
-    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-    with open("/dev/full", "w") as full:
-        streams = {"stdout": full, "stderr": subprocess.PIPE, "env": environment}
-        done = subprocess.run(command, cwd=ROOT, text=True, timeout=300, **streams)
-    assert done.returncode == 2
-    assert FULL in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
-    assert figures(tmp_path)["iterations"] == 8
 
 
 def test_pictures_that_cannot_be_written_leave_what_is_read(tmp_path, run, full_disk, capsys):

@@ -1,14 +1,9 @@
 """Checkpoints and models: a run that was cut short continues bit for bit, and a damaged file is refused by name."""
 
-import copy
 import io
 import os
 import re
-import shutil
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict
-from functools import reduce
-from operator import getitem
 
 import pytest
 import torch
@@ -20,14 +15,13 @@ import fastlstm.export
 import fastlstm.predict
 import fastlstm.train
 from fastlstm.mnist import pictures, saved
-from fastlstm.mnist.recipe import PARTS, Recipe
+from fastlstm.mnist.recipe import PARTS
 from fastlstm.mnist.state import Checkpoint
 from tests.helpers.demo import PNG, SMALL, figures
 from tests.helpers.idx import TEST_IMAGES, tiny_arrays, write_set
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 EXTERNAL_ATTR = 38  # offset in an entry of a ZIP archive's directory
-REMOVED = object()
 OPTIONS = (*SMALL, "--lr=0.004", "--parts", *PARTS)
 DEEP = ("--layers", "2", "--dropout", "0.3", "--bidirectional")
 
@@ -37,7 +31,7 @@ def weights(directory):
 
 
 def iterations_in(path):
-    state = torch.load(path, weights_only=True)["states"]["fastlstm.LSTM"]
+    state = torch.load(path, weights_only=True)["states"].get("fastlstm.LSTM")
     return len(state["history"]["loss"]) if state else 0
 
 
@@ -142,7 +136,7 @@ def test_no_code_of_a_file_is_run(tmp_path, command):
             return os.mkdir, (str(tmp_path / "sprung"),)
 
     path = tmp_path / FILES[command]
-    saved.write(path, {"about": Trap(), "config": Trap()})
+    saved.write(path, {"options": Trap(), "config": Trap()})
     code, error, _ = outcome(command, tmp_path)
     assert (code, error.count("\n"), f"{path}: " in error) == (2, 1, True)
     assert not (tmp_path / "sprung").exists()
@@ -177,69 +171,12 @@ def flipped(draw, content):
     return bytes(damaged)
 
 
-@st.composite
-def without_an_entry(draw, content):
-    """A file that lacks one entry of the `content`, or of what it keeps of the model in training."""
-    changed = copy.deepcopy(content)
-    inside = draw(st.sampled_from([changed, *changed.get("states", {}).values()]).filter(bool))
-    del inside[draw(st.sampled_from([*inside]))]
-    file = io.BytesIO()
-    torch.save(changed, file)
-    return file.getvalue()
-
-
 FOREIGN = st.sampled_from([b"", PNG, b"PK\x03\x04" + b"\0" * 40]) | st.binary(max_size=200)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        {"about": 1, "data": "", "states": {}},
-        {"about": {}, "data": "", "states": {}},
-        {"about": {"recipe": {}, "backend": "numba", "compare": False}, "data": 1, "states": {}},
-    ],
-)
-def test_a_checkpoint_with_other_contents(tmp_path, content):
-    saved.write(tmp_path / "checkpoint.pt", content)
-    code, error, _ = outcome("train", tmp_path)
-    assert (code, error.count("\n"), f"{tmp_path / 'checkpoint.pt'}: " in error) == (2, 1, True)
-
-
-@pytest.mark.parametrize(
-    ("entry", "value", "said"),
-    [
-        ("backend", "", "backend: invalid choice: ''"),
-        ("compare", "x", "compare: ignored explicit argument 'x'"),
-        ("parts", 1, "parts: invalid choice: '1'"),
-        ("parts", ("average", "--version"), "parts: invalid choice: '--version'"),
-        ("hidden_size", 0, "hidden-size: must be a whole number from 1 to 2147483647, got '0'"),
-        ("lr", torch.ones(2), "lr: must be a number above 0, got 'tensor([1., 1.])'"),
-    ],
-)
-def test_an_entry_of_a_checkpoint_that_no_run_has_is_named(tmp_path, entry, value, said):
-    about = {"recipe": asdict(Recipe()), "backend": "numba", "images": 0, "compare": False}
-    (about if entry in about else about["recipe"])[entry] = value
-    saved.write(tmp_path / "checkpoint.pt", {"about": about, "data": "", "states": {}})
-    code, error, _ = outcome("train", tmp_path)
-    assert (code, error.count("\n")) == (2, 1)
-    assert f"argument --resume: {tmp_path / 'checkpoint.pt'}: argument --{said}" in error
-
-
-def copied(directory, target, change):
-    """The path of a copy of a run's checkpoint in `target`, beside its other files, after `change` of its content."""
-    shutil.copytree(directory, target, dirs_exist_ok=True)
-    path = target / "checkpoint.pt"
-    content = torch.load(path, weights_only=True)
-    change(content)
-    saved.write(path, content)
-    return path
-
-
-@pytest.mark.parametrize(
-    "damage", [{"loss": "abcd"}, {"accuracy": [0.5]}, {"validation": [1]}, {"validation": {2: "x"}}, {"seconds": "x"}]
-)
-def test_a_history_that_no_run_has(finished, tmp_path, damage):
-    path = copied(finished, tmp_path, lambda content: content["states"]["fastlstm.LSTM"]["history"].update(damage))
+def test_a_file_of_other_contents_is_named(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    saved.write(path, {"states": {}})
     code, error, _ = outcome("train", tmp_path)
     assert (code, error.count("\n"), f"{path}: " in error) == (2, 1, True)
 
@@ -278,73 +215,6 @@ def test_a_part_that_is_marked_as_a_folder_is_read_all_the_same(finished, comman
     assert (code, error if code else "", result) == (0, "", expected)
 
 
-STATE = "states", "fastlstm.LSTM"
-OPTIMIZER = *STATE, "optimizer"
-ADAM = *OPTIMIZER, "state", 0
-
-
-@pytest.mark.parametrize(
-    ("entry", "value", "said"),
-    [
-        ((*ADAM, "exp_avg"), torch.zeros(1), "optimizer.state.0.exp_avg must be a tensor of torch.float32 (28, 3)"),
-        ((*ADAM, "exp_avg"), torch.zeros(0), "not a tensor of torch.float32 (0,)"),
-        ((*ADAM, "exp_avg"), torch.zeros(28, 3, device="meta"), "a damaged file"),
-        ((*ADAM, "exp_avg"), torch.zeros(28, 3).to_sparse(), "a damaged file"),
-        ((*ADAM, "exp_avg_sq"), torch.zeros(28, 3).double(), "not a tensor of torch.float64 (28, 3)"),
-        ((*ADAM, "exp_avg_sq"), REMOVED, "optimizer.state.0 must be a dict of exp_avg, exp_avg_sq, step, not"),
-        ((*ADAM, "step"), "text", "optimizer.state.0.step must be a tensor of torch.float32 (), not 'text'"),
-        ((*ADAM, "step"), 4, "not 4"),
-        ((*ADAM, "step"), torch.zeros(1), "not a tensor of torch.float32 (1,)"),
-        ((*ADAM, "max_exp_avg_sq"), torch.zeros(28, 3), "not a dict of exp_avg, exp_avg_sq, max_exp_avg_sq, step"),
-        (ADAM, REMOVED, "optimizer.state must be a dict of 0, 1, 2, 3, 4, 5, not a dict of 1, 2, 3, 4, 5"),
-        ((*OPTIMIZER, "state"), {}, "optimizer.state must be a dict of 0, 1, 2, 3, 4, 5, not a dict of"),
-        ((*OPTIMIZER, "param_groups", 0, "amsgrad"), True, "param_groups.0.amsgrad must be False, not True"),
-        ((*OPTIMIZER, "param_groups", 0, "lr"), torch.ones(9), "param_groups.0.lr must be 0.004, not a tensor"),
-        ((*OPTIMIZER, "param_groups", 0, "params"), [0], "param_groups.0.params must be a list of 6, not a list of 1"),
-        ((*OPTIMIZER, "param_groups"), [], "optimizer.param_groups must be a list of 1, not a list of 0"),
-        (
-            (*STATE, "model", "linear.bias"),
-            torch.zeros(1),
-            "model.linear.bias must be a tensor of torch.float32 (10,), not",
-        ),
-        ((*STATE, "average", "n_averaged"), 4.0, "average.n_averaged must be a tensor of torch.int64 (), not 4.0"),
-        (("about", "images"), torch.ones(2), "about.images must be "),
-        (("about", "recipe", "steps"), -1, "steps: must be a whole number"),
-        ((*STATE, "history", "loss"), (1.0,) * 4, "history.loss must be a list of 4, not (1.0, 1.0, 1.0, 1.0)"),
-    ],
-)
-def test_a_part_of_a_checkpoint_that_no_run_has_is_named(finished, tmp_path, entry, value, said):
-    def change(content):
-        *path, last = entry
-        inside = reduce(getitem, path, content)
-        if value is REMOVED:
-            del inside[last]
-        else:
-            inside[last] = value
-
-    path = copied(finished, tmp_path, change)
-    code, error, _ = outcome("train", tmp_path)
-    assert (code, error.count("\n")) == (2, 1)
-    assert f"argument --resume: {path}: " in error
-    assert said in error
-
-
-def test_tensors_of_any_strides_are_taken(finished, tmp_path):
-    """Adam writes to its tensors as if their numbers lay side by side."""
-
-    def change(content):
-        state = content["states"]["fastlstm.LSTM"]
-        for name in ("loss", "accuracy"):
-            del state["history"][name][2:]  # two iterations are left to do
-        for each in state["optimizer"]["state"].values():
-            each["exp_avg"] = torch.zeros(()).expand(each["exp_avg"].shape)
-            each["exp_avg_sq"] = torch.ones(2 * len(each["exp_avg"]), *each["exp_avg"].shape[1:])[::2]
-
-    copied(finished, tmp_path, change)
-    code, _, result = outcome("train", tmp_path)
-    assert (code, result["iterations"], len(result["loss"])) == (0, 4, 4)
-
-
 @pytest.mark.parametrize("command", FILES)
 @given(data=st.data())
 @settings(max_examples=25)
@@ -353,8 +223,7 @@ def test_a_damaged_file_is_named_in_one_line(finished, command, data):
     whole = path.read_bytes()
     try:  # a run that goes on writes the file anew, and a draw may end the test
         _, _, expected = outcome(command, finished)
-        damages = st.one_of(flipped(whole), without_an_entry(torch.load(io.BytesIO(whole), weights_only=True)), FOREIGN)
-        path.write_bytes(data.draw(damages))
+        path.write_bytes(data.draw(st.one_of(flipped(whole), FOREIGN)))
         code, error, result = outcome(command, finished)
     finally:
         path.write_bytes(whole)
