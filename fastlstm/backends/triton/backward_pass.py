@@ -156,42 +156,18 @@ class Backward(Pass):
         ]
 
     def _of_weight_hh(self, dpreact_rows: Tensor, dpreact: Tensor, layer: Layer, h: Any) -> Tensor:
-        """Return the gradient of weight_hh, its rows in the order of the pre-activations. A row's first step multiplied
-        h_0. Held steps add nothing, since dpreact and h are zero there.
-        """
-        h_0, lengths, reset = cast(Any, (layer.states[0], layer.lengths, layer.reset))
-        weight_hh: Any = layer.weights[1]
-        if weight_hh.shape[-1] < self.H:
+        """Return the gradient of weight_hh, its rows in the order of the pre-activations."""
+        weight_hh, h_0 = cast(Any, (layer.weights[1], layer.states[0]))
+        is_masked = layer.reset is not None or (layer.lengths is not None and h_0 is not None)
+        if is_masked or weight_hh.shape[-1] < self.H:
             held = base.held_steps(layer)
             h_0 = base.given_states(layer)[0].reshape(self.B, self.H)  # a plan of a module has (1, B, H)
             h = reference.previous(h, h_0, layer, held, base.reset_steps(layer, held))
             return sums.weight_gradient(self.sums.h_part(dpreact), base.fill(h, held), weight_hh)
-        if reset is None:
-            ignores_h_0, h = None, self._rows(h)
-            size, stride, offset = self.h_prev_view
-            h = h.as_strided(size, stride, h.storage_offset() + offset)
-        else:
-            first, later, earlier = 0, slice(1, None), slice(0, -1)
-            if layer.reverse:
-                first, later, earlier = -1, earlier, later
-            ignores_h_0, h = reset[first].view(1, -1, 1), h[earlier].masked_fill(reset[later].unsqueeze(-1), 0)
-            h = sums.rows_of(h, self.stack)
-        if h_0 is None:
-            return dpreact_rows.as_strided(*self.later_h_view) @ h
-        h_0 = h_0.reshape(1, self.B, self.H)
-        gradient = dpreact_rows.as_strided(*self.first_h_view)
-        if lengths is not None:
-            h_0 = h_0.masked_fill((lengths <= 0).unsqueeze(-1), 0)  # zero times infinity would be NaN
-            if layer.reverse:
-                first_steps = (lengths.clamp(1, self.T) - 1).view(1, -1, 1)
-                dpreact_h = self.sums.h_part(dpreact)
-                gradient = sums.rows_of(
-                    dpreact_h.gather(0, first_steps.expand(1, -1, dpreact_h.shape[-1])), self.stack
-                ).mT
-                ignores_h_0 = None if reset is None else reset.unsqueeze(-1).gather(0, first_steps)
-        if ignores_h_0 is not None:
-            h_0 = h_0.masked_fill(ignores_h_0, 0)
-        gradient = gradient @ sums.rows_of(h_0, self.stack)
-        if self.T == 1:
-            return gradient
-        return (torch.baddbmm if self.stack else torch.addmm)(gradient, dpreact_rows.as_strided(*self.later_h_view), h)
+        h, (size, stride, offset) = self._rows(h), self.h_prev_view
+        h, later = h.as_strided(size, stride, h.storage_offset() + offset), dpreact_rows.as_strided(*self.later_h_view)
+        if h_0 is None:  # held steps add nothing, since dpreact and h are zero there
+            return later @ h
+        h_0 = sums.rows_of(h_0.reshape(1, self.B, self.H), self.stack)
+        gradient = dpreact_rows.as_strided(*self.first_h_view) @ h_0
+        return gradient if self.T == 1 else (torch.baddbmm if self.stack else torch.addmm)(gradient, later, h)
