@@ -5,6 +5,8 @@ table says it, is of float32 or float64 and without `inputs`, and if one backend
 Otherwise a module calls `run` for one layer after the other, and so it does where a part is more than its cell
 (`recompute`, zoneout, recurrent dropout) or where dropout stands between layers.
 
+A module of one step runs it by torch's operator where `aten.runs_step` says so, and comes here for all others.
+
 `run` takes the first row of this table that describes the call. `run` and `Plans.find` ask what is above the line, and
 `_run_checked` asks the rest.
 
@@ -185,8 +187,6 @@ def _plan(
         lowest = layer.weights[: len(layer.weights) // layer.layers]
         if not wants_gradient(x, *lowest, *layer.states):
             return None
-    if name == "aten" and x.dim() == 2 and cast_type is None:
-        return aten.step
     if not traits.plans or not is_plain(*layer.weights) or 0 in x.shape[: 3 if layer.cell.gates_of_x else -1]:
         return None
     if (layer.stacked or not traits.plans_sixteen_bits) and (x.itemsize == 2 or cast_type is not None):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from fastlstm.backends import onnx
+from fastlstm.backends import onnx, settings
 from fastlstm.backends.base import (
     Layer,
     Run,
@@ -18,10 +18,10 @@ from fastlstm.backends.base import (
     fill,
     given_states,
     held_steps,
-    hidden_size,
-    new_run,
 )
 from fastlstm.backends.cpu import LARGE, threads_now
+from fastlstm.cells.spec import Cell
+from fastlstm.torch_private import rnn_precision
 
 _FUNCTIONS: dict[str, Any] = {
     "lstm": torch.lstm,
@@ -37,6 +37,8 @@ _STEPS: dict[str, Any] = {
     "elman_relu": torch.rnn_relu_cell,
 }
 VECTOR_BYTES = 64  # of the widest vectors that a kernel of numba has
+FEW_PRODUCTS = 1 << 19  # multiplications of a step of an LSTM or a GRU below which torch's operator trains it faster
+FEW_ROWS = 8  # rows of a step of a plain RNN up to which torch's operator is faster without gradients too
 TRAITS = Traits(takes_sixteen_bits=True, products=True, projections=True, cells=tuple(_FUNCTIONS))
 
 
@@ -58,36 +60,42 @@ def packs(device: torch.device) -> bool:
     return not torch.cuda.is_current_stream_capturing() and torch.cuda.get_sync_debug_mode() < 2
 
 
-def is_faster(layer: Layer) -> bool:
-    """Return whether torch's operator of a cell runs a single step, x (B, I), faster than numba's kernel.
+def runs_step(cell: Cell, x: Tensor, hidden_size: int) -> bool:
+    """Return whether torch's operator of a cell runs a single step, x (B, I) of plain memory, faster than a kernel.
 
-    It does so for a step of a plain RNN that wants gradients, with weights up to `LARGE`: its cell is one tanh or ReLU,
-    beside which what Python does around a kernel weighs most. It does so for one row on one thread, with weights above
-    `LARGE`, which no cache holds beside their gradients: these are outer products of the weights' size, which torch
-    writes at the memory's speed. Without gradients it does so where rows of weights end inside a vector.
+    What Python does around a kernel weighs most in a step of a plain RNN, whose cell is one tanh or ReLU, and in a step
+    of few products that trains. A kernel packs weights with rows that end inside a vector. So torch trains steps of
+    more products with these, and reads them faster than a kernel packs them if they are large and there is one row.
     """
-    x, key = layer.x, layer.cell.key
-    if x.dim() != 2 or x.itemsize < 4 or key not in _STEPS or layer.stacked:
+    if cell.key not in _STEPS or x.dim() != 2 or not x.is_cpu or x.itemsize < 4:
         return False
-    trains = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in layer.tensors)
-    if sum(a.nbytes for a in layer.weights if a is not None) <= LARGE:
-        return trains and key in ("elman_tanh", "elman_relu")
-    if threads_now() > 1 or x.shape[0] != 1:
-        return False
-    return trains or hidden_size(layer) * x.itemsize % VECTOR_BYTES > 0
+    rows, columns = x.shape
+    products = rows * cell.gates_of_h * hidden_size * (columns + hidden_size)
+    ends_inside = hidden_size * x.itemsize % VECTOR_BYTES > 0
+    if cell.key in ("elman_tanh", "elman_relu"):
+        is_faster = rows <= FEW_ROWS or torch.is_grad_enabled()
+    elif torch.is_grad_enabled():
+        is_faster = products < (2 * FEW_PRODUCTS if ends_inside else FEW_PRODUCTS)
+    else:
+        is_faster = ends_inside and rows == 1 and products * x.itemsize > LARGE and threads_now() == 1
+    # a setting of precision is for the kernels, and autocast casts for them
+    return is_faster and not (
+        settings.invariant() or torch.is_autocast_enabled("cpu") or rnn_precision() in ("bf16", "tf32")
+    )
 
 
-def step(layer: Layer) -> Run:
-    """Run a single step of x (B, I), of which autograd sees every operation: h is None."""
-    x, states, operator = layer.x, layer.states, _STEPS[layer.cell.key]
+def step(
+    cell: Cell, x: Tensor, states: tuple[Any, ...], weights: tuple[Any, ...], hidden_size: int
+) -> tuple[Tensor, ...]:
+    """Return the states after a single step, of which autograd sees every operation. States of None are zeros."""
     if states[0] is None:
-        states = (x.new_zeros(x.shape[0], hidden_size(layer)),) * len(states)
+        states = (x.new_zeros(x.shape[0], hidden_size),) * len(states)
     thread.runs_here = True
     try:
-        last = operator(x, states if len(states) > 1 else states[0], *layer.weights)
+        last = _STEPS[cell.key](x, states if len(states) > 1 else states[0], *weights)
     finally:
         thread.runs_here = False
-    return new_run((None, last if len(states) > 1 else (last,), ()))
+    return last if len(states) > 1 else (last,)
 
 
 def forward(layer: Layer) -> Run:

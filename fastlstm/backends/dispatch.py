@@ -2,8 +2,8 @@
 
 `auto` looks at the device first:
 
-* CPU: numba; aten for some single steps, see `aten.is_faster`. native where numba cannot keep what it compiles, is not
-  installed or, with a warning, cannot be used; aten, with a warning that says why, where neither can be used.
+* CPU: numba. native where numba cannot keep what it compiles, is not installed or, with a warning, cannot be used;
+  aten, with a warning that says why, where neither can be used. Modules of cells ask `aten.runs_step` before.
 * CUDA: triton for what aten lacks, for lengths, and for layers that one launch of a kernel runs whole, see
   `triton.is_faster`; otherwise aten. aten also runs float64, and all layers before compute capability 8.0, on ROCm, and
   without a triton that works.
@@ -234,10 +234,7 @@ def choose(
             if (fused := _fused_on_cpu(device, dtype, cell, heads, warn and not is_projected)) is not None:
                 eager = None if traced or transformed else layer
                 components = eager is not None and may_use_components(eager.x) and hidden_size(eager) >= MANY_UNITS
-                fused = _with_precision(fused, dtype, components)
-                if fused == "numba" and eager is not None and not settings.invariant() and aten.is_faster(eager):
-                    return "aten"
-                return fused
+                return _with_precision(fused, dtype, components)
             lacking = lacking or traced
         return "reference" if lacking else "aten"
     reason = _reason(name, device, dtype, cell, heads)

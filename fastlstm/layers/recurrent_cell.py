@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fastlstm.autograd.modes import is_untransformed
+from fastlstm.backends import aten, settings
 from fastlstm.backends.base import new_layer
 from fastlstm.backends.settings import Backend
 from fastlstm.layers import input_checks
@@ -66,10 +68,20 @@ class RecurrentCell(CellModule, nn.RNNCellBase, Generic[States]):
         """Return what `forward` returns, for arguments as a user gave them."""
         weights = tuple(self._layer_weights(0))
         if not torch.compiler.is_dynamo_compiling() and type(x) is Tensor:
-            cell, plans = self._cell, self._plans
-            if plans and (states := self._states_of(cell, hx)) is not None:
+            cell, plans, backend = self._cell, self._plans, settings.default if self.backend is None else self.backend
+            states = self._states_of(cell, hx)
+            if (
+                states is not None
+                and backend == "auto"
+                and aten.runs_step(cell, x, self.hidden_size)
+                and is_untransformed(x, *weights, *states)
+            ):
+                input_checks.check_cell(self, x, hx, weights[0])
+                last = aten.step(cell, x, states, weights, self.hidden_size)
+                return last[0] if self._has_bare_state else last
+            if plans and states is not None:
                 layer = new_layer((x, weights, states, None, None, False, cell, (), (), 0, False, 1, 1))
-                _, plan = plans[0].find(layer, self.backend, False)
+                _, plan = plans[0].find(layer, backend, False)
                 if plan is not None:
                     last = plan(layer).last
                     return last[0] if self._has_bare_state else tuple(last)

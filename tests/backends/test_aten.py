@@ -78,23 +78,46 @@ def test_a_step_of_one_row_and_large_weights(kind, hidden_size, has_state, train
         torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-def test_a_step_of_a_plain_rnn_that_trains(nonlinearity):
-    """`auto` takes torch's operator, so that results and gradients have its bits, unless others are asked for."""
-    x, h = torch.randn(2, 7, 20)
-    options = {"input_size": 20, "hidden_size": 20, "nonlinearity": nonlinearity}
+KINDS = {"LSTM": (fastlstm.LSTMCell, torch.nn.LSTMCell), "GRU": (fastlstm.GRUCell, torch.nn.GRUCell)}
+KINDS["Elman"] = fastlstm.ElmanCell, torch.nn.RNNCell
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "units", "trains", "is_torchs"),
+    [
+        ("LSTM", 2, 64, True, True),
+        ("LSTM", 2, 64, False, False),
+        ("LSTM", 8, 128, True, False),
+        ("LSTM", 4, 160, True, False),
+        ("LSTM", 4, 150, True, True),  # rows of weights that end inside a vector
+        ("GRU", 2, 64, True, True),
+        ("GRU", 8, 128, True, False),
+        ("Elman", 70, 20, True, True),
+        ("Elman", 8, 20, False, True),
+        ("Elman", 9, 20, False, False),
+    ],
+)
+def test_steps_that_take_torchs_operator(kind, rows, units, trains, is_torchs):
+    """They have its bits, but for those that are asked to have a kernel's, and under autocast."""
+    x, h = torch.randn(2, rows, units)
+    ours, theirs = KINDS[kind]
+    cells = ours(units, units), ours(units, units, backend="numba"), theirs(units, units)
+    hx = (h, h.cos()) if kind == "LSTM" else h
 
     def results(cell):
-        cell.load_state_dict(theirs.state_dict())
-        state = cell(x, cell(x, h))
-        return state, *torch.autograd.grad(state.sum(), list(cell.parameters()))
+        cell.load_state_dict(cells[2].state_dict())
+        with torch.set_grad_enabled(trains):
+            state = cell(x, cell(x, hx))
+        states = state if isinstance(state, tuple) else (state,)
+        return *states, *(torch.autograd.grad(states[0].sum(), list(cell.parameters())) if trains else ())
 
-    theirs = torch.nn.RNNCell(**options)
-    ours, kernel = fastlstm.ElmanCell(**options), fastlstm.ElmanCell(**options, backend="numba")
-    assert not same(results(kernel), results(theirs))
-    assert same(results(ours), results(theirs))
+    mine, kernels, torchs = map(results, cells)
+    assert not same(kernels, torchs)
+    assert same(mine, torchs if is_torchs else kernels)
     with fastlstm.batch_invariant():
-        assert same(results(ours), results(kernel))
+        assert same(results(cells[0]), kernels)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same(results(cells[0]), results(cells[1]))
 
 
 def test_a_row_keeps_its_bits_where_they_are_asked_for():

@@ -81,7 +81,8 @@ def test_many_numbers_of_rows():
     stream = module.stream()
     for rows in [*range(1, 80), 1, 2]:
         x = torch.randn(rows, 3)
-        assert torch.equal(stream.step(x)[0], module(x).detach())
+        with torch.no_grad():
+            assert torch.equal(stream.step(x)[0], module(x))
 
 
 @needs_native
