@@ -44,8 +44,6 @@ if sys.platform == "darwin":  # one build may be for both processors
     }
 elif platform.machine().lower() == "aarch64":
     INSTRUCTIONS = {"csrc/int8_dotprod.cpp": ["-march=armv8.2-a+dotprod"]}
-elif platform.machine().lower() not in ("x86_64", "amd64"):
-    INSTRUCTIONS = {}
 
 
 class BuildLibrary(build_ext):
@@ -93,6 +91,8 @@ class BuildLibrary(build_ext):
             return "FASTLSTM_NATIVE=0 is set"
         if os.name == "nt":
             return "csrc/ does not compile for Windows"
+        if platform.machine().lower() not in ("x86_64", "amd64", "aarch64", "arm64"):
+            return f"csrc/ is for x86-64 and 64-bit ARM, and this machine is {platform.machine()}"
         commands = {self.compiler.compiler_so[0], self.compiler.compiler_cxx[0]}
         absent = sorted(command for command in commands if shutil.which(command) is None)
         none = f"no compiler {' and no '.join(absent)} is installed; CC and CXX in the environment name another"

@@ -60,7 +60,7 @@ struct Dots : Sums {
 #endif
     }
 };
-#elif defined(__SSE2__)
+#else
 constexpr int ZERO = 0, INT8_ROWS = 1, CHAINS = 1;
 struct Dots {
     using Operand = __m128i;
@@ -80,19 +80,6 @@ struct Dots {
         return (Ints)_mm_shuffle_ps(l, h, 0x88) + (Ints)_mm_shuffle_ps(l, h, 0xdd);
     }
 };
-#else
-constexpr int ZERO = 0, INT8_ROWS = 1, CHAINS = 1;
-struct Dots : Sums {
-    struct Operand { int8_t bytes[4]; };
-    static Operand operand(const uint8_t *from) {
-        Operand x;
-        __builtin_memcpy(&x, from, 4);
-        return x;
-    }
-    void add(Bytes weights, Operand x) {
-        for (int k = 0; k < VECTOR_BYTES; k++) sums[k / 4] += weights[k] * x.bytes[k % 4];
-    }
-};
 #endif
 
 // Stores the lowest byte of each lane; and says whether a lane is NaN.
@@ -106,7 +93,7 @@ inline void store_low(Ints numbers, uint8_t *to) {
     _mm_storel_epi64((__m128i *)to, low_bytes);
 }
 inline bool any_nan(__m256 x) { return _mm256_movemask_ps(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)) != 0; }
-#elif defined(__SSE2__)
+#elif defined(__x86_64__)
 inline void store_low(Ints numbers, uint8_t *to) {
     const __m128i words = _mm_packs_epi32((__m128i)(numbers & 255), __m128i{}), bytes = _mm_packus_epi16(words, words);
     const int32_t four = _mm_cvtsi128_si32(bytes);
@@ -117,5 +104,5 @@ inline bool any_nan(__m128 x) { return _mm_movemask_ps(_mm_cmpunord_ps(x, x)) !=
 inline void store_low(Ints numbers, uint8_t *to) {
     for (int k = 0; k < VECTOR_BYTES / 4; k++) to[k] = (uint8_t)numbers[k];
 }
-template <class V> inline bool any_nan(V x) { return x[0] != x[0] || x[1] != x[1] || x[2] != x[2] || x[3] != x[3]; }
+inline bool any_nan(float32x4_t x) { return x[0] != x[0] || x[1] != x[1] || x[2] != x[2] || x[3] != x[3]; }
 #endif

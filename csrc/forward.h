@@ -131,39 +131,31 @@ template <class C, class E> struct ForwardScratch {
     alignas(64) E preact[ROW_BLOCK * C::S * L], prev[C::STATES - C::FIRST_READ][ROW_BLOCK * L];
 };
 
-// Computes out (rows, vectors) = init + a (rows, count) times w (count, vectors), in K blocks of at most BLOCK_K.
+// Computes out (rows, vectors) = init + [x, h] (rows, I + H) times w (I + H, vectors), in K blocks of at most BLOCK_K, one of
+// which may span the end of x and the beginning of h. An h of NULL is zero.
 template <class E>
-void add_product(int64_t vectors, int64_t rows, Matrix<const E> init, Matrix<E> out, const E *w, Matrix<const E> a,
-                 int64_t count) {
-    const int64_t k_block = ceil_div(count, ceil_div(count, BLOCK_K)), width = vectors * Vector<E>::N;
-    for (int64_t k = 0; k < count; k += k_block, init = out)
-        multiply<E>(vectors, rows, {init.data, init.stride, out.data, out.stride, w + k * width, a.data + k, a.stride,
-                     1, min(k_block, count - k), 1, 0, a.data, 0, 0});
+void add_product(int64_t vectors, int64_t rows, Matrix<const E> init, Matrix<E> out, const E *w, Matrix<const E> x, int64_t I,
+                 Matrix<const E> h, int64_t H) {
+    const int64_t K = I + H, k_block = ceil_div(K, ceil_div(K, BLOCK_K)), columns = h.data ? K : I,
+                  width = vectors * Vector<E>::N;
+    for (int64_t k = 0; k < columns; k += k_block, init = out) {
+        int64_t last = min(k + k_block, columns), x_columns = max(0, min(last, I) - k), h_columns = last - k - x_columns;
+        const E *x_k = x_columns ? x.data + k : x.data, *h_k = h_columns ? h.data + max(0, k - I) : h.data;
+        multiply<E>(vectors, rows, {init.data, init.stride, out.data, out.stride, w + k * width, x_k, x.stride, 1, x_columns,
+                     1, 0, h_k, h.stride, h_columns});
+    }
 }
 
-// Computes preact of one panel, as `panel` orders it, from rows of x and h, in K blocks of at most BLOCK_K. An h of NULL is
-// zero. If both products fill all gates, one K block may span the end of x and the beginning of h.
+// Computes preact of one panel, as `panel` orders it, from rows of x and h. An h of NULL is zero.
 template <class C, class E>
 void preact_of(int64_t rows, Panel<C, E> panel, int64_t I, int64_t H, const E *w, const E *biases, Matrix<const E> x,
                Matrix<const E> h, ForwardScratch<C, E> &scratch) {
     constexpr int64_t L = Vector<E>::N;
-    if (!panel.JOINT) {
-        const Matrix<E> out{scratch.preact, C::S * L}, out_h = out.from(0, (C::S - C::Y) * L);
-        copy_rows<E>(rows, (C::S - C::X) * L, 0, {biases + C::X * L, 0}, out.from(0, C::X * L));
-        add_product<E>(C::X, rows, {biases, 0}, out, w, x, I);
-        if (h.data) add_product<E>(C::Y, rows, out_h, out_h, w + I * C::X * L, h, H);
-        return;
-    }
-    const int64_t K = I + H, k_block = ceil_div(K, ceil_div(K, BLOCK_K)), columns = h.data ? K : I,
-                  width = panel.row_elements();
-    E *out = scratch.preact;
-    Matrix<const E> init{biases, 0};
-    for (int64_t k = 0; k < columns; k += k_block, init = {out, width}) {
-        int64_t last = min(k + k_block, columns), x_columns = max(0, min(last, I) - k), h_columns = last - k - x_columns;
-        const E *x_k = x_columns ? x.data + k : x.data, *h_k = h_columns ? h.data + max(0, k - I) : h.data;
-        multiply<E>(panel.vectors, rows, {init.data, init.stride, out, width, w + k * width, x_k, x.stride, 1, x_columns,
-                     1, 0, h_k, h.stride, h_columns});
-    }
+    const Matrix<E> out{scratch.preact, panel.row_elements()}, out_h = out.from(0, (C::S - C::Y) * L);
+    if (panel.JOINT) return add_product<E>(panel.vectors, rows, {biases, 0}, out, w, x, I, h, H);
+    copy_rows<E>(rows, (C::S - C::X) * L, 0, {biases + C::X * L, 0}, out.from(0, C::X * L));
+    add_product<E>(C::X, rows, {biases, 0}, out, w, x, I, x, 0);
+    if (h.data) add_product<E>(C::Y, rows, out_h, out_h, w + I * C::X * L, h, H, h, 0);
 }
 
 // Computes the states of one panel from its preact. A held row keeps its states.

@@ -1,7 +1,6 @@
 // Quantizes rows of numbers, multiplies them by int8 weights, and runs the cells of an int8 layer.
 #pragma once
 
-#define INLINE inline __attribute__((always_inline))
 #define FLATTEN __attribute__((flatten))  // inlines all calls within
 
 #include "dots.h"

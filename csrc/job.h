@@ -14,15 +14,14 @@
     (VECTOR_BYTES == 64 && !(defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512VL__)))
 #error "compile this file with the flags that its first line names"
 #endif
-#define BASE_NAME "base"
-#if defined(__aarch64__)
+#ifdef __aarch64__
 #include <arm_neon.h>
-#undef BASE_NAME
 #define BASE_NAME "neon"
-#elif VECTOR_BYTES > 16
+#elif defined(__x86_64__)
 #include <immintrin.h>
-#elif defined(__SSE2__)
-#include <emmintrin.h>
+#define BASE_NAME "base"
+#else
+#error "these kernels are for x86-64 and 64-bit ARM"
 #endif
 #if VECTOR_BYTES == 64 || defined(__aarch64__)
 #define REGISTERS 32

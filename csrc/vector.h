@@ -15,8 +15,6 @@ inline float64x2_t fused(float64x2_t x, float64x2_t y, float64x2_t z) { return v
 #else
 template <class Raw> inline Raw fused(Raw x, Raw y, Raw z) { return x * y + z; }
 #ifdef EXACTLY_FUSED  // fuses float32 with one rounding, as processors with FMA do
-typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
-#ifdef __SSE2__
 // In float64 the product is exact. Its sum with z is rounded to odd there, so that the float32 result is rounded once.
 inline __m128 fused_half(__m128 x, __m128 y, __m128 z) {
     typedef int64_t Longs __attribute__((vector_size(16)));
@@ -26,24 +24,14 @@ inline __m128 fused_half(__m128 x, __m128 y, __m128 z) {
     const Longs outwards = ((error > 0) ^ (sum > 0)) | 1;  // the exact sum lies there, in units of the last place
     return _mm_cvtpd_ps((__m128d)((Longs)sum + (inexact & even & outwards)));
 }
-NOINLINE Floats fused(Floats x, Floats y, Floats z) {
+NOINLINE __m128 fused(__m128 x, __m128 y, __m128 z) {
     return _mm_movelh_ps(fused_half(x, y, z),
                          fused_half(_mm_movehl_ps(x, x), _mm_movehl_ps(y, y), _mm_movehl_ps(z, z)));
 }
-#else
-inline Floats fused(Floats x, Floats y, Floats z) {
-    for (int k = 0; k < VECTOR_BYTES / 4; k++) z[k] = __builtin_fmaf(x[k], y[k], z[k]);
-    return z;
-}
-#endif
 #endif
 #endif
 
 // The smaller and the larger of two, or y if x or y is NaN. Compilers need two instructions for the general form.
-#ifndef __aarch64__  // whose vectors are of other types, so that templates would be taken
-template <class Raw> inline Raw smaller(Raw x, Raw y) { return x < y ? x : y; }
-template <class Raw> inline Raw larger(Raw x, Raw y) { return x > y ? x : y; }
-#endif
 #define EXTREMES(Raw, set, type) \
     inline Raw smaller(Raw x, Raw y) { return set##_min_##type(x, y); } \
     inline Raw larger(Raw x, Raw y) { return set##_max_##type(x, y); }
@@ -58,7 +46,7 @@ inline float32x4_t smaller(float32x4_t x, float32x4_t y) { return vminq_f32(x, y
 inline float32x4_t larger(float32x4_t x, float32x4_t y) { return vmaxq_f32(x, y); }
 inline float64x2_t smaller(float64x2_t x, float64x2_t y) { return vminq_f64(x, y); }
 inline float64x2_t larger(float64x2_t x, float64x2_t y) { return vmaxq_f64(x, y); }
-#elif defined(__SSE2__)
+#else
 EXTREMES(__m128, _mm, ps)
 EXTREMES(__m128d, _mm, pd)
 #endif
