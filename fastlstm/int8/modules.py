@@ -10,7 +10,6 @@ from torch.nn import Parameter
 
 from fastlstm.autograd.modes import autocast_of
 from fastlstm.backends.base import Layer, Run
-from fastlstm.cells.hints import checked_by
 from fastlstm.int8 import call
 from fastlstm.int8.definition import BITS, Activations, check_activations, quantize_weight
 from fastlstm.layers import input_checks
@@ -32,16 +31,6 @@ _OF_FLOAT = {*OWN, "_parameters", "_buffers", "_modules", "_non_persistent_buffe
 _warned = False  # of a module that cannot be trained
 
 
-def _check_module(self: Any, module: Any = None, *_: Any, **__: Any) -> None:
-    """Raise TypeError unless an int8 module is made of the float module that it stands for."""
-    name = self._float.__name__
-    if not isinstance(module, (self._float, getattr(nn, name))):
-        raise TypeError(
-            f"module must be a torch.nn.{name} or a fastlstm.{name}, got {type(module).__name__}: train one, and "
-            f"fastlstm.quantize makes a {type(self).__name__} of it"
-        )
-
-
 class Quantized(CellModule, nn.Module):
     """A module whose weights are int8, with one float32 scale for each row of a weight.
 
@@ -57,7 +46,6 @@ class Quantized(CellModule, nn.Module):
     hidden_size: int
     bias: bool
 
-    @checked_by(_check_module)
     def __init__(self, module: Any, activations: Activations = "int8", *, name: str = "") -> None:
         """Round the weights of a float module, which stays as it is.
 
@@ -73,6 +61,10 @@ class Quantized(CellModule, nn.Module):
                 meta, or that a hook of `torch.nn.utils` computes.
             RuntimeError: if the backend cannot run int8 layers, or there is no compiled library and none was named.
         """
+        kind = self._float.__name__
+        if not isinstance(module, (self._float, getattr(nn, kind))):
+            wanted = f"module must be a torch.nn.{kind} or a fastlstm.{kind}, got {type(module).__name__}"
+            raise TypeError(f"{wanted}: train one, and fastlstm.quantize makes a {type(self).__name__} of it")
         check_activations(activations)
         prefix = f"{name}." if name else ""
         if getattr(module, "proj_size", 0):

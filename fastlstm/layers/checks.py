@@ -111,14 +111,6 @@ def check_sizes_without_x(cell: Cell, input_size: Any, num_layers: Any) -> None:
             )
 
 
-def check_no_heads(module: Any, *_: Any, **options: Any) -> None:
-    """Raise TypeError if a module other than an `RNN` was given `heads`."""
-    if "heads" in options:
-        write = f"write fastlstm.RNN(cell, input_size, hidden_size, heads={options['heads']!r})"
-        kind = type(module).__name__
-        raise TypeError(f"{write}, with a cell such as fastlstm.cells.lstm: {kind} has no argument heads")
-
-
 def _instead_of_cell(argument: Any) -> str:
     """Return the advice of an error: what to pass in the place of `argument`, which is no cell of an `RNN`."""
     name = getattr(argument, "__name__", type(argument).__name__)

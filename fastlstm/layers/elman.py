@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from fastlstm.backends.settings import Backend
 from fastlstm.cells import library
-from fastlstm.cells.hints import checked_by
 from fastlstm.cells.spec import Cell
 from fastlstm.layers import checks
 from fastlstm.layers.like_torch import InPlaceOf, LikeTorch
@@ -39,7 +38,6 @@ class Elman(LikeTorch[Tensor], InPlaceOf[nn.RNN]):
     _words = Words("Elman", "RNN: Expected input to be 2D or 3D, got {}D tensor instead")
     nonlinearity: str
 
-    @checked_by(checks.check_no_heads)
     def __init__(
         self,
         input_size: int,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.utils import parametrize
 
+from fastlstm.layers import input_checks
 from fastlstm.layers.recurrent import Recurrent
 from fastlstm.layers.streams import is_of_fastlstm
 
@@ -89,16 +90,9 @@ class Ensemble(nn.Module):
         return self.stacked.get_parameter(name)[k].clone()
 
     def _check_states(self, hx: Any, B: int) -> None:
-        module, names = self.stacked, self.stacked._cell.states
-        single = self.stacked._has_bare_state
-        states = [hx] if single else hx
-        wanted = "a tensor" if single else f"a tuple of {len(names)} tensors"
-        if not isinstance(states, tuple | list) or not all(isinstance(a, Tensor) for a in states):
-            raise TypeError(f"hx must be {wanted}, each (M, D*L, B, H), got {type(hx).__name__}")
-        if len(states) != len(names):
-            raise ValueError(f"hx must be {wanted}, got {len(states)}")
+        module = self.stacked
         size = (len(self), module.num_layers * (2 if module.bidirectional else 1), B, module.hidden_size)
-        for a in states:
+        for a in input_checks.as_states(module, hx, "hx"):
             if a.shape != size:
                 raise ValueError(f"hx must have states (M, D*L, B, H) = {size}, got {tuple(a.shape)}")
 
@@ -117,7 +111,7 @@ class Ensemble(nn.Module):
         Raises:
             TypeError: for an input that is no tensor, and for states that are not in the form of a module's own.
             ValueError: for another number of dimensions or models, and for states of another shape.
-            RuntimeError: for other sizes, dtypes and devices, as the module's own call raises.
+            RuntimeError: for another number of states, and for other sizes, dtypes and devices.
         """
         M, first = len(self), self.stacked.batch_first
         if not isinstance(input, Tensor):

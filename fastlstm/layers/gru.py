@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from fastlstm.backends.settings import Backend
 from fastlstm.cells import Cell, library
-from fastlstm.cells.hints import checked_by
 from fastlstm.layers import checks
 from fastlstm.layers.like_torch import InPlaceOf
 from fastlstm.layers.modules import Words
@@ -38,7 +37,6 @@ class GRU(Regularized[Tensor], InPlaceOf[nn.GRU]):
     def _cell(self) -> Cell:
         return library.gru
 
-    @checked_by(checks.check_no_heads)
     def __init__(
         self,
         input_size: int,

@@ -9,7 +9,6 @@ from torch.nn.utils.rnn import PackedSequence
 from fastlstm.backends import settings
 from fastlstm.backends.settings import Backend
 from fastlstm.cells import Cell, library
-from fastlstm.cells.hints import checked_by
 from fastlstm.layers import checks
 from fastlstm.layers.functional import State
 from fastlstm.layers.like_torch import InPlaceOf
@@ -79,7 +78,6 @@ class LSTM(Regularized[State], InPlaceOf[nn.LSTM]):
     def _cell(self) -> Cell:
         return library.lstm_projected if self.proj_size else library.lstm
 
-    @checked_by(checks.check_no_heads)
     def __init__(
         self,
         input_size: int,

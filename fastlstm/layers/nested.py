@@ -24,9 +24,8 @@ def forward_nested(module: Any, nested: Any, hx: Any, reset: Any, lengths: Any, 
     whole = nested if nested.lengths() is None else nested.contiguous()  # lengths: there are gaps between its rows
     offsets = whole.offsets()
     lengths = offsets.diff()
-    runs = torch.arange(int(lengths.max()) if len(lengths) else 0, device=lengths.device) < lengths.unsqueeze(
-        1
-    )  # (B,T)
+    T = int(lengths.max()) if len(lengths) else 0
+    runs = torch.arange(T, device=lengths.device) < lengths.unsqueeze(1)  # (B,T)
     row_indices = runs.flatten().nonzero().squeeze(1)
     x = pad(whole.values(), row_indices, *runs.shape)
     x = x if module.batch_first else x.transpose(0, 1)

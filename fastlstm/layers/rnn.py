@@ -159,10 +159,6 @@ class RNN(Recurrent):
         heads = f", heads={self.heads}" if self.heads > 1 else ""
         return f"{self.cell.name}, {super().extra_repr()}{heads}"
 
-    def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
-        """Return the states with their rows in another order."""
-        return self._permuted(hx, permutation)
-
     def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:  # noqa: A002
         """Raise ValueError or RuntimeError for an `input` or states of a wrong dtype or size, as `torch.nn.LSTM`."""
         self.check_input(input, batch_sizes)

@@ -126,13 +126,6 @@ def test_what_is_no_cell(cell, write):
         fastlstm.RNN(cell, 3, 5)
 
 
-@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.GRU, fastlstm.Elman])
-def test_heads_are_of_rnn(kind):
-    message = "write fastlstm.RNN(cell, input_size, hidden_size, heads=4), with a cell such as fastlstm.cells.lstm: "
-    with pytest.raises(TypeError, match=re.escape(f"{message}{kind.__name__} has no argument heads")):
-        kind(3, 12, heads=4)
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
