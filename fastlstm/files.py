@@ -6,12 +6,9 @@ import os
 import secrets
 import stat
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-
-LEFT_BEHIND = 3600.0  # seconds: a temporary file that old is of a process that was killed, since writing takes far less
 
 
 class FileError(OSError):
@@ -39,7 +36,6 @@ def _open_at_once(path: str, flags: int) -> int:
 def replacing(path: Path) -> Iterator[io.BytesIO]:
     """Yield a buffer, whose content becomes the file at `path` at the end, whole or not at all. It is written to a
     temporary file beside `path`, of a name that cannot be guessed, and renamed; the earlier file's permissions stay.
-    What a killed process has left is removed by the next write into the folder, once it is as old as `LEFT_BEHIND`.
 
     Raises FileError when the file cannot be written, as on a full disk. The earlier file at `path` stays.
     """
@@ -47,7 +43,6 @@ def replacing(path: Path) -> Iterator[io.BytesIO]:
     yield content
     temporary = path.with_name(f".fastlstm-{secrets.token_hex(8)}.tmp")
     try:
-        _remove_left_behind(path.parent)
         earlier = _permissions(path)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # which follows no link
         descriptor = os.open(temporary, flags, 0o666 if earlier is None else earlier)  # less the bits of the umask
@@ -72,10 +67,3 @@ def _permissions(path: Path) -> int | None:
         return stat.S_IMODE(path.stat().st_mode) & 0o777
     except OSError:  # also where a link leads to nothing
         return None
-
-
-def _remove_left_behind(folder: Path) -> None:
-    for temporary in folder.glob(".fastlstm-*.tmp"):
-        with suppress(OSError):  # another process has renamed or removed it
-            if time.time() - temporary.lstat().st_mtime > LEFT_BEHIND:
-                temporary.unlink()

@@ -1,13 +1,12 @@
-"""How files are replaced: no other file is touched, permissions stay, and what killed processes leave goes away."""
+"""How files are replaced: no other file is touched, and permissions stay."""
 
 import os
 import secrets
 import stat
-import time
 
 import pytest
 
-from fastlstm.files import LEFT_BEHIND, FileError, replacing
+from fastlstm.files import FileError, replacing
 
 needs_modes = pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
 
@@ -83,13 +82,3 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch, error):
     with pytest.raises((FileError, KeyboardInterrupt)):
         write(tmp_path / "out")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
-
-
-def test_what_a_killed_process_left_is_removed_later(tmp_path):
-    """Not at once, since it may belong to a process that writes just now."""
-    old, young = (tmp_path / f".fastlstm-{name}.tmp" for name in ("old", "young"))
-    for path, age in ((old, LEFT_BEHIND + 60), (young, LEFT_BEHIND - 60)):
-        path.write_bytes(b"half")
-        os.utime(path, (time.time() - age,) * 2)
-    write(tmp_path / "out")
-    assert {path.name for path in tmp_path.iterdir()} == {"out", young.name}
