@@ -15,7 +15,6 @@ from fastlstm.layers.gru import GRU, GRUCell
 from fastlstm.layers.lstm import LSTM, LSTMCell
 from fastlstm.layers.rnn import RNN
 from fastlstm.layers.streams import Stream
-from fastlstm.layers.weight_drop import WeightDrop
 from fastlstm.operator_patching import patch_operators, unpatch_operators
 from fastlstm.patching import patch, unpatch
 from fastlstm.version import __version__ as __version__
@@ -35,7 +34,6 @@ __all__ = [
     "QuantizedLSTM",
     "QuantizedLSTMCell",
     "Stream",
-    "WeightDrop",
     "batch_invariant",
     "cell",
     "cells",

@@ -84,7 +84,7 @@ def quantize(model: Any, activations: Activations = "int8", *, exclude: Excluded
                         f"got {type(module).__name__}, whose own methods would be lost"
                     )
                 modes = [(each, each.training) for each in module.modules()]
-                module.eval()  # parametrizations, too: `WeightDrop` drops nothing then
+                module.eval()  # parametrizations, too: those of `torch.nn.Dropout` drop nothing then
                 try:
                     return quantized(module, activations, name=name)
                 finally:

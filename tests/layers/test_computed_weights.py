@@ -27,7 +27,7 @@ each_hook = pytest.mark.parametrize("hook", HOOKS, ids=["prune", "prune_twice", 
 
 
 def drop(module, name):
-    parametrize.register_parametrization(module, name, fastlstm.WeightDrop(0.5))
+    parametrize.register_parametrization(module, name, nn.Dropout(0.5))
 
 
 def compute(module, name):

@@ -1,4 +1,4 @@
-"""`WeightDrop`, a parametrization of recurrent weights."""
+"""`torch.nn.Dropout` as a parametrization of recurrent weights."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from tests.helpers.tolerances import close
 @pytest.mark.parametrize("packed", [False, True])
 def test_weight_drop(torch_s, packed):
     theirs, ours = pair(3, 5, like=torch_s)
-    parametrize.register_parametrization(ours, "weight_hh_l0", fastlstm.WeightDrop(0.5))
+    parametrize.register_parametrization(ours, "weight_hh_l0", nn.Dropout(0.5))
     x, seen = randn(6, 4, 3), []
     weight = ours.parametrizations.weight_hh_l0.original
     for seed in (1, 2, 2):
@@ -50,7 +50,7 @@ def test_weight_drop(torch_s, packed):
 def test_weight_drop_of_cells_and_layers():
     torch.manual_seed(0)
     cell, x = fastlstm.GRUCell(3, 5), torch.randn(2, 3)
-    parametrize.register_parametrization(cell, "weight_hh", fastlstm.WeightDrop(1.0))
+    parametrize.register_parametrization(cell, "weight_hh", nn.Dropout(1.0))
     h = torch.randn(2, 5)
     with torch.no_grad():
         no_product = nn.GRUCell(3, 5)
@@ -62,14 +62,8 @@ def test_weight_drop_of_cells_and_layers():
     ):
         rnn = fastlstm.RNN(declared, 3, 5, 2)
         for k in range(2):
-            parametrize.register_parametrization(rnn, f"{weight}_l{k}", fastlstm.WeightDrop(0.5))
+            parametrize.register_parametrization(rnn, f"{weight}_l{k}", nn.Dropout(0.5))
         x = torch.randn(4, 2, 3)
         assert not torch.equal(rnn(x)[0], rnn(x)[0])
         rnn.eval()
         assert torch.equal(rnn(x)[0], rnn(x)[0])
-
-
-def test_weight_drop_s_probability():
-    assert repr(fastlstm.WeightDrop(0.3)) == "WeightDrop(p=0.3)"
-    with pytest.raises(ValueError, match=r"p must be a number from 0 to 1, got 1\.5"):
-        fastlstm.WeightDrop(1.5)

@@ -60,8 +60,8 @@ def test_a_bool_is_no_start_of_a_param():
 
 
 def test_a_bool_is_no_probability():
-    with pytest.raises(TypeError, match=r"^p must be a number from 0 to 1, got bool$"):
-        fastlstm.WeightDrop(True)
+    with pytest.raises(TypeError, match=r"^recurrent_dropout must be a number from 0 to 1, got bool$"):
+        fastlstm.GRU(3, 5, recurrent_dropout=True)
 
 
 def test_a_comparison_of_numbers_is_a_bool():

@@ -76,7 +76,7 @@ def test_modules_that_kept_their_type(kind, parametrized):
     model, x = nn.ModuleList([kind(7, 9)]), torch.randn(5, 7)
     if parametrized:
         name = "weight_hh_l0" if isinstance(model[0], nn.RNNBase) else "weight_hh"
-        parametrize.register_parametrization(model[0], name, fastlstm.WeightDrop(0.5))
+        parametrize.register_parametrization(model[0], name, nn.Dropout(0.5))
     want = fastlstm.quantize(deepcopy(model))
     fastlstm.replace(model, keep_type=True)
     got = fastlstm.quantize(model)
@@ -90,7 +90,7 @@ def test_parametrized_weights_are_rounded_as_in_eval_mode():
     torch.manual_seed(0)
     module, x = fastlstm.LSTM(7, 9), torch.randn(5, 3, 7)
     want = quantized(module)(x)[0]
-    parametrize.register_parametrization(module, "weight_hh_l0", fastlstm.WeightDrop(0.5))
+    parametrize.register_parametrization(module, "weight_hh_l0", nn.Dropout(0.5))
     assert same_bits([fastlstm.quantize(module)(x)[0]], [want])
 
 
@@ -131,7 +131,7 @@ def test_hooks_that_compute_a_weight(add, hook, name, remove):
 
 def test_the_float_module_s_modes_stay():
     module = fastlstm.LSTM(7, 9)
-    drop = fastlstm.WeightDrop(0.5)
+    drop = nn.Dropout(0.5)
     parametrize.register_parametrization(module, "weight_hh_l0", drop)
     for training in (True, False):
         module.train(training)

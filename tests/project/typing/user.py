@@ -235,7 +235,7 @@ def streams(lstm: fastlstm.LSTM, x: Tensor) -> None:
 
 def several(x: Tensor, lstm: fastlstm.LSTM) -> None:
     fastlstm.Ensemble([lstm, fastlstm.LSTM(3, 5)])(x)
-    nn.utils.parametrize.register_parametrization(lstm, "weight_hh_l0", fastlstm.WeightDrop(0.5))
+    nn.utils.parametrize.register_parametrization(lstm, "weight_hh_l0", nn.Dropout(0.5))
     assert_type(fastlstm.info(), dict[str, Any])
     with fastlstm.patch(backend="numba"), fastlstm.batch_invariant():
         lstm(x)
