@@ -127,6 +127,22 @@ def test_an_export_does_not_run_an_edited_cell(tmp_path, monkeypatch):
     assert cell.key in done.stderr  # torch's warning names the operator
 
 
+MASKS = {"reset": torch.rand(5, 4) < 0.3, "lengths": torch.tensor([5, 0, 2, 4])}
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize(
+    "backend", ["numba", pytest.param("triton-ieee", marks=[needs_triton, pytest.mark.slow])], indirect=True
+)
+def test_a_program_takes_masks(backend, name):
+    lstm, x = fastlstm.LSTM(3, 4, 2, backend=backend), torch.randn(5, 4, 3, requires_grad=True)
+    mask = {name: MASKS[name]}
+    program = torch.export.export(lstm, (x,), mask).module()
+    results = [f(x, **mask)[0] for f in (program, lstm)]
+    assert torch.equal(*results)
+    assert torch.equal(*(torch.autograd.grad(r.pow(2).sum(), x)[0] for r in results))
+
+
 @pytest.mark.parametrize("freeze", [True, False])
 def test_an_export_holds_operators_alone(freeze):
     lstm, x = fastlstm.LSTM(3, 4, backend="numba").requires_grad_(not freeze), torch.randn(5, 2, 3)

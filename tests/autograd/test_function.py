@@ -1,84 +1,12 @@
-"""The autograd Functions under torch's transforms, on every fused backend, in float64 where precision is claimed."""
+"""What the autograd Functions and operators refuse, and where they are defined."""
 
 import pytest
 import torch
-from torch.func import grad, vmap
 
 import fastlstm
 from fastlstm import lstm, torch_private
 from tests.helpers import interpreter
-from tests.helpers.layers import BACKENDS, CPU_BACKENDS, Layer
-
-
-@pytest.fixture(params=[(False, False), (True, False), (False, True)], ids=["plain", "reverse", "masked"])
-def layer(request):
-    reverse, masked = request.param
-    return Layer(3, 2, 3, 2, reverse=reverse, masked=masked)
-
-
-def everything(layer, backend):
-    return lambda *inputs: layer.run(list(inputs), backend)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gradcheck(layer, backend):
-    inputs = layer.to(torch.double)
-    assert torch.autograd.gradcheck(
-        everything(layer, backend),
-        inputs,
-        check_forward_ad=True,
-        check_batched_grad=True,
-        check_batched_forward_grad=True,
-    )
-
-
-@pytest.mark.sampled(4)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gradgradcheck(layer, backend):
-    inputs = layer.to(torch.double)
-    assert torch.autograd.gradgradcheck(
-        everything(layer, backend), inputs, check_fwd_over_rev=True, check_rev_over_rev=True
-    )
-
-
-BATCHED = {"x": (0,), "weights": (3, 4, 5, 6), "both": range(7), "states": (1, 2)}  # places among the layer's tensors
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("axis", [0, -1])
-@pytest.mark.parametrize("batched", BATCHED)
-def test_vmap(backend, batched, axis):
-    layer, size = Layer(3, 2, 4, 5), 3
-    inputs = layer.to(torch.double, requires_grad=False)
-    dims = [None] * 7
-    for k in BATCHED[batched]:
-        dims[k] = axis
-        inputs[k] = (torch.randn(size, *inputs[k].shape, dtype=torch.double) * 0.5).movedim(0, axis)
-    loss = lambda run: lambda *a: sum((out**3).sum() for out in run(list(a)))  # noqa: E731
-    ours, truth = lambda *a: layer.run(list(a), backend), lambda *a: layer.truth(list(a))
-    torch.testing.assert_close(vmap(ours, tuple(dims))(*inputs), vmap(truth, tuple(dims))(*inputs))
-    per_sample = vmap(grad(loss(lambda a: layer.run(a, backend)), tuple(range(7))), tuple(dims))(*inputs)
-    torch.testing.assert_close(per_sample, vmap(grad(loss(layer.truth), tuple(range(7))), tuple(dims))(*inputs))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_nested_vmap(backend):
-    layer = Layer(3, 2, 4, 5)
-    x, h_0, c_0, *weights = layer.to(torch.double, requires_grad=False)
-    many_x = torch.randn(3, *x.shape, dtype=torch.double)
-    many = [torch.stack([w, 2 * w]) for w in weights]
-
-    def nested(run):
-        inner = vmap(lambda x, *w: run([x, h_0, c_0, *w])[0], (0, None, None, None, None))
-        return vmap(inner, (None, 0, 0, 0, 0))(many_x, *many)
-
-    def nested_stacks(run):
-        loss = lambda x, *w: run([x, h_0, c_0, *w])[0].pow(3).sum()  # noqa: E731
-        more = [torch.stack([w, 0.5 * w, -w]) for w in many]  # (3, 2, ...)
-        return vmap(vmap(grad(loss, (0, 1, 2, 3)), (None, 0, 0, 0, 0)), (0, 0, 0, 0, 0))(many_x, *more)
-
-    torch.testing.assert_close(nested(lambda a: layer.run(a, backend)), nested(layer.truth))
-    torch.testing.assert_close(nested_stacks(lambda a: layer.run(a, backend)), nested_stacks(layer.truth))
+from tests.helpers.layers import CPU_BACKENDS
 
 
 @pytest.mark.parametrize("name", ["x", "weight_ih", "weight_hh", "bias_ih", "h_0", "c_0"])

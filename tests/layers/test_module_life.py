@@ -199,6 +199,7 @@ TRACED = {
     "stacked": (fastlstm.LSTM(3, 5, **STACKED), {}),
     "lstm, all states": (fastlstm.LSTM(3, 5), {**RESET, "return_cells": True}),
     "lstm, lengths": (fastlstm.LSTM(3, 5, bidirectional=True), LENGTHS),
+    "projection": (fastlstm.LSTM(3, 5, proj_size=2), RESET),
     "gru": (fastlstm.GRU(3, 5), RESET),
     "elman": (fastlstm.Elman(3, 5, **STACKED), {}),
     "slstm": (fastlstm.RNN(cells.slstm, 3, 5), {"return_states": True}),

@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from fastlstm import cells
@@ -99,63 +98,6 @@ def test_sixteen_bits_and_autocast(kind, backend, dtype):
     close(output, want, "cast")
     output.sum().backward()
     assert {a.grad.dtype for a in rnn.parameters()} == {dtype}
-
-
-@of_both
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("lstm", "gadget")])
-def test_transforms(kind, backend):
-    """vmap over models, over sequences and over both, and forward mode beside two passes of reverse mode."""
-    rnn = made(kind, backend, is_small=True)
-    weights, sequences = dict(rnn.named_parameters()), sequences_of(rnn, 3, 2)
-
-    def run(weights, sequences):
-        return called(lambda *arguments: functional_call(rnn, weights, arguments), sequences)[0]
-
-    def loss(weights, sequences):
-        return run(weights, sequences).square().sum()
-
-    def stacked(several):
-        return {name: torch.stack([each[name] for each in several]) for name in several[0]}
-
-    models = [{name: torch.randn_like(a) for name, a in weights.items()} for _ in range(3)]
-    batches = [sequences_of(rnn, 3, 2) for _ in range(3)]
-    for dims in ((0, 0), (0, None), (None, 0)):
-        arguments = stacked(models) if dims[0] == 0 else models[0], stacked(batches) if dims[1] == 0 else sequences
-        got, d_got = vmap(run, dims)(*arguments), vmap(grad(loss), dims)(*arguments)
-        for k in range(3):
-            pair = models[k if dims[0] == 0 else 0], batches[k] if dims[1] == 0 else sequences
-            close(got[k], run(*pair), "sums")
-            want = grad(loss)(*pair)
-            close([d_got[name][k] for name in want], list(want.values()), "gradients")
-    values, tangents = tuple(sequences.values()), tuple(map(torch.randn_like, sequences.values()))
-    of_values = lambda *values: run(weights, dict(zip(sequences, values)))  # noqa: E731
-    got, want = (of(of_values, values, tangents)[1] for of in (jvp, torch.autograd.functional.jvp))
-    close(got, want, "derivatives")
-
-
-@pytest.mark.parametrize(
-    ("kind", "backend"),
-    [
-        # a second derivative is that of the reference's steps, whatever ran the first pass
-        *itertools.product(("without-x", "means-of-heads", "products"), ["numba"]),
-        *itertools.product(("gru", "means-of-both"), ["reference"]),
-        *(pytest.param(cell.name, "numba", marks=[pytest.mark.slow] * (k > 0)) for k, cell in enumerate(NORMS)),
-    ],
-)
-def test_first_and_second_derivatives(kind, backend):
-    rnn = made(kind, backend, is_small=True)
-    weights, sequences = dict(rnn.named_parameters()), sequences_of(rnn, 2, 2)
-    states = [randn(1, 2, 4) for _ in rnn.cell.states]
-    count = len(weights) + len(sequences)
-
-    def run(*tensors):
-        given = dict(zip(weights, tensors)), dict(zip(sequences, tensors[len(weights) :]))
-        output, last = called(lambda *call: functional_call(rnn, given[0], call), given[1], tensors[count:])
-        return output, *last
-
-    operands = [a.detach().contiguous().requires_grad_() for a in (*weights.values(), *sequences.values(), *states)]
-    assert torch.autograd.gradcheck(run, operands, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(run, operands, check_fwd_over_rev=rnn.cell in NORMS)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,7 @@
 """Layers of a cell that has no product of x: the values of x come as inputs, and ``input`` is None."""
 
-from functools import partial
-
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
-from torch.func import grad, vmap
 
 import fastlstm
 from fastlstm import cells
@@ -103,28 +99,6 @@ def test_a_layer_without_weights(backend):
             rnn(x)
     with pytest.raises(RuntimeError, match=r"Expected states\[0\] size \(1, 4, 6\), got \[1, 3, 6\]"):
         rnn.double()(x, tuple(a[:, :3] for a in (h_n, v_n)))
-
-
-def _run(rnn, masks, x, *states):
-    output, last = rnn(x, states, **masks)
-    return output, *last
-
-
-@of_both
-def test_transforms_of_a_layer_without_weights(backend):
-    rnn = RNN(scan, 0, 3, backend=backend)
-    x, states = randn(4, 2, 3), (randn(1, 2, 3), randn(1, 2, 3))
-    for masks in ({}, {"lengths": torch.tensor([4, 2]), "reset": torch.rand(4, 2) < 0.3}):
-        run = partial(_run, rnn, masks)
-        assert gradcheck(run, (x, *states), check_forward_ad=True)
-        assert gradgradcheck(run, (x, *states))
-    many = randn(5, 4, 2, 3)
-    want = torch.stack([rnn(a)[0] for a in many])
-    close(vmap(lambda a: rnn(a)[0])(many), want, "values")
-    gradients = vmap(grad(lambda a: rnn(a)[0].square().sum()))(many.detach())
-    close(gradients, torch.autograd.grad(want.square().sum(), many)[0], "sums")
-    compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
-    close(compiled(x)[0], rnn(x)[0], "values")
 
 
 def test_errors_of_an_only_input_name_it():
