@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import fastlstm
+from fastlstm import cells
 from fastlstm.convert import keras_gru_weights, keras_weights, tensorflow_weights
 from tests.helpers.tolerances import close
 
@@ -76,51 +77,46 @@ def test_tensorflow_weights(forget_bias, as_tensor):
         close(got.detach(), torch.from_numpy(reference), "sums")
 
 
-def test_keras_weights():
-    rng = np.random.default_rng()
-    x, state, outputs = rng.standard_normal((6, 2, 3)), {}, []
-    for suffix in ("_l0", "_l0_reverse"):  # the two halves of Bidirectional
-        weights = [rng.standard_normal(size) for size in ((3, 20), (5, 20), 20)]
-        state |= keras_weights(*weights, suffix=suffix)
-        steps = x if suffix == "_l0" else x[::-1]
-        output = run(lambda *a, w=weights: keras_cell(*a, *w), steps, 5)[0]
-        outputs.append(output if suffix == "_l0" else output[::-1])
-    lstm = fastlstm.LSTM(3, 5, bidirectional=True, dtype=torch.float64)
-    lstm.load_state_dict(state)
-    close(lstm(torch.from_numpy(x))[0].detach(), torch.from_numpy(np.concatenate(outputs, -1)), "sums")
+def of_lstm(x, states, *weights):
+    return keras_cell(x, *states, *weights)
+
+
+def of_gru(cell):
+    return lambda x, states, *weights: (cell(x, states[0], *weights),)
+
+
+KERAS = {  # our cell, its weights from Keras's and their shapes, and Keras's step, which returns states
+    "LSTM": (cells.lstm, keras_weights, ((3, 20), (5, 20), 20), of_lstm),
+    "GRU": (cells.gru, keras_gru_weights, ((3, 15), (5, 15), (2, 15)), of_gru(keras_gru_cell)),
+    "GRU with its reset before": (
+        cells.gru_reset_before,
+        keras_gru_weights,
+        ((3, 15), (5, 15), 15),
+        of_gru(keras_gru_cell_with_reset_before),
+    ),
+}
 
 
 @pytest.mark.parametrize("as_tensor", [False, True])
-def test_keras_gru_weights(as_tensor):
-    rng = np.random.default_rng()
-    x, state, outputs = rng.standard_normal((6, 2, 3)), {}, []
-    for suffix in ("_l0", "_l0_reverse"):  # the two halves of Bidirectional
-        weights = [rng.standard_normal(size) for size in ((3, 15), (5, 15), (2, 15))]
-        state |= keras_gru_weights(*(torch.from_numpy(a) if as_tensor else a for a in weights), suffix=suffix)
-        h, steps = np.zeros((2, 5)), []
+@pytest.mark.parametrize("name", KERAS)
+def test_keras_weights(name, as_tensor):
+    """Of the two halves of Bidirectional."""
+    (cell, converted, shapes, step), rng, state, outputs = KERAS[name], np.random.default_rng(), {}, []
+    x = rng.standard_normal((6, 2, 3))
+    for suffix in ("_l0", "_l0_reverse"):
+        weights = [rng.standard_normal(shape) for shape in shapes]
+        state |= converted(*(torch.from_numpy(a) if as_tensor else a for a in weights), suffix=suffix)
+        states, steps = [np.zeros((2, 5))] * len(cell.states), []
         for x_t in x if suffix == "_l0" else x[::-1]:
-            h = keras_gru_cell(x_t, h, *weights)
-            steps.append(h)
+            states = step(x_t, states, *weights)
+            steps.append(states[0])
         outputs.append(np.stack(steps if suffix == "_l0" else steps[::-1]))
-    gru = fastlstm.GRU(3, 5, bidirectional=True, dtype=torch.float64)
-    gru.load_state_dict(state)
-    close(gru(torch.from_numpy(x))[0].detach(), torch.from_numpy(np.concatenate(outputs, -1)), "sums")
-    cell, h = fastlstm.GRUCell(3, 5, dtype=torch.float64), rng.standard_normal((2, 5))
-    cell.load_state_dict(keras_gru_weights(*weights, suffix=""))
-    expected = keras_gru_cell(x[0], h, *weights)
-    close(cell(torch.from_numpy(x[0]), torch.from_numpy(h)).detach(), torch.from_numpy(expected), "sums")
-
-
-def test_keras_gru_weights_with_the_reset_before_the_product():
-    rng = np.random.default_rng()
-    x, weights = rng.standard_normal((6, 2, 3)), [rng.standard_normal(size) for size in ((3, 15), (5, 15), 15)]
-    gru = fastlstm.RNN(fastlstm.cells.gru_reset_before, 3, 5, dtype=torch.float64)
-    gru.load_state_dict(keras_gru_weights(*weights))
-    h, outputs = np.zeros((2, 5)), []
-    for x_t in x:
-        h = keras_gru_cell_with_reset_before(x_t, h, *weights)
-        outputs.append(h)
-    close(gru(torch.from_numpy(x))[0].detach(), torch.from_numpy(np.stack(outputs)), "sums")
+    rnn = fastlstm.RNN(cell, 3, 5, bidirectional=True, dtype=torch.float64)
+    rnn.load_state_dict(state)
+    close(rnn(torch.from_numpy(x))[0].detach(), torch.from_numpy(np.concatenate(outputs, -1)), "sums")
+    of_a_cell = converted(*weights, suffix="")
+    assert [f"{name}_l0" for name in of_a_cell] == [name for name in state if not name.endswith("_reverse")]
+    assert all(torch.equal(a, state[f"{name}_l0_reverse"]) for name, a in of_a_cell.items())
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import re
 import types
 import warnings
-from copy import deepcopy
 from typing import Generic, TypeVar
 
 import pytest
@@ -13,7 +12,7 @@ from torch.nn.utils import parametrize
 
 import fastlstm
 from fastlstm.convert import replace, restore
-from tests.helpers.modules import OURS, Double, torch_s_repr
+from tests.helpers.modules import OURS, Double
 from tests.helpers.tolerances import close
 
 KINDS = list(OURS.items())
@@ -121,27 +120,6 @@ def test_subclasses_that_run_ours_and_those_that_stay(recwarn):
     messages = [f"replace cannot replace a {name} {why}" for name in names]
     assert [str(each.message) for each in recwarn] == [*messages, f"patch cannot replace a Derived {why}"]
     assert {each.filename for each in recwarn} == {__file__}
-
-
-@each_kind
-@pytest.mark.parametrize("keep_type", [False, True])
-def test_a_subclass_of_any_kind(theirs, ours, keep_type):
-    class Own(theirs):
-        def forward(self, *args):
-            return super().forward(*args)
-
-    for make in (theirs, Own):
-        module, x = make(3, 5, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
-        expected, original = module(x), deepcopy(module)
-        replace(module, keep_type=keep_type)
-        assert isinstance(module, ours)
-        assert isinstance(module, theirs) is (keep_type or make is Own)
-        assert (repr(module) if make is Own else torch_s_repr(module)) == repr(original)
-        close(module(x), expected, "sums")
-        close(deepcopy(module)(x), expected, "sums")
-        assert type(restore(module)) is make
-        assert vars(module).keys() == vars(original).keys()
-        close(module(x), expected, "sums")
 
 
 def test_a_model_of_nothing_recurrent_is_warned_of():
