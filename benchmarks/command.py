@@ -102,11 +102,12 @@ def main(argv: list[str] | None = None) -> None:
     if options.list:
         print(*(" ".join((case.group, mode, case.name)) for case, mode in left), sep="\n")
         return
+    goes_on = "" if options.quick else "; the same command goes on where it stopped"
     failures, reasons = 0, dict[str, list[str]]()
     bar = tqdm(left, unit="row", disable=None)
     for case, mode in bar:
         if time.perf_counter() - begin + seconds_of([(case, mode)], results, options.seconds) > options.stop_after:
-            tqdm.write(f"stopped after {options.stop_after:g} seconds; the same command goes on")
+            tqdm.write(f"stopped after {options.stop_after:g} seconds{goes_on}")
             break
         bar.set_description(case.group)
         start = time.perf_counter()
@@ -115,6 +116,10 @@ def main(argv: list[str] | None = None) -> None:
         except Skip as reason:
             reasons.setdefault(f"{case.group}: {reason}", []).append(case.name)
             continue
+        except KeyboardInterrupt:
+            bar.close()
+            print(f"stopped{goes_on}")
+            raise SystemExit(130) from None
         except Exception:
             failures += 1
             tqdm.write(f"{case.group}, {case.name}, {mode} failed:\n{traceback.format_exc()}")

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pkgutil import resolve_name
 from typing import Any
 
@@ -225,8 +224,7 @@ def ppo(H: int, mode: str) -> Runs:
         change(model)
         return lambda: model.learn(8 * 128, reset_num_timesteps=False)
 
-    ways = {OURS: sb3.accelerate, "before": id, "ours by replace": lambda model: fastlstm.replace(model.policy)}
-    return {name: learner(change) for name, change in ways.items()}
+    return {OURS: learner(sb3.accelerate), "before": learner(id)}
 
 
 def of_keras(name: str, options: dict[str, Any], mode: str) -> Runs:
@@ -272,8 +270,8 @@ def of_torchrl(name: str, mode: str) -> Runs:
     data = TensorDict({"x": torch.randn(B, T, I), "is_init": torch.rand(B, T, 1) < 0.05}, (B, T))
     first_module = getattr(modules, name)(input_size=I, hidden_size=H, in_key="x", out_key="y")
 
-    def gradients(change: Callable[[Any], object] = id, **options: str) -> Callable[[], object]:
-        module = getattr(modules, name)(input_size=I, hidden_size=H, in_key="x", out_key="y", **options)
+    def gradients(change: Callable[[Any], object]) -> Callable[[], object]:
+        module = getattr(modules, name)(input_size=I, hidden_size=H, in_key="x", out_key="y")
         module.load_state_dict(first_module.state_dict())
         change(module)
 
@@ -284,8 +282,7 @@ def of_torchrl(name: str, mode: str) -> Runs:
 
         return call
 
-    scan = {"before, by scan": gradients(recurrent_backend="scan")} if find_spec("hoptorch") else {}
-    return {OURS: gradients(torchrl.accelerate), "before": gradients(), **scan}
+    return {OURS: gradients(torchrl.accelerate), "before": gradients(id)}
 
 
 RNN, SLSTM = "T 100, B 32, I 128, H 128", "sLSTM cell, T 64, 4 heads of 128 units"

@@ -42,18 +42,20 @@ IMAGES = 2048
 FLOAT32 = tuple(name for name in RUNTIMES if "int8" not in name)
 
 
-def here(shape: Shape, threads: int | None, has_bits: bool, mode: str) -> Runs:
+def here(shape: Shape, threads: int | None, has_ways: bool, mode: str) -> Runs:
     """Return what runs a layer or a step in this process: modules of torch, results compared.
 
     Args:
         threads: the thread count; one and all without it.
-        has_bits: whether ours with int8 weights runs too.
+        has_ways: whether our other ways run too, as those with int8 weights.
     """
     case, runs = make(mode, shape), Runs()
     for n in thread_counts(threads):
         with num_threads(n):
-            for prepare, tolerance in ((modules, TOLERANCE), *([(quantized, INT8_TOLERANCE)] * has_bits)):
+            for prepare, tolerance in ((modules, TOLERANCE), *([(quantized, INT8_TOLERANCE)] * has_ways)):
                 for name, contender in prepare(case).items():
+                    if not (has_ways or name in (OURS, "torch")):
+                        continue
                     case.compare(name, contender.results(), tolerance)
                     runs.setdefault(name, {})[n] = contender.call  # type: ignore[index]
     return runs

@@ -3,12 +3,16 @@
 import functools
 import multiprocessing
 import os
+import signal
 import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from benchmarks.runtimes.cases import TOLERANCE, Contender, LayerCase, Unsupported
@@ -16,7 +20,7 @@ from benchmarks.runtimes.cases import TOLERANCE, Contender, LayerCase, Unsupport
 BLOCK, FEWEST = 0.03, 3  # seconds of a block, and its calls at least
 SETTLE = 0.08  # seconds after a block: idle threads of ONNX Runtime spin on for 70 ms
 INT8_TOLERANCE = 5e-2  # of outputs, whose weights and inputs are rounded to 255 values
-SPAWN = multiprocessing.get_context("spawn")
+CONTENDERS: dict[int, Contender] = {}  # of the case that the process of a runtime has built last, by thread counts
 
 
 class Runtime(NamedTuple):
@@ -48,32 +52,37 @@ def builder(name: str) -> Callable[[LayerCase, int], Contender]:
     return getattr(import_module(f"benchmarks.runtimes.{module}"), function)
 
 
-def serve(connection: Connection, name: str) -> None:
-    """Answer requests until None comes: a list of (case, threads) is built, in the place of the last list, and answered
-    by whether each is supported. A number runs a block of calls, and is answered by a call's median seconds.
+def prepare() -> None:
+    """Prepare the process of a runtime. It ends when its parent does, and leaves Ctrl-C to it."""
+    os.environ |= {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+@functools.cache
+def process(name: str) -> ProcessPoolExecutor:
+    """Return the process of a runtime."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), prepare)
+
+
+def build(name: str, case: LayerCase, counts: Sequence[int]) -> list[int]:
+    """Build a case in this process, in the place of the last one, and return the thread counts on which it runs.
 
     Raises:
         AssertionError: for a wrong result.
     """
-    os.environ |= {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    build, contenders = builder(name), {}
-    while (request := connection.recv()) is not None:
-        if isinstance(request, int):
-            connection.send(block(contenders[request]))
-            continue
-        contenders = {}
-        for case, threads in request:
-            try:
-                contenders[threads] = build(case, threads)
-            except Unsupported:
-                continue
-            case.compare(name, contenders[threads].results(), RUNTIMES[name].tolerance)
-        connection.send(list(contenders))
+    CONTENDERS.clear()
+    for threads in counts:
+        with suppress(Unsupported):
+            CONTENDERS[threads] = builder(name)(case, threads)
+            case.compare(name, CONTENDERS[threads].results(), RUNTIMES[name].tolerance)
+    return list(CONTENDERS)
 
 
-def block(contender: Contender) -> float:
-    """Return the median seconds of the calls of a block, after an untimed one."""
-    call, clock, times = contender.call, time.perf_counter, []
+def block(threads: int) -> float:
+    """Return the median seconds of the calls of a block in this process, after an untimed one."""
+    call, clock, times = CONTENDERS[threads].call, time.perf_counter, []
     call()
     end = clock() + BLOCK
     while len(times) < FEWEST or clock() < end:
@@ -83,45 +92,30 @@ def block(contender: Contender) -> float:
     return statistics.median(times)
 
 
-@functools.cache
-def process(name: str) -> Connection:
-    """Start the process of a runtime, which ends with this one."""
-    ours, theirs = SPAWN.Pipe()
-    SPAWN.Process(target=serve, args=(theirs, name), daemon=True).start()
-    theirs.close()
-    return ours
-
-
+@dataclass(frozen=True)
 class Elsewhere:
-    """A call in the process of a runtime, for the clock."""
+    """A call in the process of a runtime. It returns a sample of its seconds, for the clock."""
 
-    def __init__(self, end: Connection, threads: int) -> None:
-        self.end, self.threads = end, threads
+    name: str
+    threads: int
 
-    def __call__(self) -> None:
-        self.sample()
-
-    def sample(self) -> float:
-        self.end.send(self.threads)
-        seconds: float = self.end.recv()
+    def __call__(self) -> float:
+        seconds = process(self.name).submit(block, self.threads).result()
         time.sleep(SETTLE)
         return seconds
+
+    sample = __call__
 
 
 def elsewhere(case: LayerCase, names: Sequence[str], counts: Sequence[int]) -> dict[str, dict[int, Elsewhere]]:
     """Return the calls of a case by the installed ones of these runtimes, for each thread count, results compared.
 
     Raises:
-        RuntimeError: where a runtime fails.
+        AssertionError: for a wrong result.
     """
     calls = {}
     for name in (name for name in installed() if name in names):
-        end, of_runtime = process(name), counts if RUNTIMES[name].takes_threads else counts[-1:]
-        end.send([(case, threads) for threads in of_runtime])
-        try:
-            supported = end.recv()
-        except EOFError as error:
-            raise RuntimeError(f"{name} failed at {case.shape}: its process has printed why") from error
-        if supported:
-            calls[name] = {threads: Elsewhere(end, threads) for threads in supported}
+        of_runtime = counts if RUNTIMES[name].takes_threads else counts[-1:]
+        if supported := process(name).submit(build, name, case, of_runtime).result():
+            calls[name] = {threads: Elsewhere(name, threads) for threads in supported}
     return calls

@@ -82,8 +82,8 @@ class Case:
         if self.tolerance is not None:
             every = {name: list(run.values()) if isinstance(run, Mapping) else [run] for name, run in runs.items()}
             every = {name: of for name, of in every.items() if name not in self.unlike}
-            results = {name: [first(run) for run in of if not hasattr(run, "sample")] for name, of in every.items()}
-            expected = next(of[0] for name, of in results.items() if name != OURS and of)
+            results = {name: [first(run) for run in of] for name, of in every.items()}
+            expected = next(of[0] for name, of in results.items() if name != OURS)
             for name, of in results.items():
                 for result in of:
                     try:

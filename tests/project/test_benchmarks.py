@@ -106,6 +106,17 @@ def test_no_row_begins_after_the_time_that_is_given(run):
     assert not run.folder.exists()
 
 
+def test_ctrl_c_keeps_the_rows_before_and_says_that_the_command_goes_on(run, monkeypatch, capsys):
+    def interrupted(mode):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "CASES", [CASES[0], Case("gru", "interrupted", interrupted, ("inference",))])
+    with pytest.raises(SystemExit, match="130"):
+        run("layers", "gru")
+    assert "stopped; the same command goes on where it stopped" in capsys.readouterr().out
+    assert list(rows_of(run.folder)) == ["first"]
+
+
 def test_a_quick_run_writes_no_file(run):
     assert "no file is written" in run("gru", "--quick")
     assert not run.folder.exists()

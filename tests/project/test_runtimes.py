@@ -56,3 +56,12 @@ def test_a_runtime_is_timed_in_a_process_of_its_own():
     assert {name: list(of) for name, of in calls.items()} == {"ONNX Runtime": [1, 2]}
     assert all(0 < call.sample() < 1 for call in calls["ONNX Runtime"].values())
     assert worker.elsewhere(make("training", LAYERS["training"][0]), ["ONNX Runtime"], [1]) == {}
+
+
+@pytest.mark.skipif("ONNX Runtime" not in worker.installed(), reason="ONNX Runtime is not installed")
+def test_the_process_of_a_runtime_goes_on_after_a_wrong_result():
+    right, other = (make("inference", shape) for shape in LAYERS["inference"])
+    wrong = replace(right, arrays=right.arrays | {"output": right.arrays["output"] + 1})
+    with pytest.raises(AssertionError, match="ONNX Runtime: inference of T5-B3-I4-H7 errs by 1"):
+        worker.elsewhere(wrong, ["ONNX Runtime"], [1])
+    assert worker.elsewhere(other, ["ONNX Runtime"], [1])["ONNX Runtime"][1].sample() > 0
